@@ -1,0 +1,1 @@
+"""What makes leases real in the kernel, and the double that only remembers them."""

@@ -1,0 +1,1 @@
+"""The base enforcer: programs as chains, leases as timed set elements, in one table that dnsguard owns."""

@@ -1,0 +1,177 @@
+"""What the engine needs from the rooms around it, each as a Protocol with a shipped double.
+
+All methods are called in the event loop's thread and none of them blocks. Results come back in the same thread,
+through the functions that a room was given when it was built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+from dnsguard.core.model import Address, Flow, Pair, Program
+
+Ticket = int
+"""A number given to each batch of lease writes, in the order they are handed to the enforcer."""
+
+
+class Write(NamedTuple):
+    """One element to make or refresh: `key` is the pod's address followed by the peer's, 8 or 32 octets."""
+
+    scope: str
+    key: bytes
+    timeout_ms: int
+
+
+class Element(NamedTuple):
+    """One element as the kernel holds it."""
+
+    scope: str
+    key: bytes
+
+
+class Held(NamedTuple):
+    """One element read back from the kernel, with the time it has left."""
+
+    scope: str
+    key: bytes
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """All that the kernel should hold besides leases: programs, which pair runs which, and who is not governed."""
+
+    programs: tuple[Program, ...] = ()
+    pairs: Mapping[Pair, str] = field(default_factory=dict)
+    excluded: frozenset[Pair] = frozenset()
+
+
+Acknowledge = Callable[[Ticket, Mapping[Ticket, str]], None]
+"""`acknowledge(upto, refused)`: every ticket up to `upto` is settled; those in `refused` failed, with the reason."""
+
+
+class Enforcer(Protocol):
+    """Makes leases real. Work is done in the order of the calls; each call queues it before it returns."""
+
+    def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
+        """Make or refresh these elements, to live exactly `timeout_ms` from now. Settled by `Acknowledge`.
+
+        A write that is refused fails its own ticket only.
+        """
+
+    def apply(self, desired: Desired, add: Sequence[Write] = (), remove: Collection[Element] = ()) -> Awaitable[None]:
+        """Go over to `desired` without losing a packet: sets and `add` first, then programs and pairs in one
+        transaction, then `remove` and whatever is unused. Raises KernelError with everything as it was before."""
+
+    def cut(self, flows: Collection[Flow]) -> Awaitable[None]:
+        """Drop these flows' packets, both directions, until `uncut` or ten minutes of silence."""
+
+    def uncut(self, flows: Collection[Flow]) -> Awaitable[None]:
+        """Let these flows' packets be decided again. Unknown flows are ignored."""
+
+    def read(self) -> Awaitable[Sequence[Held]]:
+        """Every lease element that the kernel holds and that has time left."""
+
+
+class Flows(Protocol):
+    """The node's connection tracking."""
+
+    def begun_by(self, addresses: Collection[Address]) -> Awaitable[Sequence[Flow]]:
+        """The open flows whose first packet came from one of `addresses`."""
+
+    def delete(self, flows: Iterable[Flow]) -> Awaitable[None]:
+        """Forget these flows. One that is already gone is ignored."""
+
+
+class Client(Protocol):
+    """Who asked: the way back to a pod. `identity` tells a retry (same socket, same ID) from a new question."""
+
+    @property
+    def stream(self) -> bool:
+        """True over TCP: replies are never truncated."""
+
+    @property
+    def identity(self) -> object:
+        """Hashable; equal for packets from the same socket of the same pod."""
+
+    def reply(self, packet: bytes) -> None:
+        """Send a DNS message back. Never raises; a client that has gone is ignored."""
+
+
+class Attempt(Protocol):
+    """One query to one upstream, as the transport needs it. The transport may hang its own state on `handle`."""
+
+    server: int
+    """Index into the configured upstreams."""
+    stream: bool
+    """Ask over TCP."""
+    query: bytes
+    """The DNS message after its two octets of ID: the transport chooses the ID."""
+    section: bytes
+    """The question section as sent; an answer must carry it (letters may differ in case)."""
+    handle: object
+
+
+class Upstream(Protocol):
+    """Sends attempts. Each ends in exactly one call of `answered` or `failed`, unless abandoned before.
+
+    `answered(attempt, packet)` has a matching ID, question and QR=1; everything else was discarded and counted.
+    `failed(attempt, reason)`: refused port, closed connection, twenty discarded packets (`garbage`).
+    """
+
+    def ask(self, attempt: Attempt) -> None:
+        """Send it. May call `failed` before it returns."""
+
+    def abandon(self, attempt: Attempt, *, timed_out: bool) -> None:
+        """Forget it. After a time-out its socket is not used again (conntrack may pin a dead backend)."""
+
+
+class EventKind(StrEnum):
+    """Everything dnsguard tells an operator. The value is the event's name in logs; `observe` adds level and text."""
+
+    STARTED = "started"
+    READY = "ready"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FEATURE_LEFT_OUT = "feature_left_out"
+    POLICY_LOADED = "policy_loaded"
+    POLICY_REJECTED = "policy_rejected"
+    POLICY_WARNING = "policy_warning"
+    POD_CAME = "pod_came"
+    POD_CHANGED = "pod_changed"
+    POD_WENT = "pod_went"
+    POD_CONFLICT = "pod_conflict"
+    QUERY_ALLOWED = "query_allowed"
+    QUERY_DENIED = "query_denied"
+    QUERY_REFUSED = "query_refused"
+    QUERY_LIMITED = "query_limited"
+    QUERY_FAILED = "query_failed"
+    QUERY_UNKNOWN_SOURCE = "query_unknown_source"
+    FORWARDING_LOOP = "forwarding_loop"
+    ANSWER_WITHHELD = "answer_withheld"
+    ANSWER_STALE = "answer_stale"
+    LEASE_ARMED = "lease_armed"
+    LEASE_ENDED = "lease_ended"
+    LEASE_REFUSED = "lease_refused"
+    LEASES_PURGED = "leases_purged"
+    FLOW_DENIED = "flow_denied"
+    FLOWS_CUT = "flows_cut"
+    UPSTREAM_DOWN = "upstream_down"
+    UPSTREAM_UP = "upstream_up"
+    KERNEL_STATE_REPAIRED = "kernel_state_repaired"
+    KERNEL_STATE_DAMAGED = "kernel_state_damaged"
+    INTERNAL_ERROR = "internal_error"
+
+
+class Events(Protocol):
+    """Where events go. Never blocks, never raises; rate-limited per pod with a count of what was left out."""
+
+    all_queries: bool
+    """Log allowed queries too; ask before building their fields."""
+
+    def emit(self, kind: EventKind, /, **fields: object) -> None:
+        """Fields are named as in the journal without the prefix, in lower case: pod, pod_ip, name, type, verdict,
+        rule, policy, reason, address, port, protocol, ttl, upstream, generation."""

@@ -1,0 +1,1 @@
+"""Where pods' queries arrive: one transparent UDP socket and one TCP listener a family."""

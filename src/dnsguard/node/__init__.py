@@ -1,0 +1,1 @@
+"""What the node knows: links, routes, and conntrack's flows."""

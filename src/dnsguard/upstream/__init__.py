@@ -1,0 +1,1 @@
+"""How permitted queries reach the configured resolvers, over UDP and TCP."""
