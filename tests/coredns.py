@@ -139,7 +139,7 @@ def _stanza(origin: str, address: str, folder: Path) -> str:
 
 
 def _started(server: CoreDns, process: subprocess.Popen[str], *, probe: str, log: Path) -> None:
-    """Wait for the first answer. Raises RuntimeError with the end of its log when it ends instead, or takes too long."""
+    """Wait for the first answer. Raises RuntimeError with its last words when it ends instead or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         with contextlib.suppress(OSError, TimeoutError):
