@@ -96,6 +96,11 @@ class PodLeases:
         """The pod's own addresses that can talk to `address`."""
         return self.v4 if len(address) == 4 else self.v6
 
+    def justified(self, scope: str, address: Address, name: Name) -> bool:
+        """Whether `name` already justifies this lease."""
+        lease = self.by_key.get((scope, address))
+        return lease is not None and name in lease.names
+
     def count(self, name: Name) -> None:
         self.per_name[name] = self.per_name.get(name, 0) + 1
 
@@ -116,6 +121,9 @@ class Changed:
     purged: list[Lease] = field(default_factory=list)
     refused: int = 0
 
+
+Checkpoint = list[tuple[Lease, dict[Name, Seconds], Seconds]]
+"""A pod's leases with their names and ends, as they were."""
 
 Justify = Callable[[Name, Address], Collection[str]]
 """The names of the scopes in which a policy opens `address` because of `name`."""
@@ -139,9 +147,21 @@ class Leases:
 
     # ---- the way of an answer (hot: 1 to 2 us for one address)
 
-    def room(self, pod: PodId, name: Name) -> int:
-        """How many more leases `name` may justify for this pod."""
-        return self.capacity.addresses_per_name - self.pods[pod].per_name.get(name, 0)
+    def fitting(
+        self, pod: PodId, name: Name, scopes: Sequence[Scope], addresses: Sequence[Address]
+    ) -> Sequence[Address]:
+        """Those of `addresses` that `name` may open: all of them, or as many as its share still has room for."""
+        table = self.pods[pod]
+        room = self.capacity.addresses_per_name - table.per_name.get(name, 0)
+        if len(addresses) * len(scopes) <= room:
+            return addresses
+        fits: list[Address] = []
+        for address in addresses:
+            needed = sum(not table.justified(scope.name, address, name) for scope in scopes)
+            if needed <= room:
+                room -= needed
+                fits.append(address)
+        return fits
 
     def arm(
         self,
@@ -280,15 +300,15 @@ class Leases:
         for key in [k for k, lease in ended.items() if lease.until < before and lease.address not in flowing]:
             del ended[key]
 
-    def stood_on(self, pod: PodId, address: Address) -> set[Name]:
-        """Every name that justifies or justified a lease on `address`, in any scope."""
+    def stood_on(self, pod: PodId) -> dict[Address, set[tuple[str, Name]]]:
+        """For each address of a lease, living or ended: the scopes and every name that ever justified it there."""
         table = self.pods[pod]
-        names: set[Name] = set()
+        found: dict[Address, set[tuple[str, Name]]] = {}
         for leases in (table.by_key, table.ended):
             for lease in leases.values():
-                if lease.address == address:
-                    names.update(lease.names, lease.past)
-        return names
+                names = found.setdefault(lease.address, set())
+                names.update((lease.scope, name) for name in (*lease.names, *lease.past))
+        return found
 
     def last_ended(self, pod: PodId, address: Address) -> Lease | None:
         """The lease on `address` that ended last, for telling why a packet was dropped."""
@@ -345,6 +365,8 @@ class Leases:
             self._end(table, lease)
         for (scope, address), names in wanted.items():
             self._renew(table, (pod, scope, address), names, changed, now)
+        if not same_program:
+            _forget_unknown(table)
         return changed
 
     def _renew(
@@ -376,6 +398,26 @@ class Leases:
             self._bucket(lease, until)
             changed.write += [Write(*e, max(1, int((until - now) * 1000.0))) for e in _elements(table, lease)]
         lease.until = until
+
+    def checkpoint(self, pod: PodId) -> Checkpoint:
+        """What `roll_back` needs to undo `rejustify`."""
+        return [(lease, dict(lease.names), lease.until) for lease in self.pods[pod].by_key.values()]
+
+    def roll_back(self, pod: PodId, checkpoint: Checkpoint, now: Seconds) -> Changed:
+        """Bring the leases of `checkpoint` back, in the kernel too, and take out those that came after it."""
+        table = self.pods[pod]
+        changed = Changed()
+        before = {(lease.scope, lease.address): (names, until) for lease, names, until in checkpoint if until > now}
+        for key in [key for key in table.by_key if key not in before]:
+            changed.remove += _elements(table, table.by_key[key])
+            self._end(table, table.by_key[key])
+        for (scope, address), (names, until) in before.items():
+            self.restore(pod, scope, address, names, until)
+            changed.write += [
+                Write(*element, max(1, int((until - now) * 1000.0)))
+                for element in _elements(table, table.by_key[scope, address])
+            ]
+        return changed
 
     def restore(self, pod: PodId, scope: str, address: Address, names: dict[Name, Seconds], until: Seconds) -> None:
         """Take up a lease that the kernel holds until `until`; without names it is kept and never extended."""
@@ -417,3 +459,10 @@ def _wanted(
                 names = wanted.setdefault((scope, lease.address), {})
                 names[name] = max(until, names.get(name, 0.0))
     return wanted
+
+
+def _forget_unknown(table: PodLeases) -> None:
+    """Names that were never known justify nothing under another program, not even flows that are open already."""
+    for leases in (table.by_key, table.ended):
+        for lease in leases.values():
+            lease.past -= {UNKNOWN}

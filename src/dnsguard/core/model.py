@@ -195,7 +195,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Flow:
-    """An open flow that a pod began, as the pod sees it; `reply_peer` is where replies come from (DNAT makes it differ)."""
+    """An open flow that a pod began, as the pod sees it; `reply_peer` is where replies come from (other under DNAT)."""
 
     protocol: int
     pod: Address

@@ -79,6 +79,9 @@ class Flows(Protocol):
     def delete(self, flows: Iterable[Flow]) -> Awaitable[None]:
         """Forget these flows. One that is already gone is ignored."""
 
+    def forget(self, addresses: Collection[Address]) -> Awaitable[None]:
+        """Forget every flow to or from these addresses: whoever has them next inherits none."""
+
 
 class Client(Protocol):
     """Who asked: the way back to a pod. `identity` tells a retry (same socket, same ID) from a new question."""
