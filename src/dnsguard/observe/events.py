@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from dnsguard.core.model import Name, Seconds
 from dnsguard.core.names import to_text
@@ -20,14 +20,12 @@ from dnsguard.observe.ratelimit import LeftOut, LineLimiter
 
 FieldValue = str | int | float
 
-Queries = Literal["None", "Denied", "All"]
-"""`log.queries`: which judged questions are events."""
-
-UNSAID: Final[dict[Queries, frozenset[EventKind]]] = {
+UNSAID: Final = {
     "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED}),
     "Denied": frozenset({EventKind.QUERY_ALLOWED}),
-    "All": frozenset(),
+    "All": frozenset[EventKind](),
 }
+"""`log.queries` -> the judged questions that are no events."""
 
 MAX_TEXT: Final = 2048
 """Characters of one field. A name in presentation form has at most 1,008 (RFC 1035: 252 octets, each as \\DDD)."""
@@ -104,7 +102,7 @@ class EventLog:
         limiter: LineLimiter,
         clock: Callable[[], Seconds],
         *,
-        queries: Queries = "Denied",
+        queries: str = "Denied",
         level: int = INFO,
     ) -> None:
         self.all_queries = queries == "All"

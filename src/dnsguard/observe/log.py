@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import structlog
 from structlog.typing import Processor
@@ -20,10 +20,7 @@ from dnsguard.observe.catalog import CATALOG
 from dnsguard.observe.events import Event, printable
 from dnsguard.observe.outlet import Outlet
 
-Format = Literal["auto", "journald", "text", "json"]
-Level = Literal["debug", "info", "warning", "error"]
-
-LEVELS: Final[dict[Level, int]] = {
+LEVELS: Final = {
     "debug": logging.DEBUG,
     "info": logging.INFO,
     "warning": logging.WARNING,
@@ -55,9 +52,10 @@ class Log:
         self.logger.log(event.description.level, event.message, _event=event.kind.value, **event.fields)
 
 
-def open_log(form: Format, level: Level, fd: int = 2) -> Log:
-    """Start logging to `fd`; the standard library's `logging` goes there too. The libraries' debug lines are left out.
+def open_log(form: str, level: str, fd: int = 2) -> Log:
+    """Start logging to `fd`, the standard library's `logging` too (its debug lines are left out).
 
+    `form` and `level` are `log.format` and `log.level` of the configuration.
     Raises MissingFeatureError for `journald`.
     """
     if form == "journald":

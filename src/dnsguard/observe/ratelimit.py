@@ -45,20 +45,20 @@ class _Bucket:
 class LineLimiter:
     """`rate` lines a second for each key, `burst` (at least 1, by default one second's share) at once.
 
-    Every line that is refused is in exactly one `LeftOut`: that of the key's next line, or of a report.
+    Every line that is refused is in exactly one `LeftOut`: that of the key's next line, or of a report. With rate 0
+    every line is refused and a report comes once a minute.
     """
 
     def __init__(self, rate: float, burst: float | None = None) -> None:
-        if rate <= 0:
-            raise ValueError("rate must be above 0")
-        self._rate = rate
+        self._mute = rate <= 0
+        self._rate = rate if rate > 0 else 1 / 60
         self._burst = max(1.0, rate if burst is None else burst)
         self._buckets: dict[str, _Bucket] = {}
 
     def admit(self, key: str, kind: str, now: Seconds) -> LeftOut | None:
         """None when the line must be left out (it is counted); otherwise what was left out before it."""
         bucket = self._bucket(key, now)
-        if bucket.tokens >= 1.0:
+        if bucket.tokens >= 1.0 and not self._mute:
             bucket.tokens -= 1.0
             return NOTHING if bucket.left_out is None else bucket.take_left_out()
         if bucket.left_out is None:
