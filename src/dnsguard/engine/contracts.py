@@ -160,6 +160,7 @@ class EventKind(StrEnum):
     UPSTREAM_UP = "upstream_up"
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
+    EVENTS_SUPPRESSED = "events_suppressed"
     INTERNAL_ERROR = "internal_error"
 
 
