@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from itertools import count
-from typing import Any, Protocol
+from typing import Protocol
 
+from dnsguard.core.limits import Share
 from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodEntry, PodId, Policy, Program
 from dnsguard.core.policy import EffectivePolicy, deny_all, effective
 
@@ -76,9 +77,9 @@ class Pod:
     addresses: tuple[Address, ...]
     policy: EffectivePolicy
     program: Program
+    share: Share
+    """Of queries and connections."""
     entry_origin: Origin | None = None
-    limits: Any = None
-    """The engine's own: this pod's share of queries, connections and leases."""
 
 
 class PodTable:
@@ -104,6 +105,7 @@ class PodTable:
         *,
         assignment: Assignment,
         program: Program,
+        share: Share,
     ) -> Pod:
         """Add a pod under a number that no pod had before. Without a name it is called by its first address."""
         if link in self.by_link:
@@ -111,7 +113,7 @@ class PodTable:
         ordered = tuple(sorted(addresses, key=_family_first))
         name = assignment.name or (address_text(ordered[0]) if ordered else link_name)
         number = PodId(next(self._numbers))
-        pod = Pod(number, name, link, link_name, ordered, assignment.policy, program, assignment.origin)
+        pod = Pod(number, name, link, link_name, ordered, assignment.policy, program, share, assignment.origin)
         self.by_link[link] = self.by_id[number] = pod
         self._add_sources(pod)
         return pod

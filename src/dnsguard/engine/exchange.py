@@ -21,12 +21,8 @@ from dnsguard.core.model import Address, LinkIndex, Scope, Seconds
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied, behind_barriers
 from dnsguard.core.wire import (
-    AXFR,
-    HTTPS,
-    IXFR,
-    QTYPE_ANY,
-    SVCB,
     Ede,
+    Qtype,
     Question,
     Rcode,
     Rejection,
@@ -55,8 +51,8 @@ STRANGER_WAIT: Seconds = 1.0
 class ExchangeSettings:
     """What the configuration says of queries. Times in seconds, TTLs in whole seconds."""
 
-    deny_rcode: Rcode | None = Rcode.NXDOMAIN
-    """None: NODATA."""
+    deny_rcode: Rcode = Rcode.NXDOMAIN
+    """NOERROR: NODATA."""
     drop_over_limit: bool = False
     deadline: Seconds = 4.0
     serve_stale: int = 300
@@ -84,7 +80,12 @@ class Exchanges:
     """Every query under way. Fed by listeners, the transport, the enforcer, and a tick a few times a second."""
 
     def __init__(
-        self, settings: ExchangeSettings, stores: Stores, fetches: Fetches, enforcer: Enforcer, now: Callable[[], Seconds]
+        self,
+        settings: ExchangeSettings,
+        stores: Stores,
+        fetches: Fetches,
+        enforcer: Enforcer,
+        now: Callable[[], Seconds],
     ) -> None:
         self._settings = settings
         self._pods = stores.pods
@@ -99,7 +100,9 @@ class Exchanges:
         self._strangers: list[Stranger] = []
         self.on_stranger: Callable[[str, LinkIndex], None] = lambda source, link: None
         """Told of a source that is no pod yet, so that somebody looks whether it is routed to its link."""
-        self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: None
+        self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
+            None
+        )
         """Told of leases about to be written, so that flows that were cut there are opened with them."""
 
     def __len__(self) -> int:
@@ -135,9 +138,9 @@ class Exchanges:
             return
         counters.verdicts["allowed"] += 1
         qtype = question.qtype
-        if qtype >= IXFR and self._special(question, client, now):
+        if qtype >= Qtype.IXFR and self._special(question, client, now):
             return
-        key: Hashable = question.key if qtype not in (SVCB, HTTPS) else (question.key, pod.policy)
+        key: Hashable = question.key if qtype not in (Qtype.SVCB, Qtype.HTTPS) else (question.key, pod.policy)
         entry = self._cache.get(key)
         if entry is not None and entry.ends > now:
             exchange = self._begin(Exchange(question, client, pod, verdict, now))
@@ -203,13 +206,13 @@ class Exchanges:
         if rcode is Rcode.REFUSED:
             self._respond(client, error(question, rcode, ede), now)
         else:
-            self._respond(client, denial(question, rcode=rcode or Rcode.NOERROR, ede=ede), now)
+            self._respond(client, denial(question, rcode=rcode, ede=ede, soa=True), now)
 
     def _special(self, question: Question, client: Client, now: Seconds) -> bool:
         """ANY and zone transfers are answered here and never forwarded (RFC 8482)."""
-        if question.qtype == QTYPE_ANY:
+        if question.qtype == Qtype.ANY:
             self._respond(client, minimal_any(question), now)
-        elif question.qtype in (AXFR, IXFR):
+        elif question.qtype in (Qtype.AXFR, Qtype.IXFR):
             self._respond(client, error(question, Rcode.NOTIMP), now)
         else:
             return False
@@ -307,7 +310,7 @@ class Exchanges:
             answer, wait = outcome
         ede = None
         if stale:
-            ede = (Ede.STALE_NXDOMAIN if answer.rcode == Rcode.NXDOMAIN else Ede.STALE_ANSWER, "")
+            ede = (Ede.STALE_NXDOMAIN_ANSWER if answer.rcode == Rcode.NXDOMAIN else Ede.STALE_ANSWER, "")
         elif answer.blocked:
             ede = (Ede.BLOCKED, answer.blocked)
         exchange.packet = reply(answer, question, ttl, stream=exchange.client.stream, ede=ede)
@@ -396,9 +399,7 @@ class Exchanges:
         self._counters.answers_withheld["capacity"] += 1
         self._fail(exchange, f"over the limit {limit}")
 
-    def _fail(
-        self, exchange: Exchange, reason: str, *, rcode: int = Rcode.SERVFAIL, ede: Ede = Ede.OTHER
-    ) -> None:
+    def _fail(self, exchange: Exchange, reason: str, *, rcode: int = Rcode.SERVFAIL, ede: Ede = Ede.OTHER) -> None:
         """The end of an exchange that has no answer to give."""
         if exchange not in self._open:
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from dnsguard.core.leases import REFUSED, Armed, Lease, Leases
+from dnsguard.core.leases import Armed, Lease, Leases
 from dnsguard.core.model import Seconds
 from dnsguard.engine.contracts import Enforcer, Ticket
 
@@ -92,5 +92,3 @@ class Gate(Generic[T]):
     @property
     def holding(self) -> int:
         return sum(len(batch.waiting) for batch in self._batches.values())
-
-

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-
 from dnsguard.core.answers import Answer
 from dnsguard.core.model import Seconds
 from dnsguard.core.pods import Pod
@@ -16,7 +15,19 @@ from dnsguard.engine.contracts import Client
 class Exchange:
     """One pod query from arrival to reply. `policy` is the one that `verdict` was taken from."""
 
-    __slots__ = ("answer", "client", "fetch", "need", "packet", "pod", "policy", "question", "started", "ttl", "verdict")
+    __slots__ = (
+        "answer",
+        "client",
+        "fetch",
+        "need",
+        "packet",
+        "pod",
+        "policy",
+        "question",
+        "started",
+        "ttl",
+        "verdict",
+    )
 
     def __init__(self, question: Question, client: Client, pod: Pod, verdict: Allowed, started: Seconds) -> None:
         self.question = question
@@ -69,5 +80,3 @@ class Fetch:
         self.rcode: int | None = None
         """The failure that an upstream answered with, passed on when no other does better."""
         self.late = False
-
-
