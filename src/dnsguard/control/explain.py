@@ -17,7 +17,8 @@ from dnsguard.core.names import parse_name, pattern_text, to_text
 from dnsguard.core.policy import Allowed, EffectivePolicy, EffectiveRule
 
 TYPES: Final = frozenset(
-    ["A", "AAAA", "ANY", "AXFR", "CAA", "CNAME", "DNAME", "DNSKEY", "DS", "HINFO", "HTTPS", "IXFR", "LOC", "MX", "NAPTR", "NS", "NSEC", "NSEC3", "OPENPGPKEY", "PTR", "RRSIG", "SOA", "SRV", "SSHFP", "SVCB", "TLSA", "TXT", "URI"]
+    "A AAAA ANY AXFR CAA CNAME DNAME DNSKEY DS HINFO HTTPS IXFR LOC MX NAPTR NS NSEC NSEC3 OPENPGPKEY PTR RRSIG SOA SRV "
+    "SSHFP SVCB TLSA TXT URI".split()
 )
 UNFORWARDED: Final = {
     "ANY": "allowed, but ANY is answered by dnsguard itself with HINFO (RFC 8482)",
