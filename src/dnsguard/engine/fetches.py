@@ -52,25 +52,27 @@ class Fetches:
     """All questions on their way to the upstreams."""
 
     def __init__(
-        self, limits: FetchLimits, servers: Servers, outlets: Outlets, *, events: Events, counters: Counters
+        self, limits: FetchLimits, servers: Servers, *, events: Events, counters: Counters, now: Callable[[], Seconds]
     ) -> None:
         self._limits = limits
         self._servers = servers
-        self._outlets = outlets
+        self._now = now
         self._events = events
         self._counters = counters
-        self._upstream: Upstream | None = None
         self._by_key: dict[Hashable, Fetch] = {}
         self._attempts: dict[Attempt, None] = {}
+        self._upstream: Upstream
+        self._outlets: Outlets
         self.guard = Protected(())
         """Addresses that no answer may contain; replaced when the node's own addresses change."""
 
     def __len__(self) -> int:
         return len(self._by_key)
 
-    def connect(self, upstream: Upstream) -> None:
-        """Give the transport; apart from construction because the transport calls `answered` and `failed`."""
+    def connect(self, upstream: Upstream, outlets: Outlets) -> None:
+        """Give the transport, which calls `answered` and `failed`, and where answers go. Before the first question."""
         self._upstream = upstream
+        self._outlets = outlets
 
     def join(self, exchange: Exchange, key: Hashable, now: Seconds) -> None:
         """Wait for the answer to this question, asking it unless someone already does."""
@@ -129,7 +131,6 @@ class Fetches:
         fetch.outstanding.append(attempt)
         self._attempts[attempt] = None
         self._counters.forward_requests[server] += 1
-        assert self._upstream is not None, "connect() comes before the first question"
         self._upstream.ask(attempt)
 
     def _over(self, attempt: Attempt) -> bool:
@@ -143,8 +144,9 @@ class Fetches:
 
     # ---- what the transport tells
 
-    def answered(self, attempt: Attempt, packet: bytes, now: Seconds) -> None:
+    def answered(self, attempt: Attempt, packet: bytes) -> None:
         """A packet with the right ID and question came back."""
+        now = self._now()
         if not self._over(attempt):
             return
         server, fetch = attempt.server, attempt.fetch
@@ -176,8 +178,9 @@ class Fetches:
         self._end(fetch)
         self._outlets.answered(fetch, vetted)
 
-    def failed(self, attempt: Attempt, reason: str, now: Seconds) -> None:
+    def failed(self, attempt: Attempt, reason: str) -> None:
         """The transport could not get an answer to this attempt."""
+        now = self._now()
         if not self._over(attempt):
             return
         self._counters.forward_failures[attempt.server, reason] += 1
@@ -212,7 +215,7 @@ class Fetches:
             del self._by_key[fetch.key]
         for attempt in fetch.outstanding:
             self._attempts.pop(attempt, None)
-            if not attempt.asleep and self._upstream is not None:
+            if not attempt.asleep:
                 self._upstream.abandon(attempt, timed_out=False)
         fetch.outstanding = []
 
@@ -238,8 +241,7 @@ class Fetches:
         if not attempt.asleep:
             self._counters.forward_failures[attempt.server, "timeout"] += 1
             self._blame(attempt.server, "timeout", now)
-            if self._upstream is not None:
-                self._upstream.abandon(attempt, timed_out=True)
+            self._upstream.abandon(attempt, timed_out=True)
         if len(attempt.fetch.outstanding) < MOST_OUTSTANDING:
             self._attempt(attempt.fetch, now)
 
