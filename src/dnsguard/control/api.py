@@ -20,8 +20,18 @@ from typing import Any, Final
 from aiohttp import web
 
 from dnsguard import __version__
-from dnsguard.control.calls import CALLS, MISSING, USAGE, VERSION_HEADER, WRONG, Call, CallError, socket_path
-from dnsguard.core.errors import DnsguardError, MissingFeatureError
+from dnsguard.control.calls import (
+    CALLS,
+    MISSING,
+    USAGE,
+    VERSION_HEADER,
+    WRONG,
+    Call,
+    CallError,
+    exit_code_of,
+    socket_path,
+)
+from dnsguard.core.errors import DnsguardError
 
 GROUP: Final = "dnsguard"
 MAX_REQUEST: Final = 16 * 1024
@@ -99,13 +109,6 @@ class ControlServer:
         if not response.prepared:
             response.headers[VERSION_HEADER] = __version__
         return response
-
-
-def exit_code_of(error: DnsguardError) -> int:
-    """What a command ends with when this stopped it."""
-    if isinstance(error, CallError):
-        return error.exit_code
-    return MISSING if isinstance(error, MissingFeatureError) else WRONG
 
 
 def bind(path: Path) -> socket.socket:

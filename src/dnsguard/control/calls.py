@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict
 
-from dnsguard.core.errors import DnsguardError
+from dnsguard.core.errors import DnsguardError, MissingFeatureError
 from dnsguard.core.model import Seconds
 
 SOCKET_NAME: Final = "control.sock"
@@ -27,6 +27,13 @@ class CallError(DnsguardError):
     def __init__(self, text: str, exit_code: int = WRONG) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+def exit_code_of(error: DnsguardError) -> int:
+    """What a command ends with when this stopped it."""
+    if isinstance(error, CallError):
+        return error.exit_code
+    return MISSING if isinstance(error, MissingFeatureError) else WRONG
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,18 +8,27 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dnsguard.control.calls import USAGE, CallError, Explanation, LeaseRow, RuleRow
 from dnsguard.core.compile import decide
-from dnsguard.core.model import Action, Address, BlockPeer, DomainPeer, Network, Packet, Ports, Program, Protocol
+from dnsguard.core.model import (
+    Action,
+    Address,
+    BlockPeer,
+    DomainPeer,
+    Network,
+    Packet,
+    Ports,
+    Program,
+    ProgramRule,
+    Protocol,
+)
 from dnsguard.core.names import parse_name, pattern_text, to_text
 from dnsguard.core.policy import Allowed, EffectivePolicy, EffectiveRule
+from dnsguard.core.wire import Qtype
 
-TYPES: Final = frozenset(
-    "A AAAA ANY AXFR CAA CNAME DNAME DNSKEY DS HINFO HTTPS IXFR LOC MX NAPTR NS NSEC NSEC3 OPENPGPKEY PTR RRSIG SOA SRV "
-    "SSHFP SVCB TLSA TXT URI".split()
-)
+TYPES: Final = frozenset(Qtype.__members__) - {"OPT"}
 UNFORWARDED: Final = {
     "ANY": "allowed, but ANY is answered by dnsguard itself with HINFO (RFC 8482)",
     "AXFR": "allowed, but zone transfers are answered NOTIMP",
@@ -74,73 +83,79 @@ def read_address(text: str) -> Address:
 def explain_name(subject: Subject, text: str, kind: str = "A") -> Explanation:
     """Whether the pod may resolve a name. Raises InvalidNameError, or CallError (usage) for the type."""
     name, kind = parse_name(text), read_type(kind)
-    verdict = subject.policy.verdict(name)
-    leases = [lease for lease in subject.leases if to_text(name) in lease["names"]]
     title = f"{to_text(name)} {kind}"
+    leases = [lease for lease in subject.leases if to_text(name) in lease["names"]]
+    verdict = subject.policy.verdict(name)
     if isinstance(verdict, Allowed):
         reason = UNFORWARDED.get(kind) or _allowance(subject.policy, verdict)
-        return _explanation(subject, title, "allowed", reason, verdict.rules, leases)
-    reason = verdict.reason
-    if verdict.ancestor:
-        reason += "; a name below it is allowed, so the answer is NODATA"
-    return _explanation(subject, title, "denied", reason, (), leases)
+        return _explanation(subject, title, _Finding("allowed", reason, verdict.rules), leases)
+    below = "; a name below it is allowed, so the answer is NODATA" if verdict.ancestor else ""
+    return _explanation(subject, title, _Finding("denied", verdict.reason + below), leases)
 
 
 def explain_connection(subject: Subject, address: Address, protocol: Protocol, port: int) -> Explanation:
     """Whether the pod may connect there now, or from files alone: whether static rules let it."""
     there = str(ipaddress.ip_address(address))
     leases = [lease for lease in subject.leases if lease["address"] == there]
-    scopes = {lease["scope"] for lease in leases}
-    decision = decide(subject.program, Packet(subject.source, address, protocol, port), scopes.__contains__)
-    title = f"{there} {protocol.name.lower()}/{port}"
+    packet = Packet(subject.source, address, protocol, port)
+    decision = decide(subject.program, packet, {lease["scope"] for lease in leases}.__contains__)
     verdict = "allowed" if decision.action is Action.ACCEPT else "denied"
     if decision.rule is None:
-        reason, rules = _undecided(subject, protocol, port, leases)
-        return _explanation(subject, title, verdict, reason, rules, leases)
-    rule = subject.program.rules[decision.rule]
-    rules = [
-        one
-        for one in subject.policy.rules
-        if one.rule.action is rule.action
-        and one.rule.tier is rule.tier
-        and one.rule.ports == rule.ports
-        and (_holds(one.networks, address) or (one.rule.domains and one.scope.name in scopes))
-    ]
-    by_lease = rule.scope is not None and rule.scope.name in scopes and not _holds(rule.networks, address)
-    reason = "a live lease opens it" if by_lease else f"an address block decides: {rule.action}"
-    return _explanation(subject, title, verdict, reason, rules, leases)
+        finding = _Finding(verdict, *_undecided(subject, packet, leases))
+    else:
+        finding = _Finding(verdict, *_decided(subject, decision.rule, packet, leases))
+    return _explanation(subject, f"{there} {protocol.name.lower()}/{port}", finding, leases)
+
+
+class _Finding(NamedTuple):
+    verdict: str
+    reason: str
+    rules: Sequence[EffectiveRule] = ()
 
 
 def _allowance(policy: EffectivePolicy, verdict: Allowed) -> str:
     if verdict.rules:
-        return f"opens {', '.join(dict.fromkeys(ports_text(rule.rule.ports) for rule in verdict.rules))}"
+        return f"its addresses open on {', '.join(dict.fromkeys(ports_text(r.rule.ports) for r in verdict.rules))}"
     if policy.pass_through:
         return "dns: PassThrough: it resolves, and opens nothing by itself"
     return "no policy selects this pod, and defaultAction is Allow"
 
 
-def _undecided(
-    subject: Subject, protocol: Protocol, port: int, leases: Sequence[LeaseRow]
+def _decided(
+    subject: Subject, index: int, packet: Packet, leases: Sequence[LeaseRow]
 ) -> tuple[str, list[EffectiveRule]]:
-    """The reason when no rule matched, and the rules with names that would open this port."""
-    if subject.program.default is Action.ACCEPT:
-        return "no rule matches, and defaultAction is Allow", []
-    openers = [
+    """The reason, and the written rules behind the program's rule `index`."""
+    rule = subject.program.rules[index]
+    block = _holds(rule.networks, packet.destination)
+    scope = rule.scope.name if rule.scope is not None and any(_opens(rule, lease) for lease in leases) else None
+    alike = [
         one
         for one in subject.policy.rules
-        if one.rule.domains and one.rule.action is Action.ACCEPT and _has_port(one.rule.ports, protocol, port)
+        if (one.rule.action, one.rule.tier, one.rule.ports) == (rule.action, rule.tier, rule.ports)
+        and (_holds(one.networks, packet.destination) or (one.rule.domains and one.scope.name == scope))
     ]
+    return f"an address block decides: {rule.action}" if block else "a live lease opens it", alike
+
+
+def _opens(rule: ProgramRule, lease: LeaseRow) -> bool:
+    return rule.scope is not None and rule.scope.name == lease["scope"]
+
+
+def _undecided(subject: Subject, packet: Packet, leases: Sequence[LeaseRow]) -> tuple[str, list[EffectiveRule]]:
+    """The reason when no rule matched, and the written rules with names that would open this port."""
+    if subject.program.default is Action.ACCEPT:
+        return "no rule matches, and defaultAction is Allow", []
+    openers = [rule for rule in subject.policy.rules if rule.rule.domains and _has_port(rule.rule.ports, packet)]
     if leases:
-        open_ports = ", ".join(dict.fromkeys(lease["ports"] for lease in leases))
-        return f"its leases open {open_ports} only", openers
+        return f"its leases open {', '.join(dict.fromkeys(lease['ports'] for lease in leases))} only", openers
     if not openers:
         return "no rule opens this port", []
-    known = "no live lease holds this address" if subject.live else "the files name no address block that holds it"
-    return f"{known}; it opens only as the answer to one of these rules' names", openers
+    known = "no live lease holds this address" if subject.live else "no address block in the files holds it"
+    return f"{known}; it opens only as the answer to a name of these rules", openers
 
 
-def _has_port(ports: Ports, protocol: Protocol, port: int) -> bool:
-    return not ports or any(p.protocol is protocol and p.first <= port <= p.last for p in ports)
+def _has_port(ports: Ports, packet: Packet) -> bool:
+    return not ports or any(p.protocol == packet.protocol and p.first <= packet.port <= p.last for p in ports)
 
 
 def _holds(networks: Iterable[Network], address: Address) -> bool:
@@ -148,21 +163,14 @@ def _holds(networks: Iterable[Network], address: Address) -> bool:
     return any(there in network for network in networks)
 
 
-def _explanation(
-    subject: Subject,
-    title: str,
-    verdict: str,
-    reason: str,
-    rules: Iterable[EffectiveRule],
-    leases: Sequence[LeaseRow],
-) -> Explanation:
+def _explanation(subject: Subject, title: str, finding: _Finding, leases: Sequence[LeaseRow]) -> Explanation:
     return {
         "pod": subject.pod,
         "policy": subject.policy.label,
         "subject": title,
-        "verdict": verdict,
-        "reason": reason,
-        "rules": [rule_row(rule) for rule in rules],
+        "verdict": finding.verdict,
+        "reason": finding.reason,
+        "rules": [rule_row(rule) for rule in finding.rules],
         "leases": list(leases),
         "source": "live" if subject.live else "files",
     }

@@ -17,6 +17,7 @@ from dnsguard.core.names import to_text
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.catalog import CATALOG, INFO, Description
 from dnsguard.observe.ratelimit import LeftOut, LineLimiter
+from dnsguard.observe.text import printable
 
 FieldValue = str | int | float
 
@@ -26,9 +27,6 @@ UNSAID: Final = {
     "All": frozenset[EventKind](),
 }
 """`log.queries` -> the judged questions that are no events."""
-
-MAX_TEXT: Final = 2048
-"""Characters of one field. A name in presentation form has at most 1,008 (RFC 1035: 252 octets, each as \\DDD)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +40,6 @@ class Event:
 
 
 Sink = Callable[[Event], None]
-
-
-def printable(text: str) -> str:
-    """`text` with everything that a terminal would act on or hide (controls, bidi marks, surrogates) as escapes."""
-    if len(text) > MAX_TEXT:
-        text = text[:MAX_TEXT] + "..."
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def field_value(key: str, value: object) -> FieldValue:

@@ -17,8 +17,9 @@ from structlog.typing import Processor
 
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.observe.catalog import CATALOG
-from dnsguard.observe.events import Event, printable
+from dnsguard.observe.events import Event
 from dnsguard.observe.outlet import Outlet
+from dnsguard.observe.text import printable
 
 LEVELS: Final = {
     "debug": logging.DEBUG,
