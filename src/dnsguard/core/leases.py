@@ -315,6 +315,10 @@ class Leases:
         ended = (lease for lease in self.pods[pod].ended.values() if lease.address == address)
         return max(ended, key=lambda lease: lease.until, default=None)
 
+    def open_in(self, pod: PodId, address: Address) -> list[str]:
+        """The scopes in which `address` is open."""
+        return [scope for scope, peer in self.pods[pod].by_key if peer == address]
+
     # ---- changes
 
     def add_pod(self, pod: PodId, addresses: Collection[Address]) -> None:

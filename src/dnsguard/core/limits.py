@@ -83,8 +83,12 @@ class Share:
         return None if hash(name) in names else NAMES
 
     def connection(self) -> str | None:
-        """Take a TCP connection; give it back by lowering `connections`."""
+        """Take a TCP connection."""
         if self.connections >= self._limits.connections:
             return CONNECTIONS
         self.connections += 1
         return None
+
+    def disconnection(self) -> None:
+        """Give a TCP connection back."""
+        self.connections -= 1

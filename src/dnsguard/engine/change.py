@@ -33,11 +33,13 @@ Seen = Mapping[LinkIndex, tuple[str, frozenset[Address]] | None]
 
 @dataclass(frozen=True, slots=True)
 class ChangeSettings:
-    """`default` is for pods that no policy selects; `exclude` are addresses that are never governed."""
+    """`default` is for pods that no policy selects; `exclude` are addresses that are never governed; links beyond
+    `most_pods` get no program, so that all they send is dropped."""
 
     default: Action = Action.DENY
     exclude: frozenset[Address] = frozenset()
     limits: Limits = field(default_factory=Limits)
+    most_pods: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +196,7 @@ class Changes:
         governed = tuple(sorted(addresses - excluded))
         pod = self._pods.by_link.get(link)
         if pod is None:
-            if governed:
+            if governed and self._room(name, governed):
                 self._came(link, name, governed)
             return set()
         lost = set(pod.addresses) - set(governed)
@@ -203,6 +205,14 @@ class Changes:
         elif set(governed) != set(pod.addresses):
             self._readdressed(pod, governed, changed)
         return lost
+
+    def _room(self, link: str, addresses: tuple[Address, ...]) -> bool:
+        if len(self._pods) < self._settings.most_pods:
+            return True
+        self._events.emit(
+            EventKind.POD_CONFLICT, pod_ip=_texts(addresses), link=link, reason="tables.pods is full: raise it"
+        )
+        return False
 
     def _came(self, link: LinkIndex, link_name: str, addresses: tuple[Address, ...]) -> None:
         assert self._lookup is not None

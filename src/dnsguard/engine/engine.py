@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from dnsguard.core.attempts import Servers
 from dnsguard.core.leases import Capacity, Leases
-from dnsguard.core.model import Seconds
-from dnsguard.core.pods import PodTable
+from dnsguard.core.model import Address, Seconds
+from dnsguard.core.names import to_text
+from dnsguard.core.pods import Pod, PodTable
 from dnsguard.engine.cache import AnswerCache
 from dnsguard.engine.change import Changes, ChangeSettings
 from dnsguard.engine.contracts import Enforcer, Events, Flows, Upstream
@@ -83,6 +84,16 @@ class Engine:
         """Let time pass; some twenty times a second."""
         self.exchanges.tick(now)
         self.changes.tick(now)
+
+    def why_closed(self, pod: Pod, address: Address, now: Seconds) -> str:
+        """In words for a log, why a packet of `pod` to `address` found it closed."""
+        lease = self.leases.last_ended(pod.id, address)
+        if lease is not None:
+            names = ", ".join(sorted(to_text(name) for name in lease.past if name)) or "an earlier process"
+            return f"lease of {names} ended {max(0.0, now - lease.until):.0f} s ago"
+        if self.leases.open_in(pod.id, address):
+            return "its leases open other ports only"
+        return "never resolved"
 
     @property
     def quiet(self) -> bool:

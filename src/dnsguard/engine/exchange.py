@@ -43,7 +43,8 @@ STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
 
 STRANGERS = 1000
-"""Packets kept from sources that are no pod yet, until the kernel's word about their link has come."""
+STRANGERS_PER_LINK = 10
+"""Packets kept from sources that are no pod yet: the kernel's word about a new pod's route is on its way."""
 STRANGER_WAIT: Seconds = 1.0
 
 
@@ -98,8 +99,6 @@ class Exchanges:
         self.gate: Gate[Exchange] = Gate(enforcer, self._release, self._withhold)
         self._open: dict[Exchange, None] = {}
         self._strangers: list[Stranger] = []
-        self.on_stranger: Callable[[str, LinkIndex], None] = lambda source, link: None
-        """Told of a source that is no pod yet, so that somebody looks whether it is routed to its link."""
         self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
             None
         )
@@ -155,6 +154,18 @@ class Exchanges:
             self._limit(over, question, pod, client)
             return
         self._fetches.join(self._begin(Exchange(question, client, pod, verdict, now)), key, now)
+
+    def admit(self, source: str, link: LinkIndex) -> Callable[[], None] | None:
+        """A TCP connection: None refuses it, else what gives it back. A stranger may wait for its first answer."""
+        pod = self._pods.by_source.get((source, link))
+        if pod is None:
+            return lambda: None
+        share = pod.share
+        if (over := share.connection()) is not None:
+            self._counters.limited[over] += 1
+            self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, reason=over)
+            return None
+        return share.disconnection
 
     def _begin(self, exchange: Exchange) -> Exchange:
         exchange.pod.share.in_flight += 1
@@ -221,11 +232,11 @@ class Exchanges:
     # ---- strangers: sources that are no pod yet
 
     def _keep_stranger(self, stranger: Stranger) -> None:
-        if len(self._strangers) >= STRANGERS:
+        waiting = self._strangers
+        if len(waiting) >= STRANGERS or sum(s[2] == stranger[2] for s in waiting) >= STRANGERS_PER_LINK:
             self._counters.dropped["unknown source"] += 1
             return
-        self._strangers.append(stranger)
-        self.on_stranger(stranger[1], stranger[2])
+        waiting.append(stranger)
 
     def pods_changed(self) -> None:
         """A pod came: ask again on behalf of those who asked before it was known."""
@@ -248,24 +259,21 @@ class Exchanges:
         now = self._now()
         answer = vetted.answer
         self._cache.put(fetch.key, answer, now)
-        for reason, count in vetted.removed:
+        for reason, count in vetted.counts:
             self._counters.records_removed[reason] += count
-        for exchange in fetch.waiters.values():
+        for exchange in list(fetch.waiters.values()):
             exchange.fetch = None
             if vetted.removed:
                 self._tell_removed(exchange, vetted)
             self._finish(exchange, answer, answer.ttl, now)
 
     def _tell_removed(self, exchange: Exchange, vetted: Vetted) -> None:
-        for reason, count in vetted.removed:
-            if reason == "protected":
-                self._counters.answers_withheld[reason] += not vetted.answer.addresses
-                self._events.emit(
-                    EventKind.ANSWER_WITHHELD,
-                    pod=exchange.pod.name,
-                    name=exchange.question.name,
-                    reason=f"{count} protected addresses",
-                )
+        for reason, text in vetted.removed:
+            if not vetted.answer.addresses:
+                self._counters.answers_withheld[reason] += 1
+            self._events.emit(
+                EventKind.ANSWER_WITHHELD, pod=exchange.pod.name, name=exchange.question.name, reason=text
+            )
 
     def unanswered(self, fetch: Fetch, rcode: int, reason: str) -> None:
         """A fetch ended without one. Stale data, if it may still be served, beats a failure."""
@@ -301,6 +309,7 @@ class Exchanges:
         exchange.answer, exchange.ttl = answer, ttl
         scopes = exchange.verdict.scopes
         wait = 0
+        ede = None
         if answer.addresses and scopes:
             exchange.need = now + max(ttl, self._settings.floor)
             outcome = self._arm(exchange, answer, scopes, now)
@@ -308,11 +317,10 @@ class Exchanges:
                 self._limit_leases(exchange, outcome)
                 return
             answer, wait = outcome
-        ede = None
+            if not answer.addresses:
+                ede = (Ede.BLOCKED, "an earlier rule denies every address of this name")
         if stale:
             ede = (Ede.STALE_NXDOMAIN_ANSWER if answer.rcode == Rcode.NXDOMAIN else Ede.STALE_ANSWER, "")
-        elif answer.blocked:
-            ede = (Ede.BLOCKED, answer.blocked)
         exchange.packet = reply(answer, question, ttl, stream=exchange.client.stream, ede=ede)
         if wait <= self.gate.settled or not self.gate.hold(exchange, wait, now):
             self._release(exchange)
@@ -325,7 +333,7 @@ class Exchanges:
         addresses: Sequence[Address] = answer.addresses
         if any(map(behind_barriers, scopes)):
             addresses = [a for a in addresses if not all(closed(pod.program, scope, a) for scope in scopes)]
-            answer = without(answer, _but(answer.addresses, addresses), "an earlier rule denies every address")
+            answer = without(answer, _but(answer.addresses, addresses))
             if not addresses:
                 self._counters.answers_withheld["denied"] += 1
                 return answer, 0
@@ -334,7 +342,7 @@ class Exchanges:
             if not fits:
                 return "addressesPerName"
             self._counters.limited["addressesPerName"] += 1
-            answer, addresses = without(answer, _but(addresses, fits), ""), fits
+            answer, addresses = without(answer, _but(addresses, fits)), fits
         gate = self.gate
         armed = self._leases.arm(
             pod.id,

@@ -14,7 +14,7 @@ from itertools import takewhile
 from dnsguard.core.answers import Outcome, Protected, Vetted, classify, vet
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import UpstreamError
-from dnsguard.core.model import Name, Seconds
+from dnsguard.core.model import Seconds
 from dnsguard.core.wire import Question, Rcode, forwarded
 from dnsguard.engine.contracts import Client, EventKind, Events, Upstream
 from dnsguard.engine.counters import Counters
@@ -42,10 +42,6 @@ class Outlets:
     answered: Callable[[Fetch, Vetted], None]
     failed: Callable[[Fetch, int, str], None]
     late: Callable[[Fetch], None]
-
-
-def _no_name(_: Name) -> bool:
-    return False
 
 
 class Fetches:
@@ -78,7 +74,7 @@ class Fetches:
         """Wait for the answer to this question, asking it unless someone already does."""
         fetch = self._by_key.get(key)
         if fetch is None:
-            fetch = self._by_key[key] = Fetch(key, exchange.question, now)
+            fetch = self._by_key[key] = Fetch(key, exchange, now)
             self._wait(fetch, exchange)
             self._attempt(fetch, now)
             return
@@ -170,7 +166,7 @@ class Fetches:
     def _vet(self, attempt: Attempt, packet: bytes, now: Seconds) -> None:
         fetch = attempt.fetch
         try:
-            vetted = vet(packet, fetch.question, self.guard, cap=self._limits.cap, allowed=_no_name)
+            vetted = vet(packet, fetch.question, self.guard, cap=self._limits.cap, allowed=fetch.allows)
         except UpstreamError as error:
             self._counters.upstream_discarded[error.reason] += 1
             self._next(attempt, now)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from dnsguard.core.answers import Answer
-from dnsguard.core.model import Seconds
+from dnsguard.core.model import Name, Seconds
 from dnsguard.core.pods import Pod
-from dnsguard.core.policy import Allowed, EffectivePolicy
+from dnsguard.core.policy import Allowed, Denied, EffectivePolicy
 from dnsguard.core.wire import Question
 from dnsguard.engine.contracts import Client
 
@@ -68,11 +68,13 @@ class Fetch:
     whoever joins after that gets one at once.
     """
 
-    __slots__ = ("key", "late", "outstanding", "question", "rcode", "started", "tried", "waiters")
+    __slots__ = ("key", "late", "outstanding", "policy", "question", "rcode", "started", "tried", "waiters")
 
-    def __init__(self, key: Hashable, question: Question, started: Seconds) -> None:
+    def __init__(self, key: Hashable, first: Exchange, started: Seconds) -> None:
         self.key = key
-        self.question = question
+        self.question = first.question
+        self.policy = first.policy
+        """Judges the names inside SVCB answers, which for that reason are shared only under one policy."""
         self.started = started
         self.waiters: dict[Hashable, Exchange] = {}
         self.outstanding: list[Attempt] = []
@@ -80,3 +82,7 @@ class Fetch:
         self.rcode: int | None = None
         """The failure that an upstream answered with, passed on when no other does better."""
         self.late = False
+
+    def allows(self, name: Name) -> bool:
+        """Whether the policy of the first who asked lets `name` be shown as a target."""
+        return not isinstance(self.policy.verdict(name), Denied)
