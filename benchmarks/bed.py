@@ -53,7 +53,7 @@ class Server:
         return sum(_resident(pid) for pid in _family(self.process.pid))
 
     def core(self) -> tuple[float, float]:
-        """(busy seconds, of these softirq seconds) of the server's core since boot: what no process is charged for too."""
+        """(busy seconds, of these softirq seconds) of the server's core since boot, whoever caused them."""
         line = next(x for x in Path("/proc/stat").read_text().splitlines() if x.startswith(f"cpu{self._cpu} "))
         user, nice, system, _idle, _iowait, irq, softirq, *_ = (int(x) * TICK for x in line.split()[1:])
         return user + nice + system + irq + softirq, softirq

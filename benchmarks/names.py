@@ -16,24 +16,27 @@ WORLD_NETWORK = "10.128.0.0/16"
 DIGITS = slice(14, 22)
 """Where the eight digits stand in a message: behind the header, a label's length and its `n`."""
 ALLOWED_ZONE = "wild.test"
+TARGET_ZONE = "edge.test"
 DENIED_ZONE = "denied.test"
 
 
 class Kind(StrEnum):
-    """What the upstream answers: one A record, or a CNAME and two A records; or nothing, for it is never to be asked."""
+    """What the upstream answers: one A record; a CNAME and two A records; nothing, for it is never to be asked."""
 
     ONE_A = "a1"
     CHAIN = "c2"
+    TARGET = "e2"
+    """What the CNAME of a CHAIN points to; servers that do not believe a chain ask for it too."""
     DENIED = "no"
 
     @property
     def zone(self) -> str:
-        return DENIED_ZONE if self is Kind.DENIED else ALLOWED_ZONE
+        return {Kind.DENIED: DENIED_ZONE, Kind.TARGET: TARGET_ZONE}.get(self, ALLOWED_ZONE)
 
     @property
     def records(self) -> int:
         """How many addresses an answer holds."""
-        return {Kind.ONE_A: 1, Kind.CHAIN: 2, Kind.DENIED: 0}[self]
+        return {Kind.ONE_A: 1, Kind.CHAIN: 2, Kind.TARGET: 2, Kind.DENIED: 0}[self]
 
 
 def name(number: int, kind: Kind) -> str:

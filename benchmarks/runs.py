@@ -76,7 +76,7 @@ MEASURED_FIRST, LIGHT_FIRST, CLOSED_FIRST = 1_000_000, 70_000_000, 80_000_000
 """Where the names of each phase begin, so that none was asked before."""
 
 
-class WrongElements(Exception):
+class WrongElementsError(Exception):
     """The kernel does not hold exactly what was answered; the text says how many of which are wrong."""
 
 
@@ -106,7 +106,7 @@ def running(bed: Bed, subject: Subject, cores: Cores) -> Iterator[Server]:
 
 
 def saturate(bed: Bed, subject: Subject, workload: Workload, pace: Pace, cores: Cores) -> Figures:
-    """Throughput and CPU for each query; raises WrongElements when the kernel's sets are not what was answered."""
+    """Throughput and CPU for each query; raises WrongElementsError when the kernel's sets are not what was answered."""
     with running(bed, subject, cores) as server:
         first = 0 if workload is Workload.CACHED else MEASURED_FIRST
         warm = Order(RESOLVER, workload.kind, 30.0, 0, max(1000, pace.warm), most=max(1000, pace.warm))
@@ -144,7 +144,7 @@ def _check_elements(bed: Bed, subject: Subject, *outcomes: Outcome) -> None:
     pairs = {(POD, a) for a in expected} if held and len(next(iter(held))) > 1 else {(a,) for a in expected}
     if held != pairs:
         lost = sum(outcome.lost for outcome in outcomes)
-        raise WrongElements(
+        raise WrongElementsError(
             f"{subject.name}: {len(pairs - held)} answered addresses are not in the kernel, "
             f"{len(held - pairs)} in the kernel were not answered ({lost} answers were lost)"
         )

@@ -9,7 +9,7 @@ import struct
 import sys
 
 from benchmarks.batches import SIZE, SLOTS, WAITFORONE, Batch, datagram_socket
-from benchmarks.names import DIGITS, POOL, Kind, addresses, query, wire_name
+from benchmarks.names import DIGITS, POOL, Kind, addresses, name, query, wire_name
 
 TTL = 3600
 """Longer than any run: nothing ends by itself while it is counted."""
@@ -24,16 +24,16 @@ def _record(owner: bytes, kind: int, data: bytes) -> bytes:
 
 
 def _answers(kind: Kind) -> list[bytes]:
-    """What stands behind the header's ID and the question, for each turn of the pool."""
-    turns = POOL // kind.records
-    if kind is Kind.ONE_A:
-        return [_record(POINTER_TO_QUESTION, 1, addresses(n, kind)[0]) for n in range(turns)]
+    """What stands behind the question, for each turn of the pool."""
+    turns = range(POOL // kind.records)
+    if kind is not Kind.CHAIN:
+        return [b"".join(_record(POINTER_TO_QUESTION, 1, a) for a in addresses(n, kind)) for n in turns]
     # the target stands behind the CNAME record's own pointer and ten fixed octets
     target = struct.pack("!H", 0xC000 | QUESTION_END + 12)
     return [
-        _record(POINTER_TO_QUESTION, 5, wire_name(f"e{n:05d}.edge.test"))
+        _record(POINTER_TO_QUESTION, 5, wire_name(name(n, Kind.TARGET)))
         + b"".join(_record(target, 1, a) for a in addresses(n, kind))
-        for n in range(turns)
+        for n in turns
     ]
 
 
@@ -43,25 +43,24 @@ def serve(address: str) -> None:
     opened.bind((address, 53))
     descriptor, batch = opened.fileno(), Batch(peers=True)
     buffer, lengths = batch.buffer, batch.lengths
-    one, chain = _answers(Kind.ONE_A), _answers(Kind.CHAIN)
-    # flags and counts of a plain positive answer with one or three records
-    head_one, head_chain = struct.pack("!5H", 0x8580, 1, 1, 0, 0), struct.pack("!5H", 0x8580, 1, 3, 0, 0)
+    # by the first letter of the kind: flags and counts, and what follows the question for each turn
+    known = {
+        ord(kind[0]): (struct.pack("!5H", 0x8580, 1, records, 0, 0), _answers(kind))
+        for kind, records in ((Kind.ONE_A, 1), (Kind.CHAIN, 3), (Kind.TARGET, 2))
+    }
     starts = range(0, SLOTS * SIZE, SIZE)
     while True:
         count = batch.receive(descriptor, WAITFORONE)
         for slot in range(count):
             start = starts[slot]
             end = start + QUESTION_END
-            kind = buffer[start + KIND_AT]
-            if buffer[start + 12] != 9 or buffer[end - 4 : end] != TYPE_A or kind not in b"ac":
+            kind = known.get(buffer[start + KIND_AT])
+            if kind is None or buffer[start + 12] != 9 or buffer[end - 4 : end] != TYPE_A:
                 buffer[start + 2] |= 0x80
                 lengths[slot] = batch.received[slot]
                 continue
-            number = int(buffer[start + 14 : start + 22])
-            if kind == 97:  # "a"
-                head, tail = head_one, one[number % POOL]
-            else:
-                head, tail = head_chain, chain[number % (POOL // 2)]
+            head, tails = kind
+            tail = tails[int(buffer[start + 14 : start + 22]) % len(tails)]
             buffer[start + 2 : start + 12] = head
             stop = end + len(tail)
             buffer[end:stop] = tail
