@@ -46,7 +46,8 @@ def explain(
 ) -> None:
     """Say why a name or a connection is allowed or denied.
 
-    Prints the verdict and the lines of the files that decided it. Asks the daemon, which also knows the leases and how long they have left; without one, reads the files.
+    Prints the verdict and the lines of the files that decided it. Asks the daemon, which also knows the leases and how
+    long they have left; without one, reads the files.
     """
     arguments = {"pod": pod, **_question(subject, detail)}
     explanation = None

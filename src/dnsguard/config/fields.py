@@ -9,6 +9,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    PlainSerializer,
     PlainValidator,
     StrictInt,
     ValidatorFunctionWrapHandler,
@@ -17,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dnsguard.config.durations import FORM, parse_duration
+from dnsguard.config.durations import FORM, duration_text, parse_duration
 from dnsguard.config.networks import Endpoint, IpAddress, parse_address, parse_cidr, parse_endpoint
 from dnsguard.core.model import Network
 
@@ -122,27 +123,47 @@ def _schema(**schema: Any) -> WithJsonSchema:
     return WithJsonSchema(schema)
 
 
+_AS_TEXT = PlainSerializer(str, return_type=str)
+"""Settings dump to what would be written in the file."""
+
+
+def _intercepted_text(values: tuple[IpAddress, ...]) -> str | list[str]:
+    return [str(value) for value in values] or "Any"
+
+
+def _listen_text(endpoint: Endpoint | None) -> str | None:
+    return None if endpoint is None else str(endpoint)
+
+
 Duration = Annotated[
     float,
     BeforeValidator(_duration),
+    PlainSerializer(duration_text, return_type=str),
     _schema(anyOf=[{"type": "string", "minLength": 1, "pattern": FORM}, {"const": 0}]),
 ]
-PathText = Annotated[Path, PlainValidator(_reader(_absolute)), _schema(type="string", pattern="^/")]
+PathText = Annotated[Path, PlainValidator(_reader(_absolute)), _AS_TEXT, _schema(type="string", pattern="^/")]
 InterfacePattern = Annotated[
     str, PlainValidator(_reader(_interface)), _schema(type="string", pattern=r"^[^*?\[\] /:]{1,15}\*?$")
 ]
-AddressText = Annotated[IpAddress, PlainValidator(_reader(parse_address)), _schema(type="string")]
-UpstreamText = Annotated[Endpoint, PlainValidator(_reader(_upstream)), _schema(type="string")]
+AddressText = Annotated[IpAddress, PlainValidator(_reader(parse_address)), _AS_TEXT, _schema(type="string")]
+UpstreamText = Annotated[Endpoint, PlainValidator(_reader(_upstream)), _AS_TEXT, _schema(type="string")]
 ProtectedText = Annotated[
     Literal["default"] | Network,
     PlainValidator(_protected_item),
+    _AS_TEXT,
     _schema(type="string", examples=["default", "10.0.0.0/8"]),
 ]
-ListenText = Annotated[Endpoint | None, PlainValidator(_listen), _schema(type=["string", "null"])]
+ListenText = Annotated[
+    Endpoint | None,
+    PlainValidator(_listen),
+    PlainSerializer(_listen_text, return_type=str | None),
+    _schema(type=["string", "null"]),
+]
 Mark = Annotated[StrictInt, Field(ge=1, le=0xFFFFFFFF)]
 Intercepted = Annotated[
     tuple[AddressText, ...],
     WrapValidator(_any_or_list),
+    PlainSerializer(_intercepted_text),
     _schema(anyOf=[{"const": "Any"}, {"type": "array", "minItems": 1, "items": {"type": "string"}}]),
 ]
 Interfaces = Annotated[tuple[InterfacePattern, ...], Field(json_schema_extra={"minItems": 1}), AfterValidator(_some)]

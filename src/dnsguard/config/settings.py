@@ -21,6 +21,13 @@ __all__ = ["Settings", "load_settings", "read_settings", "settings_from_text", "
 
 _FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "Calico"), (0x80, "the AWS VPC CNI"))
 
+UNBUILT = (
+    (("mode",), Mode.AUDIT, "Enforce"),
+    (("enforcement", "ebpf"), Ebpf.ON, "Auto or Off"),
+    (("log", "format"), LogFormat.JOURNALD, "auto, text or json"),
+)
+"""Values that this build does not have yet: the key, the value, and what to write instead."""
+
 
 def load_settings(path: Path) -> Settings:
     """The settings of a file. Raises ConfigError with every diagnostic, or MissingFeatureError (exit code 77) when all
@@ -107,13 +114,8 @@ class _Reading:
 
     def missing(self, settings: Settings) -> Iterable[Diagnostic]:
         """The values that this build does not have, each where it was written."""
-        asked = (
-            (settings.mode is Mode.AUDIT, ("mode",), "Audit", "Enforce"),
-            (settings.enforcement.ebpf is Ebpf.ON, ("enforcement", "ebpf"), "On", "Auto or Off"),
-            (settings.log.format is LogFormat.JOURNALD, ("log", "format"), "journald", "auto, text or json"),
-        )
-        for set_so, location, value, instead in asked:
-            if set_so:
+        for location, value, instead in UNBUILT:
+            if _value(settings, location) is value:
                 text = f"{_dotted(location)}: {value} is not built yet; write {instead}"
                 yield Diagnostic(self._origin(self._find(location) or self._root), text, missing=True)
 
@@ -167,6 +169,13 @@ _EXAMPLE = "write the addresses of the resolvers, like upstreams: [10.96.0.10]"
 
 def _dotted(location: Sequence[str | int]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
+
+
+def _value(settings: Settings, location: Sequence[str]) -> object:
+    value: object = settings
+    for step in location:
+        value = getattr(value, step)
+    return value
 
 
 def _group(location: Sequence[str | int]) -> list[str]:

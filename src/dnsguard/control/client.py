@@ -29,7 +29,7 @@ class ControlClient:
         self.path = socket_path(runtime)
         self.daemon_version: str | None = None
 
-    def call(self, name: str, **arguments: str) -> Any:
+    def call(self, name: str, /, **arguments: str) -> Any:
         """The result of a call that returns one object. Raises NotRunningError or CallError."""
         connection, response = self._request(name, arguments)
         try:
@@ -39,7 +39,7 @@ class ControlClient:
         finally:
             connection.close()
 
-    def rows(self, name: str, **arguments: str) -> Iterator[Any]:
+    def rows(self, name: str, /, **arguments: str) -> Iterator[Any]:
         """The rows of a call that returns a list, as they arrive. Raises as `call`, also in the middle."""
         connection, response = self._request(name, arguments)
         try:

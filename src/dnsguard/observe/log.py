@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,6 +20,7 @@ from dnsguard.core.errors import MissingFeatureError
 from dnsguard.observe.catalog import CATALOG
 from dnsguard.observe.events import Event
 from dnsguard.observe.outlet import Outlet
+from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.text import printable
 
 LEVELS: Final = {
@@ -27,6 +29,10 @@ LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+
+
+LIBRARY_LINES: Final = 10
+"""Lines a second from one logger of the standard library's `logging`."""
 
 
 class _Lines:
@@ -128,18 +134,32 @@ def _lost_line(processors: list[Processor], count: int) -> bytes:
 
 
 class _Redirect(logging.Handler):
-    """Records of the standard library's `logging` (asyncio, aiohttp, pyroute2) as lines of this log."""
+    """Records of the standard library's `logging` (asyncio, aiohttp, pyroute2) as lines of this log, each logger with
+    its share of them: whoever reaches the metrics' port can make aiohttp complain."""
 
     def __init__(self, write: Callable[..., Any], level: int) -> None:
         super().__init__(level)
         self._write = write
+        self._limiter = LineLimiter(LIBRARY_LINES)
 
     def emit(self, record: logging.LogRecord) -> None:
+        left_out = self._limiter.admit(record.name, "lines", time.monotonic())
+        if left_out is None:
+            return
         try:
-            text = printable(record.getMessage())
-            self._write(record.levelno, text, logger=record.name, exc_info=record.exc_info)
+            fields = {"suppressed": left_out["lines"]} if left_out else {}
+            exception = None if _is_bad_request(record) else record.exc_info
+            self._write(
+                record.levelno, printable(record.getMessage()), logger=record.name, exc_info=exception, **fields
+            )
         except Exception:
             self.handleError(record)
+
+
+def _is_bad_request(record: logging.LogRecord) -> bool:
+    """A peer's broken HTTP is no defect of ours: it deserves no traceback."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is not None and kind.__module__ == "aiohttp.http_exceptions"
 
 
 def _redirect_logging(logger: structlog.typing.FilteringBoundLogger, level: int) -> None:

@@ -16,6 +16,9 @@ MAX_KEYS: Final = 4096
 CROWD: Final = "(others)"
 """The key that all pods beyond `MAX_KEYS` share."""
 
+QUIET: Final = 1.0
+"""Seconds without a refused line after which a key's count is reported."""
+
 LeftOut = Mapping[str, int]
 """What did not fit in since the last line that said so: kind -> lines."""
 
@@ -30,11 +33,12 @@ class Report(NamedTuple):
 
 
 class _Bucket:
-    __slots__ = ("filled", "left_out", "tokens")
+    __slots__ = ("filled", "left_out", "refused", "tokens")
 
     def __init__(self, tokens: float, now: Seconds) -> None:
         self.tokens = tokens
         self.filled = now
+        self.refused = now
         self.left_out: Counter[str] | None = None
 
     def take_left_out(self) -> LeftOut:
@@ -64,14 +68,18 @@ class LineLimiter:
         if bucket.left_out is None:
             bucket.left_out = Counter()
         bucket.left_out[kind] += 1
+        bucket.refused = now
         return None
 
     def due(self, now: Seconds) -> list[Report]:
-        """Reports for keys whose window allows a line again; each costs that line. Forgets idle keys."""
+        """Reports for quiet keys whose window allows a line again; each costs that line. Forgets idle keys.
+
+        A key that is not quiet says it in its next line: a report would take that line from it.
+        """
         reports = []
         for key, bucket in list(self._buckets.items()):
             self._fill(bucket, now)
-            if bucket.left_out is not None and bucket.tokens >= 1.0:
+            if bucket.left_out is not None and bucket.tokens >= 1.0 and now - bucket.refused >= QUIET:
                 bucket.tokens -= 1.0
                 reports.append(Report(key, bucket.take_left_out()))
             elif bucket.left_out is None and bucket.tokens >= self._burst:
