@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dnsguard.config.settings import DenyResponse, OnExceed, Revocation, Settings
+from dnsguard.config.groups import DenyResponse, OnExceed, Revocation, Settings
 from dnsguard.core.answers import DEFAULT_PROTECTED, Protected
 from dnsguard.core.leases import Capacity
 from dnsguard.core.limits import Limits
