@@ -1,0 +1,142 @@
+"""Which packet may answer which question, and how the stream of a TCP connection is cut."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnsguard.upstream.framing import FrameReader, framed
+from dnsguard.upstream.matching import MAX_DISCARDS, Suspicions, identifiers, objection
+from tests.upstreams import Ask, question
+
+SECTION = question("www.example.test")
+COUNTS = b"\x00\x01\x00\x00\x00\x00\x00\x00"
+
+
+def reply(
+    section: bytes = SECTION, *, flags: bytes = b"\x81\x80", counts: bytes = COUNTS, ident: bytes = b"\x12\x34"
+) -> bytes:
+    return ident + flags + counts + section
+
+
+class TestObjection:
+    def test_the_same_question_is_an_answer(self) -> None:
+        assert objection(reply(), SECTION) is None
+
+    def test_letters_of_the_name_may_differ_in_case(self) -> None:
+        assert objection(reply(question("WWW.Example.tEST")), SECTION) is None
+
+    def test_a_query_is_no_answer(self) -> None:
+        assert objection(reply(flags=b"\x01\x00"), SECTION) == "qr"
+
+    def test_another_name_is_no_answer(self) -> None:
+        assert objection(reply(question("wwx.example.test")), SECTION) == "question"
+
+    def test_type_65_is_not_type_97_although_they_fold_alike(self) -> None:
+        assert objection(reply(question("a.test", 97)), question("a.test", 65)) == "question"
+
+    def test_two_questions_are_no_answer(self) -> None:
+        assert objection(reply(counts=b"\x00\x02" + COUNTS[2:]), SECTION) == "question"
+
+    @pytest.mark.parametrize("size", range(12))
+    def test_less_than_a_header_is_short(self, size: int) -> None:
+        assert objection(reply()[:size], SECTION) == "short"
+
+    @pytest.mark.parametrize("rcode", [1, 2, 4, 5])
+    def test_an_error_may_come_without_the_question(self, rcode: int) -> None:
+        assert objection(reply(b"", flags=bytes((0x81, 0x80 | rcode)), counts=bytes(8)), SECTION) is None
+
+    @pytest.mark.parametrize("rcode", [0, 3])
+    def test_data_or_a_denial_may_not_come_without_the_question(self, rcode: int) -> None:
+        assert objection(reply(b"", flags=bytes((0x81, 0x80 | rcode)), counts=bytes(8)), SECTION) == "question"
+
+    @given(st.binary(max_size=64), st.binary(min_size=5, max_size=40))
+    def test_any_bytes_get_a_judgement(self, packet: bytes, section: bytes) -> None:
+        assert objection(packet, section) in (None, "short", "qr", "question")
+
+
+class TestSuspicions:
+    def test_twenty_wrong_answers_to_one_question_are_garbage(self) -> None:
+        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, {})
+
+        judged = [suspicions.weigh(reply(ident=bytes((1, n)))) for n in range(MAX_DISCARDS)]
+
+        assert judged == [None] * 19 + [(b"\x12\x34", "garbage")]
+
+    def test_wrong_answers_to_other_questions_count_against_nobody(self) -> None:
+        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, {})
+
+        judged = [suspicions.weigh(reply(question("other.test"), ident=b"\x00\x01")) for _ in range(3 * MAX_DISCARDS)]
+
+        assert set(judged) == {None}
+
+    def test_each_is_counted_by_server_and_reason(self) -> None:
+        discarded: dict[tuple[int, str], int] = {}
+        suspicions = Suspicions(3, {b"\x12\x34": Ask(SECTION)}, discarded)
+        suspicions.abandoned(b"\x77\x77")
+
+        for packet in (
+            b"",
+            reply(ident=b"\x00\x01"),
+            reply(flags=b"\x01\x00"),
+            reply(b"\x00" * 5),
+            reply(ident=b"\x77\x77"),
+        ):
+            suspicions.weigh(packet)
+
+        assert discarded == {(3, reason): 1 for reason in ("short", "id", "qr", "question", "late")}
+
+    def test_late_answers_are_not_held_against_the_question_when_it_is_asked_again(self) -> None:
+        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, {})
+        suspicions.abandoned(b"\x77\x77")
+
+        judged = [suspicions.weigh(reply(ident=b"\x77\x77")) for _ in range(2 * MAX_DISCARDS)]
+
+        assert set(judged) == {None}
+
+    @given(st.lists(st.binary(max_size=40), max_size=60))
+    def test_any_packets_are_weighed(self, packets: list[bytes]) -> None:
+        discarded: dict[tuple[int, str], int] = {}
+        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, discarded)
+
+        judged = [suspicions.weigh(packet) for packet in packets]
+
+        accepted = judged.count((b"\x12\x34", None))
+        assert sum(discarded.values()) + accepted == len(packets)
+
+
+def test_identifiers_are_two_octets_and_spread() -> None:
+    drawn = list(islice(identifiers(), 5000))
+
+    assert {len(one) for one in drawn} == {2}
+    assert len(set(drawn)) > 4000
+
+
+class TestFraming:
+    @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(1, 50), max_size=40))
+    def test_messages_come_out_whole_however_the_stream_was_split(self, messages: list[bytes], cuts: list[int]) -> None:
+        stream = b"".join(framed(message) for message in messages)
+        reader = FrameReader()
+        found = []
+        for cut in cuts:
+            found += reader.feed(stream[:cut])
+            stream = stream[cut:]
+
+        found += reader.feed(stream)
+
+        assert found == messages
+
+    @given(st.lists(st.binary(max_size=400), max_size=20))
+    def test_any_bytes_are_read_and_at_most_one_message_is_held(self, chunks: list[bytes]) -> None:
+        reader = FrameReader()
+
+        taken = sum(len(message) + 2 for chunk in chunks for message in reader.feed(chunk))
+
+        assert 0 <= sum(map(len, chunks)) - taken <= 65_536
+
+    def test_a_message_longer_than_a_frame_is_refused(self) -> None:
+        with pytest.raises(OverflowError):
+            framed(bytes(65_536))
