@@ -15,7 +15,6 @@ from dnsguard.engine.change import ChangeSettings
 from dnsguard.engine.engine import EngineSettings
 from dnsguard.engine.exchange import ExchangeSettings
 from dnsguard.engine.fetches import FetchLimits
-from dnsguard.upstream.endpoint import Endpoint
 
 _DENY_RCODES = {
     DenyResponse.NXDOMAIN: Rcode.NXDOMAIN,
@@ -79,7 +78,3 @@ def protected(settings: Settings, own: Iterable[Address]) -> Protected:
         return Protected(answers.protected_networks)
     return Protected((*DEFAULT_PROTECTED, *answers.protected_networks), own)
 
-
-def upstreams(settings: Settings) -> list[Endpoint]:
-    """For the transport."""
-    return [Endpoint(str(upstream.address), upstream.port) for upstream in settings.upstreams]

@@ -15,36 +15,35 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import uvloop
 
 from dnsguard import __version__, assembly
-from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity
+from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
 from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
-from dnsguard.control.api import ControlServer, exit_code_of
-from dnsguard.control.calls import CallError, Reloaded, Status, Version
+from dnsguard.control.api import ControlServer
+from dnsguard.control.calls import CallError, Reloaded, Status, Version, exit_code_of
 from dnsguard.core.attempts import Servers
-from dnsguard.core.errors import DnsguardError, MissingFeatureError
+from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex
-from dnsguard.core.pods import address_text
-from dnsguard.enforce.nftables.denied import Denial
+from dnsguard.enforce.nftables.denied import Denial, Dropped
 from dnsguard.enforce.nftables.enforcer import NftEnforcer, remove_table
-from dnsguard.engine.contracts import EventKind
+from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, Surroundings
 from dnsguard.listen.tcp import TcpLimits, TcpListener
-from dnsguard.listen.transparent import open_sockets
+from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Routing
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.health import HealthServer
-from dnsguard.observe.log import LEVELS, Log, open_log
-from dnsguard.observe.metrics import Gauges, registry
+from dnsguard.observe.log import LEVELS, open_log
+from dnsguard.observe.metrics import Gauges, Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.reports import Reports
 from dnsguard.restore import restore

@@ -16,6 +16,7 @@ from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import UpstreamError
 from dnsguard.core.model import Seconds
 from dnsguard.core.wire import Question, Rcode, forwarded
+from dnsguard.engine import contracts
 from dnsguard.engine.contracts import Client, EventKind, Events, Upstream
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.state import Attempt, Exchange, Fetch
@@ -140,8 +141,9 @@ class Fetches:
 
     # ---- what the transport tells
 
-    def answered(self, attempt: Attempt, packet: bytes) -> None:
+    def answered(self, attempt: contracts.Attempt, packet: bytes) -> None:
         """A packet with the right ID and question came back."""
+        assert isinstance(attempt, Attempt)
         now = self._now()
         if not self._over(attempt):
             return
@@ -174,8 +176,9 @@ class Fetches:
         self._end(fetch)
         self._outlets.answered(fetch, vetted)
 
-    def failed(self, attempt: Attempt, reason: str) -> None:
+    def failed(self, attempt: contracts.Attempt, reason: str) -> None:
         """The transport could not get an answer to this attempt."""
+        assert isinstance(attempt, Attempt)
         now = self._now()
         if not self._over(attempt):
             return

@@ -11,7 +11,7 @@ import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from dnsguard.core.model import Address, Flow, LinkIndex, Protocol
+from dnsguard.core.model import Address, Flow, LinkIndex, Pair, Protocol
 from dnsguard.enforce.nftables import netlink
 from dnsguard.enforce.nftables.netlink import Part
 from dnsguard.enforce.nftables.session import BATCH, TABLE_ATTRIBUTE, Session
@@ -78,6 +78,10 @@ def jump_to(key: Key, chain: str) -> bytes:
 
 def pair_key(link: LinkIndex, address: Address) -> Key:
     return struct.pack("=I", link) + address
+
+
+def pair_of(key: Key) -> Pair:
+    return LinkIndex(struct.unpack_from("=I", key)[0]), Address(key[4:])
 
 
 def parts(kind: int, name: SetName, packed: Iterable[bytes]) -> Iterator[Part]:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Flow
+from dnsguard.core.model import Flow, Pair
 from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.probe import Abilities, probe
@@ -95,6 +95,10 @@ class NftEnforcer:
 
     def read(self) -> Awaitable[Sequence[Held]]:
         return self._writer.do(lambda: self._table.read())
+
+    def running(self) -> Awaitable[Mapping[Pair, str]]:
+        """Which program each (link, address) runs in the kernel: an earlier process's, until the first `apply`."""
+        return self._writer.do(lambda: self._table.running())
 
     def verify(self) -> Awaitable[Sequence[str]]:
         """What is wrong with the table's chains and sets; empty when nothing is. Some milliseconds."""

@@ -23,6 +23,7 @@ from dnsguard.core.model import Action, Network, Ports, Program, ProgramRule, Pr
 from dnsguard.enforce.nftables.ruleset import Chains
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,119}\Z")
+_ENTRY = "program_"
 _FAMILIES = ((4, "ip"), (6, "ip6"))
 
 
@@ -36,9 +37,14 @@ class Compiled:
     denials: frozenset[str]
 
 
+def program_of(entry: str) -> str:
+    """The name of the program whose chain this is."""
+    return entry.removeprefix(_ENTRY)
+
+
 def compiled(program: Program) -> Compiled:
     """Raises KernelError for a name that cannot be a chain's or a set's."""
-    entry = f"program_{_checked(program.name)}"
+    entry = _ENTRY + _checked(program.name)
     denials: set[str] = set()
     lines = ["jump flows"]
     chains: Chains = {}

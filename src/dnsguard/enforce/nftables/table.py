@@ -16,12 +16,12 @@ from functools import partial
 from typing import TypedDict
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Flow
+from dnsguard.core.model import Flow, Pair
 from dnsguard.enforce.nftables import elements, netlink, ruleset
 from dnsguard.enforce.nftables.elements import Key, LeaseSets, SetName
 from dnsguard.enforce.nftables.inventory import Inventory, deletions, inventory
 from dnsguard.enforce.nftables.netlink import Part
-from dnsguard.enforce.nftables.program import Compiled, compiled
+from dnsguard.enforce.nftables.program import Compiled, compiled, program_of
 from dnsguard.enforce.nftables.ruleset import Chains, Layout, Sets
 from dnsguard.enforce.nftables.session import TABLE, Session, delete_table
 from dnsguard.engine.contracts import Desired, Element, Held, Write
@@ -260,6 +260,13 @@ class Table:
         pairs = {name: {key(each): chain(each) for each in dump(name)} for name in ("pods4", "pods6")}
         excluded = {name: frozenset(map(key, dump(name))) for name in ("excluded4", "excluded6")}
         return {"pairs": pairs, "excluded": excluded}
+
+    def running(self) -> dict[Pair, str]:
+        """The program that each (link, address) goes to, as the kernel has it."""
+        if self._session.table() is None:
+            return {}
+        chains = self._pairs_in_kernel()["pairs"]
+        return {elements.pair_of(key): program_of(chain) for pairs in chains.values() for key, chain in pairs.items()}
 
     # Damage
 
