@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from dnsguard.core.compile import compile_program
+from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import (
     Action,
     Address,
@@ -103,7 +104,12 @@ def came(table: PodTable, link: int, addresses: list[Address], name: str | None 
     effective_policy = effective([WEB], Action.DENY)
     assignment = Assignment(name, effective_policy)
     return table.came(
-        LinkIndex(link), f"veth{link}", addresses, assignment=assignment, program=compile_program(effective_policy)
+        LinkIndex(link),
+        f"veth{link}",
+        addresses,
+        assignment=assignment,
+        program=compile_program(effective_policy),
+        share=Share(Limits(), 0.0),
     )
 
 
