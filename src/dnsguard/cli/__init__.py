@@ -1,1 +1,50 @@
-"""The command line, one file a command."""
+"""The command line, one file a command.
+
+Commands import what they need when they run: `dnsguard --help` loads typer and nothing else. Every error that dnsguard
+raises on purpose ends here, as one text on standard error and an exit code: 0 done, 1 the input or the state is wrong,
+2 usage, 3 denied (`explain`), 77 a missing privilege or kernel feature.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from dnsguard.cli import check, cleanup, demo, explain, learn, leases, monitor, pods, reload, run, status, version
+from dnsguard.cli.options import ConfigOption, remember_config
+from dnsguard.control.calls import exit_code_of
+from dnsguard.core.errors import DnsguardError
+
+app = typer.Typer(
+    name="dnsguard",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A pod resolves and reaches only what its allowlist names.",
+    epilog="Start with: dnsguard check --config FILE, then dnsguard run. Exit codes: 0 done, 1 the input or the state "
+    "is wrong, 2 usage, 3 denied (explain), 77 a missing privilege or kernel feature.",
+)
+
+
+@app.callback()
+def options(context: typer.Context, config: ConfigOption = None) -> None:
+    remember_config(context, config)
+
+
+for _module in (run, check, explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
+    _module.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="dnsguard")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except DnsguardError as error:
+        print(error, file=sys.stderr)
+        return exit_code_of(error)
+    return 0

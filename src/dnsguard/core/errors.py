@@ -1,4 +1,4 @@
-"""Errors whose type says whose fault it was: the operator's file, the pod's packet, the upstream's packet, the kernel."""
+"""Errors whose type says whose fault it was: the file, the pod's packet, the upstream's packet, or the kernel."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Action(StrEnum):
 
 
 class Tier(IntEnum):
-    """Evaluated in this order (KEP-2091): Pass leaves the tier, and a pod that a POD policy selects never reaches BASELINE."""
+    """Evaluated in this order (KEP-2091). Pass leaves the tier; a pod with a POD policy never reaches BASELINE."""
 
     ADMIN = 0
     POD = 1
@@ -195,7 +195,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Flow:
-    """An open flow that a pod began, as the pod sees it, and the peer as its replies arrive (they differ under DNAT)."""
+    """An open flow that a pod began, as the pod sees it; `reply_peer` is where replies come from (other under DNAT)."""
 
     protocol: int
     pod: Address

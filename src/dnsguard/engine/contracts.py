@@ -9,35 +9,29 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from dnsguard.core.leases import Element, Held, Write
 from dnsguard.core.model import Address, Flow, Pair, Program
+
+__all__ = [
+    "Acknowledge",
+    "Attempt",
+    "Client",
+    "Desired",
+    "Element",
+    "Enforcer",
+    "EventKind",
+    "Events",
+    "Flows",
+    "Held",
+    "Ticket",
+    "Upstream",
+    "Write",
+]
 
 Ticket = int
 """A number given to each batch of lease writes, in the order they are handed to the enforcer."""
-
-
-class Write(NamedTuple):
-    """One element to make or refresh: `key` is the pod's address followed by the peer's, 8 or 32 octets."""
-
-    scope: str
-    key: bytes
-    timeout_ms: int
-
-
-class Element(NamedTuple):
-    """One element as the kernel holds it."""
-
-    scope: str
-    key: bytes
-
-
-class Held(NamedTuple):
-    """One element read back from the kernel, with the time it has left."""
-
-    scope: str
-    key: bytes
-    remaining_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +78,9 @@ class Flows(Protocol):
 
     def delete(self, flows: Iterable[Flow]) -> Awaitable[None]:
         """Forget these flows. One that is already gone is ignored."""
+
+    def forget(self, addresses: Collection[Address]) -> Awaitable[None]:
+        """Forget every flow to or from these addresses: whoever has them next inherits none."""
 
 
 class Client(Protocol):
@@ -163,6 +160,7 @@ class EventKind(StrEnum):
     UPSTREAM_UP = "upstream_up"
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
+    EVENTS_SUPPRESSED = "events_suppressed"
     INTERNAL_ERROR = "internal_error"
 
 

@@ -1,1 +1,12 @@
-"""The base enforcer: programs as chains, leases as timed set elements, in one table that dnsguard owns."""
+"""The nftables enforcer.
+
+In: programs, pairs and leases from the engine. Out: one table, `inet dnsguard`, that intercepts pod DNS and lets
+through what a lease or a rule justifies; acknowledgements; reports of damage and of denied packets. It never touches
+another table, nor a packet of a link that is not governed.
+"""
+
+from dnsguard.enforce.nftables.denied import Denial, Dropped
+from dnsguard.enforce.nftables.enforcer import NftEnforcer, remove_table
+from dnsguard.enforce.nftables.ruleset import Layout
+
+__all__ = ["Denial", "Dropped", "Layout", "NftEnforcer", "remove_table"]

@@ -1,0 +1,140 @@
+"""`python -m benchmarks`: see `--help`. Exit code: 0 measured; 1 a server failed or its elements are wrong; 77 not root."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pstats
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import dnsguard_alone, report
+from benchmarks.bed import UPSTREAM, Bed, Cores
+from benchmarks.load import Order
+from benchmarks.runs import FULL, QUICK, Figures, Pace, Sheet, Workload, WrongElementsError, latency, running, saturate
+from benchmarks.subjects import SUBJECTS, Subject
+from dnsguard.core.errors import MissingFeatureError
+from dnsguard.demo.lab import Lab
+
+MISSING = 77
+console = Console(stderr=True)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="dnsguard beside its peers, one after the other"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one short round: a smoke run, its figures are not written to docs/"
+    )
+    parser.add_argument("--only", help="comma-separated programs of: " + ", ".join(s.program for s in SUBJECTS))
+    parser.add_argument("--rounds", type=int, default=FULL.rounds)
+    parser.add_argument("--names", type=int, default=10_000, help="fresh names resolved and connected to at once")
+    parser.add_argument("--server-cpu", type=int, default=0)
+    parser.add_argument("--load-cpu", type=int, default=1)
+    parser.add_argument(
+        "--profile", action="store_true", help="dnsguard alone, under cProfile: prints where its time goes"
+    )
+    return parser.parse_args()
+
+
+def chosen(only: str | None) -> tuple[Subject, ...]:
+    """The subjects to measure; SystemExit names a program that is unknown or not there."""
+    wanted = only.split(",") if only else [s.program for s in SUBJECTS]
+    if unknown := set(wanted) - {s.program for s in SUBJECTS}:
+        sys.exit(f"unknown: {', '.join(sorted(unknown))}")
+    subjects = tuple(s for s in SUBJECTS if s.program in wanted)
+    if absent := [s.program for s in subjects if not s.found()]:
+        sys.exit(f"not installed: {', '.join(absent)} (CoreDNS: `python -m tests.coredns`, the others: apt-get)")
+    return subjects
+
+
+def measurements(bed: Bed, subject: Subject, workload: Workload, pace: Pace, cores: Cores) -> Iterator[Figures]:
+    yield saturate(bed, subject, workload, pace, cores)
+    yield latency(bed, subject, workload, pace, cores)
+    yield latency(bed, subject, workload, pace, Cores(cores.server, cores.server))
+
+
+def upstream_alone(bed: Bed, pace: Pace, cores: Cores) -> Iterator[Figures]:
+    bed.start_upstream(cores)
+    order = Order(UPSTREAM, Workload.FRESH.kind, pace.saturate, 0, Workload.FRESH.distinct)
+    outcome = bed.load("saturate", order, cores.load)
+    yield Figures(qps=outcome.answered / outcome.seconds)
+    yield latency(bed, None, Workload.FRESH, pace, cores)
+    yield latency(bed, None, Workload.FRESH, pace, Cores(cores.server, cores.server))
+
+
+def compare(bed: Bed, subjects: tuple[Subject, ...], pace: Pace, cores: Cores) -> dict[tuple[str, Workload], Sheet]:
+    """All rounds, the servers taking turns, so that a slow minute of the machine is nobody's alone."""
+    sheets: dict[tuple[str, Workload], Sheet] = {}
+    for round_ in range(pace.rounds):
+        sheets.setdefault((report.UPSTREAM_ALONE, Workload.FRESH), Sheet()).rounds += upstream_alone(bed, pace, cores)
+        for workload in Workload:
+            for subject in subjects:
+                sheet = sheets.setdefault((subject.name, workload), Sheet())
+                sheet.rounds += measurements(bed, subject, workload, pace, cores)
+                first = sheet.rounds[-3]
+                console.print(
+                    f"round {round_ + 1}: {subject.name}, {workload}: {first.qps:,.0f}/s, {first.cpu:.1f} us CPU"
+                )
+    return sheets
+
+
+def profile(bed: Bed, pace: Pace, cores: Cores) -> None:
+    """Print where dnsguard's time goes under each workload at saturation, by function."""
+    (subject,) = (s for s in SUBJECTS if s.name == "dnsguard")
+    out = bed.folder / "profile"
+
+    class Profiled(Subject):
+        def found(self) -> str | None:
+            return sys.executable
+
+    given = {f.name: getattr(subject, f.name) for f in dataclasses.fields(subject)}
+    given["configure"] = lambda folder: ["-m", "benchmarks.profiled", str(out), *subject.configure(folder)]
+    for workload in Workload:
+        first = 0 if workload is Workload.CACHED else 1_000_000
+        with running(bed, Profiled(**given), cores):
+            order = Order("10.99.1.1", workload.kind, pace.saturate, first, workload.distinct)
+            bed.load("saturate", order, cores.load)
+        print(f"--- {workload}")
+        pstats.Stats(str(out)).sort_stats("tottime").print_stats(40)
+
+
+def main() -> int:
+    options = arguments()
+    pace = QUICK if options.quick else dataclasses.replace(FULL, rounds=options.rounds)
+    cores = Cores(options.server_cpu, options.load_cpu)
+    subjects = chosen("dnsguard" if options.profile else options.only)
+    if os.cpu_count() == 1 or not {cores.server, cores.load} <= os.sched_getaffinity(0):
+        sys.exit("two cores are needed: one for the server, one for load and upstream")
+    try:
+        with Lab("dnsguard-bench") as lab, tempfile.TemporaryDirectory(prefix="dnsguard-bench-") as folder:
+            bed = Bed(lab, Path(folder))
+            if options.profile:
+                profile(bed, pace, cores)
+                return 0
+            sheets = compare(bed, subjects, pace, cores)
+            first = subjects[0]
+            alone = None
+            if first.name == "dnsguard":
+                alone = dnsguard_alone.measure(bed, first, pace, cores, options.names)
+    except MissingFeatureError as error:
+        print(error, file=sys.stderr)
+        return MISSING
+    except (WrongElementsError, RuntimeError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    results = report.Results(sheets, subjects, pace, "make bench", first.name, alone)
+    report.show(results)
+    if not options.quick and not options.only:
+        report.write(results)
+    return int(bool(alone and alone.failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

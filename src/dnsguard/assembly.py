@@ -1,0 +1,80 @@
+"""What the configuration means to each room: the one place where settings are turned into what rooms are built from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dnsguard.config.groups import DenyResponse, OnExceed, Revocation, Settings
+from dnsguard.core.answers import DEFAULT_PROTECTED, Protected
+from dnsguard.core.leases import Capacity
+from dnsguard.core.limits import Limits
+from dnsguard.core.model import Address
+from dnsguard.core.wire import Rcode
+from dnsguard.enforce.nftables.ruleset import Layout
+from dnsguard.engine.change import ChangeSettings
+from dnsguard.engine.engine import EngineSettings
+from dnsguard.engine.exchange import ExchangeSettings
+from dnsguard.engine.fetches import FetchLimits
+
+_DENY_RCODES = {
+    DenyResponse.NXDOMAIN: Rcode.NXDOMAIN,
+    DenyResponse.NODATA: Rcode.NOERROR,
+    DenyResponse.REFUSED: Rcode.REFUSED,
+}
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """For the two stories."""
+    limits, ttl, dns = settings.limits, settings.ttl, settings.dns
+    return EngineSettings(
+        exchange=ExchangeSettings(
+            deny_rcode=_DENY_RCODES[dns.deny_response],
+            drop_over_limit=limits.on_exceed is OnExceed.DROP,
+            deadline=dns.deadline,
+            serve_stale=int(dns.serve_stale),
+            floor=int(ttl.floor),
+            grace=int(ttl.grace),
+            loop_sources=frozenset(str(upstream.address) for upstream in settings.upstreams),
+        ),
+        fetch=FetchLimits(attempt=dns.timeout, total=dns.deadline, cap=int(ttl.cap)),
+        change=ChangeSettings(
+            default=settings.default_action.action,
+            exclude=frozenset(Address(address.packed) for address in settings.pods.exclude),
+            limits=Limits(
+                queries_per_second=limits.queries_per_second,
+                burst=limits.burst,
+                in_flight=limits.in_flight,
+                connections=limits.tcp_connections,
+                names_per_minute=limits.unique_names_per_minute,
+            ),
+            most_pods=settings.tables.pods,
+        ),
+        capacity=Capacity(limits.leases_per_pod, limits.addresses_per_name, settings.tables.leases),
+        cache_entries=settings.cache.entries,
+        drain=settings.enforcement.revocation is Revocation.DRAIN,
+    )
+
+
+def table_layout(settings: Settings) -> Layout:
+    """For the nftables enforcer."""
+    return Layout(
+        interfaces=settings.pods.interfaces,
+        listen_port=settings.dns.listen_port,
+        mark=settings.interception.mark,
+        reply_mark=settings.interception.reply_mark,
+        intercept=tuple(Address(address.packed) for address in settings.dns.intercept) or None,
+        nflog_group=settings.interception.nflog_group,
+        leases=settings.tables.leases,
+        flows=settings.tables.flows,
+        pods=settings.tables.pods,
+        log_rate=settings.limits.log_lines,
+    )
+
+
+def protected(settings: Settings, own: Iterable[Address]) -> Protected:
+    """Addresses that no answer may contain; `own` are the node's."""
+    answers = settings.answers
+    if not answers.protect_default:
+        return Protected(answers.protected_networks)
+    return Protected((*DEFAULT_PROTECTED, *answers.protected_networks), own)
+

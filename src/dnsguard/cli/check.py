@@ -1,0 +1,81 @@
+"""`dnsguard check`: every error and every silent mistake in the two files, at its file, line and column."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pyroute2 import IPRoute
+
+from dnsguard.config.diagnostics import Diagnostic, exit_code
+from dnsguard.core.model import Address
+from dnsguard.sources.loader import load_here
+
+DEFAULT_CONFIG = Path("/etc/dnsguard/config.yaml")
+
+
+def check(
+    context: typer.Context,
+    config: Annotated[
+        Path | None, typer.Option(help="The configuration file.", show_default=str(DEFAULT_CONFIG))
+    ] = None,
+    allowlist: Annotated[Path | None, typer.Option(help="An allowlist other than the one it names.")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a line, on standard output.")] = False,
+    system: Annotated[bool, typer.Option("--system", help="Look at the node instead of the files.")] = False,
+) -> None:
+    """Say what is wrong with the configuration and the allowlist.
+
+    Exit code 0: usable (there may be warnings). 1: it has errors. 77: it asks for something that this build lacks.
+    """
+    if system:
+        print("dnsguard check --system is not built yet", file=sys.stderr)
+        raise typer.Exit(77)
+    # `--config` before the command is the application's; it leaves the path in the context.
+    above = context.obj if isinstance(context.obj, Path) else DEFAULT_CONFIG
+    raise typer.Exit(check_files(config or above, allowlist, json_lines=json_lines))
+
+
+def check_files(config: Path, allowlist: Path | None, *, json_lines: bool) -> int:
+    """Print what is found in both files and return the exit code: 0, 1 or 77."""
+    loaded = load_here(config, allowlist, own=own_addresses())
+    if loaded.store is not None:
+        loaded.store.close()
+    for one in loaded.diagnostics:
+        print(_json(one) if json_lines else one, file=sys.stdout if json_lines else sys.stderr)
+    if not json_lines:
+        print(_summary(loaded.diagnostics), file=sys.stderr if exit_code(loaded.diagnostics) else sys.stdout)
+    return exit_code(loaded.diagnostics)
+
+
+def own_addresses() -> list[Address]:
+    """The addresses of this machine, as far as it tells them."""
+    try:
+        with IPRoute() as route:
+            texts = [message.get("IFA_ADDRESS") for message in route.get_addr()]
+    except OSError:
+        # Without netlink (a container, a build machine) the files can be checked all the same.
+        return []
+    return [Address(ip_address(text).packed) for text in texts if text]
+
+
+def _json(one: Diagnostic) -> str:
+    origin = one.origin
+    record = {
+        "file": origin.file,
+        "line": origin.line,
+        "column": origin.column,
+        "severity": one.severity,
+        "text": one.text,
+    }
+    return json.dumps(record | {"missing": one.missing})
+
+
+def _summary(found: list[Diagnostic]) -> str:
+    counts = Counter(str(one.severity) for one in found)
+    listed = ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for word, count in sorted(counts.items()))
+    return f"{'usable' if exit_code(found) == 0 else 'not usable'}: {listed or 'no errors, no warnings'}"

@@ -1,0 +1,21 @@
+"""`dnsguard cleanup`: every trace out of the kernel."""
+
+from __future__ import annotations
+
+import typer
+
+from dnsguard.cli.options import ConfigOption, settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: dnsguard cleanup")(cleanup)
+
+
+def cleanup(context: typer.Context, config: ConfigOption = None) -> None:
+    """Remove every trace from the kernel.
+
+    Tables, rules, routes: pods are then unfiltered. Refuses while a daemon runs. Needs root.
+    """
+    from dnsguard import service
+
+    raise typer.Exit(service.cleanup(settings(context, config)))

@@ -1,0 +1,46 @@
+"""`dnsguard status`: how the daemon is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dnsguard.cli.options import ConfigOption, JsonOption, client, note_version
+from dnsguard.cli.output import duration_text, print_facts, print_json
+
+if TYPE_CHECKING:
+    from dnsguard.control.calls import Status
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: dnsguard status --json")(status)
+
+
+def status(context: typer.Context, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Show how the daemon is.
+
+    Ready or what is missing, the policy in force, the upstreams, totals.
+    """
+    daemon = client(context, config)
+    result: Status = daemon.call("status")
+    note_version(daemon)
+    if json:
+        print_json([result])
+    else:
+        print_facts(_facts(result))
+
+
+def _facts(status: Status) -> Iterator[tuple[str, Any]]:
+    yield "state", "ready" if status["ready"] else f"not ready: {status['missing']}"
+    yield "version", status["version"]
+    yield "running", f"{duration_text(status['uptime'])} as process {status['pid']}"
+    yield "mode", f"{status['mode']}, enforced by {', '.join(status['enforcers']) or 'nothing'}"
+    yield "config", status["config"]
+    yield "policy", f"generation {status['generation']} of {status['allowlist']}"
+    yield "pods", status["pods"]
+    yield "leases", status["leases"]
+    yield "queries", f"{status['queries']}, {status['denied']} denied"
+    for upstream in status["upstreams"]:
+        yield "upstream", f"{upstream['address']} {'up' if upstream['up'] else 'DOWN'}"

@@ -1,0 +1,24 @@
+"""`dnsguard version`: what this is and what it runs on."""
+
+from __future__ import annotations
+
+import platform
+
+import typer
+
+from dnsguard import __version__
+from dnsguard.cli.options import JsonOption
+from dnsguard.cli.output import print_json
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: dnsguard version --json")(version)
+
+
+def version(json: JsonOption = False) -> None:
+    """Print the version of dnsguard, of Python and of the kernel."""
+    facts = {"version": __version__, "python": platform.python_version(), "kernel": platform.release()}
+    if json:
+        print_json([facts])
+    else:
+        print(f"dnsguard {__version__} (Python {facts['python']}, kernel {facts['kernel']})")

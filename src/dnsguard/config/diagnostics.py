@@ -1,0 +1,63 @@
+"""What is wrong with a file, where, and what to write instead: the one form in which every reader of files says it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dnsguard.core.errors import DnsguardError
+from dnsguard.core.model import Origin
+
+
+class Severity(StrEnum):
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One finding. `str()` is `file:line:column: error: text`, as compilers write it and editors understand it."""
+
+    origin: Origin
+    text: str
+    severity: Severity = Severity.ERROR
+    missing: bool = False
+    """The value is right, but this build (or this kernel) does not have what it asks for: exit code 77, not 1."""
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.severity}: {self.text}"
+
+
+class ConfigError(DnsguardError):
+    """A file that cannot be used; `diagnostics` has every error and warning, in the file's order."""
+
+    def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
+        super().__init__("\n".join(map(str, diagnostics)))
+        self.diagnostics = tuple(diagnostics)
+
+
+def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    return [found for found in diagnostics if found.severity is Severity.ERROR]
+
+
+def exit_code(diagnostics: Iterable[Diagnostic]) -> int:
+    """0 when nothing but warnings were found, 77 when only missing features stand in the way, else 1."""
+    found = errors(diagnostics)
+    if not found:
+        return 0
+    return 77 if all(error.missing for error in found) else 1
+
+
+def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """By line and column within each file; the files in the order in which they first appear."""
+    found = list(diagnostics)
+    files = {file: place for place, file in enumerate(dict.fromkeys(one.origin.file for one in found))}
+    return sorted(found, key=lambda one: (files[one.origin.file], one.origin.line, one.origin.column))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known word, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

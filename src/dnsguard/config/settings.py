@@ -1,0 +1,249 @@
+"""Reads config.yaml into `Settings` and reports everything that is wrong with it, each at the value that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
+from dnsguard.config.durations import duration_text
+from dnsguard.config.files import read_text
+from dnsguard.config.groups import Ebpf, Group, LogFormat, Mode, Settings
+from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
+from dnsguard.core.errors import MissingFeatureError
+from dnsguard.core.model import Origin
+
+__all__ = ["Settings", "load_settings", "read_settings", "settings_from_text", "unbuilt_defaults"]
+
+_FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "Calico"), (0x80, "the AWS VPC CNI"))
+
+UNBUILT = (
+    (("mode",), Mode.AUDIT, "Enforce"),
+    (("enforcement", "ebpf"), Ebpf.ON, "Auto or Off"),
+    (("log", "format"), LogFormat.JOURNALD, "auto, text or json"),
+)
+"""Values that this build does not have yet: the key, the value, and what to write instead."""
+
+
+def load_settings(path: Path) -> Settings:
+    """The settings of a file. Raises ConfigError with every diagnostic, or MissingFeatureError (exit code 77) when all
+    that is wrong is that this build lacks what a value asks for."""
+    settings, found = read_settings(path)
+    failures = errors(found)
+    if settings is not None and not failures:
+        return settings
+    if all(failure.missing for failure in failures):
+        raise MissingFeatureError("\n".join(map(str, failures)))
+    raise ConfigError(found)
+
+
+def read_settings(path: Path) -> tuple[Settings | None, list[Diagnostic]]:
+    """The settings, or None when a value cannot be used, with all errors and warnings. Never raises for what it reads.
+
+    Settings come back together with errors only when each of these is a missing feature."""
+    try:
+        text = read_text(path)
+    except ConfigError as error:
+        return None, list(error.diagnostics)
+    return settings_from_text(text, str(path))
+
+
+def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diagnostic]]:
+    """`read_settings` for a text that is already at hand; `file` is the name used in diagnostics."""
+    root, found = parse(text, file)
+    if not isinstance(root, Fields):
+        if not found:
+            found = [Diagnostic(Origin(file, 1, 1), _no_mapping(root))]
+        return None, found
+    reading = _Reading(root, file)
+    try:
+        settings = Settings.model_validate(plain_value(root))
+    except ValidationError as error:
+        known = {one.origin for one in found}
+        told = [one for problem in error.errors() if (one := reading.diagnostic(problem)) is not None]
+        return None, in_order(found + [one for one in told if one.origin not in known])
+    found += [*reading.missing(settings), *reading.warnings(settings)]
+    broken = any(not one.missing for one in errors(found))
+    return None if broken else settings, in_order(found)
+
+
+def unbuilt_defaults(settings: Settings) -> list[str]:
+    """What the settings' defaults ask for and this build leaves out, each as `key: value (what happens instead)`."""
+    left_out = []
+    if settings.enforcement.ebpf is Ebpf.AUTO:
+        left_out.append("enforcement.ebpf: Auto (nftables alone enforces)")
+    if settings.dns.prefetch:
+        left_out.append("dns.prefetch: true (names are asked again when a pod asks)")
+    if settings.log.format is LogFormat.AUTO:
+        left_out.append("log.format: auto under systemd (text instead of journald's native protocol)")
+    return left_out
+
+
+def _no_mapping(root: Node | None) -> str:
+    if root is None or (isinstance(root, Scalar) and resolve(root) is None):
+        return "the file is empty; write at least: upstreams: [10.96.0.10]"
+    return "the file must hold keys with values; write at least: upstreams: [10.96.0.10]"
+
+
+class _Reading:
+    """Where the values of one file stand, and pydantic's problems in the words of its operator."""
+
+    def __init__(self, root: Fields, file: str) -> None:
+        self._root = root
+        self._file = file
+
+    def diagnostic(self, problem: Mapping[str, Any]) -> Diagnostic | None:
+        """None when the problem only follows from one that has its diagnostic already."""
+        location = tuple(problem["loc"])
+        context = problem.get("ctx", {})
+        if problem["type"] == "dnsguard" and context.get("key") is not None:
+            location += (context["key"],)
+        node = self._find(location)
+        if problem["type"] == "extra_forbidden":
+            return self._unknown_key(location)
+        if problem["type"] == "missing":
+            return None if node is not None else self._at(self._root, f"{_dotted(location)} is missing; {_EXAMPLE}")
+        if node is None or isinstance(node, Unreadable):
+            # A default took part in a check of the whole group: the value that is wrong stands elsewhere in it.
+            node = self._find(location[:-1]) or self._root
+        return self._at(node, f"{_dotted(location)}: {_words(problem, node)}")
+
+    def missing(self, settings: Settings) -> Iterable[Diagnostic]:
+        """The values that this build does not have, each where it was written."""
+        for location, value, instead in UNBUILT:
+            if _value(settings, location) is value:
+                text = f"{_dotted(location)}: {value} is not built yet; write {instead}"
+                yield Diagnostic(self._origin(self._find(location) or self._root), text, missing=True)
+
+    def warnings(self, settings: Settings) -> Iterable[Diagnostic]:
+        """Values that are allowed and probably not meant."""
+        if settings.ttl.floor > settings.ttl.cap:
+            floor, cap = duration_text(settings.ttl.floor), duration_text(settings.ttl.cap)
+            yield self._warn(("ttl", "floor"), f"{floor} is over the cap of {cap}: every lease lasts the floor")
+        if settings.dns.deadline >= 5:
+            yield self._warn(("dns", "deadline"), "glibc and musl give up after 5s; write less, like 4s")
+        for key, mark in (("mark", settings.interception.mark), ("replyMark", settings.interception.reply_mark)):
+            if owner := next((owner for bits, owner in _FOREIGN_MARKS if mark & bits), None):
+                yield self._warn(("interception", key), f"0x{mark:x} shares bits with the marks of {owner}")
+        if settings.limits.leases_per_pod > settings.tables.leases:
+            text = f"more than tables.leases ({settings.tables.leases}): one pod can use all of the node's leases"
+            yield self._warn(("limits", "leasesPerPod"), text)
+
+    def _warn(self, location: tuple[str, ...], text: str) -> Diagnostic:
+        node = self._find(location) or self._find(location[:-1]) or self._root
+        return Diagnostic(self._origin(node), f"{_dotted(location)}: {text}", Severity.WARNING)
+
+    def _unknown_key(self, location: tuple[str | int, ...]) -> Diagnostic:
+        parent, key = self._find(location[:-1]), str(location[-1])
+        line, column = parent.keys[key] if isinstance(parent, Fields) else (1, 1)
+        known = _group(location[:-1])
+        hint = nearest(key, known) or "; known here: " + ", ".join(known)
+        text = f"unknown key '{_dotted(location)}'{hint}"
+        return Diagnostic(Origin(self._file, line, column), text)
+
+    def _find(self, location: Sequence[str | int]) -> Node | None:
+        node: Node | None = self._root
+        for step in location:
+            if isinstance(node, Fields):
+                node = node.fields.get(str(step))
+            elif isinstance(node, Items) and isinstance(step, int):
+                readable = [item for item in node.items if not isinstance(item, Unreadable)]
+                node = readable[step] if step < len(readable) else None
+            else:
+                return None
+        return node
+
+    def _origin(self, node: Node) -> Origin:
+        return Origin(self._file, node.line, node.column)
+
+    def _at(self, node: Node, text: str) -> Diagnostic:
+        return Diagnostic(self._origin(node), text)
+
+
+_EXAMPLE = "write the addresses of the resolvers, like upstreams: [10.96.0.10]"
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
+
+
+def _value(settings: Settings, location: Sequence[str]) -> object:
+    value: object = settings
+    for step in location:
+        value = getattr(value, step)
+    return value
+
+
+def _group(location: Sequence[str | int]) -> list[str]:
+    """The keys of the group at `location`."""
+    model: type[BaseModel] = Settings
+    for step in location:
+        field = next(info for info in model.model_fields.values() if info.alias == step)
+        model = _model_of(field)
+    return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel]:
+    kind = field.annotation
+    assert isinstance(kind, type) and issubclass(kind, Group), get_args(kind)
+    return kind
+
+
+def _words(problem: Mapping[str, Any], node: Node) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "dnsguard":
+        return str(context["text"])
+    if kind in ("greater_than_equal", "less_than_equal"):
+        least = kind == "greater_than_equal"
+        return f"must be at {'least' if least else 'most'} {_limit(context['ge' if least else 'le'])}"
+    if kind in ("enum", "literal_error"):
+        expected = str(context["expected"])
+        return f"{_shown(node)} is not possible; write {expected.replace(chr(39), '')}{_case(node, expected)}"
+    return _wrong_type(kind, node)
+
+
+def _limit(limit: float) -> str:
+    return duration_text(limit) if isinstance(limit, float) else str(limit)
+
+
+def _case(node: Node, expected: str) -> str:
+    """A hint when only the capitals are wrong. `expected` is pydantic's list: `'Auto', 'On' or 'Off'`."""
+    if not isinstance(node, Scalar):
+        return ""
+    words = expected.replace("'", "").replace(" or ", ", ").split(", ")
+    same = next((word for word in words if word != node.text and word.lower() == node.text.lower()), None)
+    return f" (with these capitals: {same})" if same else ""
+
+
+_TYPES = {
+    "int_type": "a whole number, without quotes",
+    "bool_type": "true or false",
+    "tuple_type": "a list, like [a, b]",
+    "model_type": "a group of keys",
+    "model_attributes_type": "a group of keys",
+    "dict_type": "a group of keys",
+}
+
+
+def _wrong_type(kind: str, node: Node) -> str:
+    if isinstance(node, Scalar) and isinstance(resolve(node), Ambiguous):
+        return f"{node.text} is 8-based to some readers of YAML and 10-based to others; {_without_zeros(kind, node)}"
+    if kind == "string_type" and isinstance(node, Scalar) and node.plain and resolve(node) is not None:
+        return f'must be text, and YAML reads {node.text} as something else; put it in quotes: "{node.text}"'
+    return f"must be {_TYPES.get(kind, 'text')}, not {_shown(node)}"
+
+
+def _without_zeros(kind: str, node: Scalar) -> str:
+    if kind == "string_type":
+        return f'put it in quotes: "{node.text}"'
+    return f"write {node.text.replace('_', '').lstrip('+-0') or '0'}"
+
+
+def _shown(node: Node) -> str:
+    if isinstance(node, Scalar):
+        return "nothing" if resolve(node) is None else (node.text if node.plain else f'"{node.text}"')
+    return "a list" if isinstance(node, Items) else "a group of keys"

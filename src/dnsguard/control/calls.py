@@ -1,0 +1,160 @@
+"""The calls of the control socket and the shapes of their results: what the daemon answers and the CLI prints.
+
+Every value is JSON. Lists of rows travel one object a line, so that a hundred thousand leases neither stall the daemon
+nor need memory twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NotRequired, TypedDict
+
+from dnsguard.core.errors import DnsguardError, MissingFeatureError
+from dnsguard.core.model import Seconds
+
+SOCKET_NAME: Final = "control.sock"
+VERSION_HEADER: Final = "Dnsguard-Version"
+
+DONE, WRONG, USAGE, DENIED, MISSING = 0, 1, 2, 3, 77
+"""Exit codes: done; the input or the state is wrong; usage; denied; missing privilege or kernel feature."""
+
+
+class CallError(DnsguardError):
+    """A call that failed, with the exit code that the CLI ends with."""
+
+    def __init__(self, text: str, exit_code: int = WRONG) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+def exit_code_of(error: DnsguardError) -> int:
+    """What a command ends with when this stopped it."""
+    if isinstance(error, CallError):
+        return error.exit_code
+    return MISSING if isinstance(error, MissingFeatureError) else WRONG
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """`POST` changes something. `rows`: the result is a list, sent one object a line."""
+
+    method: str
+    required: frozenset[str] = frozenset()
+    optional: frozenset[str] = frozenset()
+    rows: bool = False
+    limit: Seconds = 10.0
+    """How long the daemon may take."""
+
+
+CALLS: Final[Mapping[str, Call]] = {
+    "status": Call("GET"),
+    "version": Call("GET"),
+    "pods": Call("GET", optional=frozenset({"pod"}), rows=True),
+    "leases": Call("GET", optional=frozenset({"pod"}), rows=True),
+    "explain": Call(
+        "GET",
+        required=frozenset({"pod"}),
+        optional=frozenset({"name", "type", "address", "port", "protocol"}),
+    ),
+    "reload": Call("POST", limit=120.0),
+}
+"""Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`."""
+
+
+class Version(TypedDict):
+    version: str
+
+
+class UpstreamStatus(TypedDict):
+    address: str
+    up: bool
+
+
+class Status(TypedDict):
+    version: str
+    pid: int
+    uptime: float
+    """Seconds."""
+    mode: str
+    ready: bool
+    missing: str
+    """What readiness waits for; empty when ready."""
+    config: str
+    allowlist: str
+    generation: int
+    pods: int
+    leases: int
+    queries: int
+    denied: int
+    enforcers: list[str]
+    upstreams: list[UpstreamStatus]
+
+
+class PodRow(TypedDict):
+    pod: str
+    addresses: list[str]
+    link: str
+    policy: str
+    """The policies' names, joined with `+`."""
+    default: str
+    """Accept or Deny: what happens when no rule decides."""
+    rules: int
+    leases: int
+    denied: int
+    origin: str
+    """file:line:column of the allowlist's entry; empty without one."""
+
+
+class LeaseRow(TypedDict):
+    pod: str
+    address: str
+    scope: str
+    ports: str
+    """`tcp/443 tcp/8000-8010`, or `any`."""
+    names: list[str]
+    remaining: float
+    """Seconds until it ends unless it is renewed."""
+
+
+class RuleRow(TypedDict):
+    policy: str
+    tier: str
+    action: str
+    peers: list[str]
+    ports: str
+    origin: str
+    """file:line:column."""
+
+
+class Explanation(TypedDict):
+    pod: str
+    policy: str
+    subject: str
+    """`db.example.com A` or `192.0.2.1 tcp/443`."""
+    verdict: str
+    """`allowed` or `denied`."""
+    reason: str
+    rules: list[RuleRow]
+    leases: list[LeaseRow]
+    """The live leases that bear on it; always empty when it was worked out from files."""
+    source: str
+    """`live` or `files`."""
+
+
+class Reloaded(TypedDict):
+    generation: int
+    diagnostics: list[str]
+    """`file:line:column: warning: text`."""
+    changed: NotRequired[int]
+    """Pods whose program is another one now."""
+
+
+def socket_path(runtime: Path) -> Path:
+    """Where the control socket is; raises CallError when the path does not fit into a socket's address (unix(7))."""
+    path = runtime / SOCKET_NAME
+    longest = 107 - len(".new")
+    if len(bytes(path)) > longest:
+        raise CallError(f"paths.runtime is too long: {path} must have at most {longest} octets to be a socket")
+    return path

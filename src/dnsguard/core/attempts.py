@@ -1,0 +1,95 @@
+"""Which upstream is asked next: health, the way back in, and who does not speak EDNS.
+
+In: outcomes, with the moment they happened. Out: an index into the configured upstreams. It sends nothing and keeps
+no clock: `next_probe` says when it wants to be asked again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from dnsguard.core.model import Seconds
+
+FAILURES_TO_DOWN = 2
+"""In a row: one lost packet is not an outage."""
+
+FIRST_PROBE: Seconds = 1.0
+LONGEST_PROBE: Seconds = 30.0
+EDNS_MEMORY: Seconds = 3600.0
+"""After this an upstream that refused EDNS is tried with it again: it may have been repaired."""
+
+
+@dataclass(slots=True)
+class _Server:
+    failures: int = 0
+    failed_at: Seconds = float("-inf")
+    down: bool = False
+    pause: Seconds = FIRST_PROBE
+    probe_at: Seconds = float("inf")
+    plain_until: Seconds = float("-inf")
+
+
+class Servers:
+    """The configured upstreams, by index."""
+
+    __slots__ = ("_servers",)
+
+    def __init__(self, count: int) -> None:
+        self._servers = [_Server() for _ in range(count)]
+
+    def choose(self, tried: Collection[int], now: Seconds) -> int | None:
+        """The one to ask next, not in `tried`; None when all were tried.
+
+        The first in configured order that is up; when all are down, the one whose last failure is longest ago.
+        """
+        left = [index for index in range(len(self._servers)) if index not in tried]
+        for index in left:
+            if not self._servers[index].down:
+                return index
+        return min(left, key=lambda index: self._servers[index].failed_at, default=None)
+
+    def failed(self, index: int, now: Seconds) -> bool:
+        """It gave no usable answer. True when this made it go down."""
+        server = self._servers[index]
+        server.failures += 1
+        server.failed_at = now
+        if server.down or server.failures < FAILURES_TO_DOWN:
+            return False
+        server.down = True
+        server.pause = FIRST_PROBE
+        server.probe_at = now + server.pause
+        return True
+
+    def answered(self, index: int, now: Seconds) -> bool:
+        """It gave an answer, to a query or a probe. True when this brought it back."""
+        server = self._servers[index]
+        was_down = server.down
+        server.failures = 0
+        server.down = False
+        server.probe_at = float("inf")
+        return was_down
+
+    def down(self, index: int) -> bool:
+        return self._servers[index].down
+
+    def due_probes(self, now: Seconds) -> list[int]:
+        """The downed upstreams to probe now. Each is due again after twice the pause (at most 30 s) while silent."""
+        due = [index for index, server in enumerate(self._servers) if server.probe_at <= now]
+        for index in due:
+            server = self._servers[index]
+            server.pause = min(2 * server.pause, LONGEST_PROBE)
+            server.probe_at = now + server.pause
+        return due
+
+    def next_probe(self) -> Seconds | None:
+        """When `due_probes` will have something; None while all are up."""
+        at = min((server.probe_at for server in self._servers), default=float("inf"))
+        return None if at == float("inf") else at
+
+    def edns_refused(self, index: int, now: Seconds) -> None:
+        """It answered FORMERR, NOTIMP or BADVERS to a query with EDNS: ask it without for an hour (RFC 6891, 7)."""
+        self._servers[index].plain_until = now + EDNS_MEMORY
+
+    def speaks_edns(self, index: int, now: Seconds) -> bool:
+        return now >= self._servers[index].plain_until

@@ -1,0 +1,94 @@
+"""A pod's share of what all pods use: queries a second, queries in flight, names a minute, TCP connections.
+
+Every method takes `now` and answers with the name of the limit that was hit, or None. A limit's name is the
+configuration key, the metric label and the log field. Nothing here is shared between pods, so that one pod's
+flood is another pod's nothing (I5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dnsguard.core.model import Name, Seconds
+
+QUERIES = "queriesPerSecond"
+IN_FLIGHT = "inFlight"
+NAMES = "uniqueNamesPerMinute"
+CONNECTIONS = "tcpConnections"
+
+_REFUSED_BEFORE_DROPPING = 9
+"""Queries refused for each one allowed before the rest is dropped: ten times the limit in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one pod may use. Rates per second or minute as named; the others are counts."""
+
+    queries_per_second: int = 1000
+    burst: int = 2000
+    in_flight: int = 1000
+    connections: int = 20
+    names_per_minute: int = 3000
+
+
+class Share:
+    """What one pod has used."""
+
+    __slots__ = ("_limits", "_minute", "_names", "_refusals", "_tokens", "_updated", "connections", "in_flight")
+
+    def __init__(self, limits: Limits, now: Seconds) -> None:
+        self._limits = limits
+        self._tokens = float(limits.burst)
+        self._refusals = float(limits.burst * _REFUSED_BEFORE_DROPPING)
+        self._updated = now
+        self._minute = now
+        self._names: set[int] = set()
+        self.in_flight = 0
+        self.connections = 0
+
+    def query(self, now: Seconds) -> str | None:
+        """Count one query against the rate (a token bucket) and the queries in flight."""
+        limits = self._limits
+        tokens = self._tokens + (now - self._updated) * limits.queries_per_second
+        if tokens > limits.burst:
+            tokens = limits.burst
+        if tokens < 1.0:
+            return QUERIES
+        self._updated = now
+        self._tokens = tokens - 1.0
+        return IN_FLIGHT if self.in_flight >= limits.in_flight else None
+
+    def refusal(self, now: Seconds) -> bool:
+        """After `query` said QUERIES: is a refusal still due, or is the pod past ten times its limit?"""
+        limits = self._limits
+        passed, self._updated = now - self._updated, now
+        self._tokens = min(limits.burst, self._tokens + passed * limits.queries_per_second)
+        most = limits.burst * _REFUSED_BEFORE_DROPPING
+        rate = limits.queries_per_second * _REFUSED_BEFORE_DROPPING
+        self._refusals = min(most, self._refusals + passed * rate)
+        if self._refusals < 1.0:
+            return False
+        self._refusals -= 1.0
+        return True
+
+    def name(self, name: Name, now: Seconds) -> str | None:
+        """Count a name that is about to leave the node; one already counted this minute is free."""
+        if now - self._minute >= 60.0:
+            self._minute = now
+            self._names.clear()
+        names = self._names
+        if len(names) < self._limits.names_per_minute:
+            names.add(hash(name))
+            return None
+        return None if hash(name) in names else NAMES
+
+    def connection(self) -> str | None:
+        """Take a TCP connection."""
+        if self.connections >= self._limits.connections:
+            return CONNECTIONS
+        self.connections += 1
+        return None
+
+    def disconnection(self) -> None:
+        """Give a TCP connection back."""
+        self.connections -= 1

@@ -1,0 +1,232 @@
+"""Elements of the table's sets as bytes, and the commit that makes leases real.
+
+Lease sets are named `<scope>_v4` and `<scope>_v6`; a key is the pod's address followed by the peer's. All timeouts are
+milliseconds. Everything here runs for every answer of every pod, hence the precomputed structs and the flat loops:
+merging and packing an element cost about 1 us together.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from dnsguard.core.model import Address, Flow, LinkIndex, Pair, Protocol
+from dnsguard.enforce.nftables import netlink
+from dnsguard.enforce.nftables.netlink import Part
+from dnsguard.enforce.nftables.session import BATCH, TABLE_ATTRIBUTE, Session
+from dnsguard.engine.contracts import Element, Write
+
+SetName = str
+Key = bytes
+Milliseconds = int
+Leases = dict[SetName, dict[Key, Milliseconds]]
+
+CUT_MS = 600_000
+_ICMP = (1, 58)
+WITH_PORTS = frozenset((*Protocol, 33, 136))
+"""DCCP and UDP-Lite have ports too."""
+
+_VALUE, _KEY, _DATA, _TIMEOUT, _EXPIRATION = 1, 1, 2, 4, 5
+_GOTO = 0xFFFFFFFC
+
+
+def lease_set(scope: str, key: Key) -> SetName:
+    return scope + ("_v4" if len(key) == 8 else "_v6")
+
+
+def scope_of(name: SetName) -> str:
+    return name[:-3]
+
+
+def is_lease_set(name: SetName) -> bool:
+    return name.endswith(("_v4", "_v6"))
+
+
+def _timed_packer(length: int) -> Callable[[Key, Milliseconds], bytes]:
+    """A function that packs one timed element whose key has `length` octets (a multiple of four).
+
+    LIST_ELEM { KEY { VALUE } TIMEOUT EXPIRATION }. The expiration is sent too: without it a kernel that refreshes
+    re-added elements leaves one alone whose timeout is the same.
+    """
+    header = struct.pack(
+        "=HHHHHH", length + 36, 1 | netlink.NESTED, length + 8, _KEY | netlink.NESTED, length + 4, _VALUE
+    )
+    timeout, expiration = struct.pack("=HH", 12, _TIMEOUT), struct.pack("=HH", 12, _EXPIRATION)
+    pack = struct.Struct(f">12s{length}s4sQ4sQ").pack
+    return lambda key, ms: pack(header, key, timeout, ms, expiration, ms)
+
+
+_TIMED = {length: _timed_packer(length) for length in (8, 12, 20, 32, 36, 44)}
+
+
+def timed(key: Key, ms: Milliseconds) -> bytes:
+    return _TIMED[len(key)](key, ms)
+
+
+def plain(key: Key) -> bytes:
+    """An element without a timeout; it also names the element to delete."""
+    return netlink.nested(1, netlink.nested(_KEY, netlink.attribute(_VALUE, key)))
+
+
+def jump_to(key: Key, chain: str) -> bytes:
+    """An element of a verdict map: `key : goto chain`."""
+    verdict = netlink.attribute(1, struct.pack(">I", _GOTO)) + netlink.text(2, chain)
+    data = netlink.nested(_DATA, netlink.nested(2, verdict))
+    return netlink.nested(1, netlink.nested(_KEY, netlink.attribute(_VALUE, key)) + data)
+
+
+def pair_key(link: LinkIndex, address: Address) -> Key:
+    return struct.pack("=I", link) + address
+
+
+def pair_of(key: Key) -> Pair:
+    return LinkIndex(struct.unpack_from("=I", key)[0]), Address(key[4:])
+
+
+def parts(kind: int, name: SetName, packed: Iterable[bytes]) -> Iterator[Part]:
+    """Messages that add or delete these packed elements, split where an attribute would get too long."""
+    head = TABLE_ATTRIBUTE + netlink.text(2, name)
+    flags = netlink.CREATE if kind == netlink.NEWSETELEM else 0
+    chunk: list[bytes] = []
+    size = 0
+    for element in packed:
+        if size + len(element) > netlink.LIST_LIMIT:
+            yield Part(kind, flags, head + netlink.nested(3, b"".join(chunk)))
+            chunk, size = [], 0
+        chunk.append(element)
+        size += len(element)
+    if chunk:
+        yield Part(kind, flags, head + netlink.nested(3, b"".join(chunk)))
+
+
+def merged(writes: Iterable[Write]) -> Leases:
+    """The writes by set, each key once with its longest timeout: one transaction may name a key only once."""
+    leases: Leases = {}
+    for scope, key, ms in writes:
+        name = scope + ("_v4" if len(key) == 8 else "_v6")
+        try:
+            keys = leases[name]
+        except KeyError:
+            leases[name] = {key: ms}
+            continue
+        if keys.get(key, 0) < ms:
+            keys[key] = ms
+    return leases
+
+
+class LeaseSets:
+    """Commits lease elements. `refreshes` tells whether the kernel lets a re-added element take its new timeout."""
+
+    def __init__(self, session: Session, refreshes: bool) -> None:
+        self._session = session
+        self._refreshes = refreshes
+
+    def make(self, leases: Leases) -> dict[Element, str]:
+        """Make or refresh these elements; returns those refused, with the reason. The others are real."""
+        batch = [part for name, keys in leases.items() for part in self._make_parts(name, keys)]
+        refused = self._session.transact(batch)
+        return self._one_by_one(leases) if refused else {}
+
+    def drop(self, elements: Iterable[Element]) -> None:
+        """Delete these elements, present or not. Raises KernelError when that is impossible."""
+        keys: dict[SetName, list[Key]] = {}
+        for scope, key in dict.fromkeys(elements):
+            keys.setdefault(lease_set(scope, key), []).append(key)
+        for name, members in keys.items():
+            delete_present_or_not(self._session, name, members)
+
+    def _make_parts(self, name: SetName, keys: Mapping[Key, Milliseconds]) -> list[Part]:
+        pack = _TIMED[8 if name.endswith("4") else 32]
+        make = list(parts(netlink.NEWSETELEM, name, [pack(key, ms) for key, ms in keys.items()]))
+        if self._refreshes:
+            return make
+        return [*make, *parts(netlink.DELSETELEM, name, map(plain, keys)), *make]
+
+    def _one_by_one(self, leases: Leases) -> dict[Element, str]:
+        """Try again with a message for each element, then without those that the kernel refuses."""
+        waiting = [(name, key, ms) for name, keys in leases.items() for key, ms in keys.items()]
+        failed: dict[Element, str] = {}
+        while waiting:
+            batch, owner = self._single_parts(waiting)
+            refused = self._session.transact(batch)
+            if not refused:
+                break
+            bad = {owner[index]: number for index, number in refused.items() if index != BATCH}
+            if not bad:  # not about any element, and for the second time
+                bad = dict.fromkeys(range(len(waiting)), refused[BATCH])
+            failed.update({_element(waiting[i]): errno.errorcode.get(number, str(number)) for i, number in bad.items()})
+            waiting = [item for i, item in enumerate(waiting) if i not in bad]
+        return failed
+
+    def _single_parts(self, items: Sequence[tuple[SetName, Key, Milliseconds]]) -> tuple[list[Part], list[int]]:
+        batch: list[Part] = []
+        owner: list[int] = []
+        for index, (name, key, ms) in enumerate(items):
+            single = self._make_parts(name, {key: ms})
+            batch += single
+            owner += [index] * len(single)
+        return batch, owner
+
+
+def _element(item: tuple[SetName, Key, Milliseconds]) -> Element:
+    return Element(scope_of(item[0]), item[1])
+
+
+def delete_present_or_not(session: Session, name: SetName, keys: Sequence[Key]) -> None:
+    """Delete elements of a timed set that may have expired already.
+
+    Deleting a missing key aborts the transaction, and DESTROYSETELEM is younger than 6.1: so each is added first,
+    which leaves an existing one alone. A full set refuses that; then each missing key is left out.
+    """
+    dead = [timed(key, 1000) for key in keys]
+    batch = [*parts(netlink.NEWSETELEM, name, dead), *parts(netlink.DELSETELEM, name, map(plain, keys))]
+    if not session.transact(batch):
+        return
+    waiting = list(keys)
+    for _ in range(5):
+        singles = [part for key in waiting for part in parts(netlink.DELSETELEM, name, (plain(key),))]
+        refused = session.transact(singles) if singles else {}
+        if not refused:
+            return
+        waiting = [key for index, key in enumerate(waiting) if refused.get(index) != errno.ENOENT]
+    session.commit(singles, f"to delete from {name}")
+
+
+def cut_keys(flow: Flow) -> Iterator[tuple[SetName, Key]]:
+    """The cut elements of a flow: as the pod sees it, and as its peer's replies arrive before their source is
+    translated back. ICMP needs none: an echo reply begins no flow."""
+    if flow.protocol in _ICMP:
+        return
+    family = "4" if len(flow.pod) == 4 else "6"
+    peers = {(flow.peer, flow.peer_port), (flow.reply_peer, flow.reply_port)}
+    for peer, port in sorted(peers):
+        head = flow.pod + peer + struct.pack("=Bxxx", flow.protocol)
+        if flow.protocol in WITH_PORTS:
+            yield f"cut{family}", head + struct.pack(">HxxHxx", flow.pod_port, port)
+        else:
+            yield f"cut_portless{family}", head
+
+
+def dump_set(session: Session, name: SetName) -> Iterator[dict[int, bytes]]:
+    """The attributes of each element of a set (NFTA_SET_ELEM_*)."""
+    for payload in session.dump(netlink.GETSETELEM, TABLE_ATTRIBUTE + netlink.text(2, name)):
+        for kind, value in netlink.each(payload):
+            if kind == 3:
+                for _, element in netlink.each(value):
+                    yield netlink.attributes(element)
+
+
+def element_key(element: Mapping[int, bytes]) -> Key:
+    return element[_KEY][4:]
+
+
+def remaining_ms(element: Mapping[int, bytes]) -> Milliseconds:
+    """0 for an element without an end, which nothing of ours makes in a lease set."""
+    return int.from_bytes(element.get(_EXPIRATION, b""), "big")
+
+
+def goto_chain(element: Mapping[int, bytes]) -> str:
+    """The chain that an element of a verdict map goes to."""
+    verdict = netlink.attributes(netlink.attributes(element[_DATA])[2])
+    return netlink.string(verdict.get(2, b""))

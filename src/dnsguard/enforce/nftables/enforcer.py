@@ -1,0 +1,166 @@
+"""The nftables enforcer: what the engine sees of dnsguard's table.
+
+Made inside the network namespace it works in. Every call queues work for the writer's thread; results and reports
+come back in the event loop. What the kernel holds outlives this object: `close` leaves it in force, `cleanup` does not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+
+from dnsguard.core.errors import KernelError
+from dnsguard.core.model import Flow, Pair
+from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
+from dnsguard.enforce.nftables.inventory import inventory
+from dnsguard.enforce.nftables.probe import Abilities, probe
+from dnsguard.enforce.nftables.ruleset import Layout
+from dnsguard.enforce.nftables.session import Session, delete_table
+from dnsguard.enforce.nftables.table import Table
+from dnsguard.enforce.nftables.watch import OnDamage, Watch
+from dnsguard.enforce.writer import Writer
+from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
+
+
+class NftEnforcer:
+    """Implements `engine.contracts.Enforcer`; make one with `create`."""
+
+    abilities: Abilities
+    _session: Session
+    _table: Table
+    _watch: Watch
+    _denials: DenialReader
+
+    def __init__(self, layout: Layout, acknowledge: Acknowledge, on_damage: OnDamage) -> None:
+        self._layout = layout
+        self._on_damage = on_damage
+        self._writer = Writer(self._commit, acknowledge)
+        self._repair: asyncio.Future[None] | None = None
+        self._close: list[Callable[[], None]] = []
+
+    @classmethod
+    async def create(
+        cls,
+        layout: Layout,
+        acknowledge: Acknowledge,
+        on_damage: OnDamage,
+        on_denial: OnDenial,
+        *,
+        own: bool | None = None,
+    ) -> NftEnforcer:
+        """Probe the kernel, and take over the table that an earlier process left, as it is; the first `apply`
+        changes it, or makes it. `own` False leaves the table open to others, as older kernels must; None owns it
+        where that is possible.
+
+        `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
+        queued (await `repair` for its end). Raises KernelError, or MissingFeatureError without libnftables.
+        """
+        enforcer = cls(layout, acknowledge, on_damage)
+        try:
+            await enforcer._writer.do(lambda: enforcer._open(own))
+            enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
+            enforcer._close.append(enforcer._watch.close)
+            enforcer._denials = DenialReader(layout.nflog_group, on_denial)
+            enforcer._close.append(enforcer._denials.close)
+        except BaseException:
+            await enforcer.close()
+            raise
+        return enforcer
+
+    def _open(self, own: bool | None) -> None:
+        self._session = Session()
+        self._close.append(self._session.close)
+        self.abilities = probe(self._session)
+        wanted = self.abilities.own if own is None else own and self.abilities.own
+        self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
+
+    def _commit(self, writes: Sequence[Write]) -> Mapping[Element, str]:
+        return self._table.arm(writes)
+
+    def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
+        self._writer.arm(ticket, writes)
+
+    def apply(self, desired: Desired, add: Sequence[Write] = (), remove: Collection[Element] = ()) -> Awaitable[None]:
+        asked = Desired(desired.programs, dict(desired.pairs), desired.excluded)  # the caller may go on changing it
+        added, removed = tuple(add), tuple(remove)
+        return self._writer.do(lambda: self._table.apply(asked, added, removed))
+
+    def cut(self, flows: Collection[Flow]) -> Awaitable[None]:
+        cut = tuple(flows)
+        return self._writer.do(lambda: self._table.cut(cut))
+
+    def uncut(self, flows: Collection[Flow]) -> Awaitable[None]:
+        uncut = tuple(flows)
+        return self._writer.do(lambda: self._table.uncut(uncut))
+
+    def read(self) -> Awaitable[Sequence[Held]]:
+        return self._writer.do(lambda: self._table.read())
+
+    def running(self) -> Awaitable[Mapping[Pair, str]]:
+        """Which program each (link, address) runs in the kernel: an earlier process's, until the first `apply`."""
+        return self._writer.do(lambda: self._table.running())
+
+    def verify(self) -> Awaitable[Sequence[str]]:
+        """What is wrong with the table's chains and sets; empty when nothing is. Some milliseconds."""
+        return self._writer.do(lambda: self._table.verify())
+
+    def dropped(self) -> Awaitable[Sequence[Dropped]]:
+        """The counters of dropped packets. They begin again at 0 an hour after the last packet."""
+        return self._writer.do(lambda: dropped(self._session, inventory(self._session).sets))
+
+    def repair(self) -> Awaitable[None]:
+        """Make the table what it should be, leases and cuts included; joins a repair that has not begun yet."""
+        if self._repair is None or self._repair.done():
+            self._repair = self._writer.do(self._repair_now)
+            self._repair.add_done_callback(_retrieved)
+        return asyncio.shield(self._repair)
+
+    def _repair_now(self) -> None:
+        self._repair = None  # a change from here on needs another repair
+        self._table.repair()
+
+    def _damaged(self, what: str) -> None:
+        self.repair()
+        self._on_damage(what)
+
+    @property
+    def owned(self) -> bool:
+        """True when no other process can change the table while this one lives."""
+        return self._table.owned
+
+    @property
+    def busy_since(self) -> float | None:
+        """The monotonic time at which the writer's present work began, for a watchdog."""
+        return self._writer.busy_since
+
+    async def close(self) -> None:
+        """End the thread and the readers. The table stays in force."""
+        await self._writer.stop()
+        while self._close:
+            self._close.pop()()
+
+    async def cleanup(self) -> None:
+        """Take the table out of the kernel, then `close`."""
+        await self._writer.do(lambda: self._table.remove())
+        await self.close()
+
+
+def remove_table() -> bool:
+    """Take out the table of a process that has ended; True when there was one. For no event loop: it blocks.
+
+    Raises KernelError when a living process owns it.
+    """
+    session = Session()
+    try:
+        if session.table() is None:
+            return False
+        session.commit([delete_table()], "to delete the table (is dnsguard running?)")
+        return True
+    finally:
+        session.close()
+
+
+def _retrieved(future: asyncio.Future[None]) -> None:
+    """A repair nobody waits for has its error reported by the next one, or by `verify`."""
+    if not future.cancelled() and isinstance(future.exception(), KernelError):
+        return

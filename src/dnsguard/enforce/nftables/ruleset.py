@@ -1,0 +1,302 @@
+"""The part of the table that does not depend on any pod: sets, base chains and shared chains, as nft commands.
+
+A chain is a list of rules in the order the kernel takes them; a set is its definition. Governed is what enters by a
+link whose name matches a pattern; nothing else is touched, but for two things of our own: the marked replies of the
+listener, and its port, which only TPROXY may reach.
+
+    raw          prerouting -300   DNS of pod links is kept out of connection tracking and so out of every DNAT
+    intercept    prerouting -150   every packet of a pod link, after conntrack, before DNAT: see `pod`
+    own_port     input      -150   the listening port is closed to all; an intercepted packet is for port 53
+    to_pod       postrouting -150  what goes to a pod link: no TCP flow without a SYN, nothing of a cut flow
+    replies      output     -300   our marked replies leave from port 53, untracked
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from dnsguard.core.model import Address
+from dnsguard.enforce.nftables.session import TABLE
+
+Chains = dict[str, tuple[str, ...]]
+Sets = dict[str, str]
+
+BASE_CHAINS: Mapping[str, str] = {
+    "raw": "type filter hook prerouting priority -300; policy accept;",
+    "intercept": "type filter hook prerouting priority -150; policy accept;",
+    "own_port": "type filter hook input priority -150; policy accept;",
+    "to_pod": "type filter hook postrouting priority -150; policy accept;",
+    "replies": "type filter hook output priority -300; policy accept;",
+}
+LINK_REASONS = ("source", "unknown", "listener", "cut")
+"""Why a packet is dropped before its pod's program is asked; counted by link."""
+
+_PATTERN = re.compile(r"[^\s\"'/*\\]{1,15}\*?\Z|\*\Z")
+_ADDRESS_TYPE = {"4": "ipv4_addr", "6": "ipv6_addr"}
+_IP = {"4": "ip", "6": "ip6"}
+_COUNTERS = "flags dynamic,timeout; timeout 1h;"
+_NOT_NEW = "tcp flags & (syn | ack) != syn"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the table is built for. Interface patterns may end in `*`; `intercept` None is every address.
+
+    `leases`, `flows` and `pods` are the node's totals (`tables` in the configuration); `log_rate` is in packets a
+    second for each pod link, 0 for none.
+    """
+
+    interfaces: tuple[str, ...]
+    listen_port: int = 15353
+    mark: int = 0x1000
+    reply_mark: int = 0x2000
+    intercept: tuple[Address, ...] | None = None
+    nflog_group: int = 5353
+    leases: int = 100_000
+    flows: int = 200_000
+    pods: int = 1_000
+    log_rate: int = 10
+
+    def __post_init__(self) -> None:
+        for pattern in self.interfaces:
+            if not _PATTERN.match(pattern):
+                raise ValueError(f"{pattern!r} is no interface pattern: up to 15 characters, at most a `*` at the end")
+
+    @property
+    def lease_set_size(self) -> int:
+        """A quarter more than there may be leases: expired elements count for up to two seconds."""
+        return self.leases + self.leases // 4 + 1024
+
+    @property
+    def counter_set_size(self) -> int:
+        return 4 * self.pods + 1024
+
+
+def static_sets(layout: Layout) -> Sets:
+    """Every set that is always there, by name."""
+    sets = {f"dropped_{why}": _counters("iface_index", layout) for why in LINK_REASONS}
+    sets["logged"] = f"set {{ type iface_index; flags dynamic,timeout; timeout 1m; size {layout.counter_set_size}; }}"
+    for family, kind in _ADDRESS_TYPE.items():
+        flow = f"{kind} . {kind} . inet_proto"
+        timed = f"flags dynamic,timeout; timeout 10m; size {2 * layout.flows + 1024};"
+        sets[f"pods{family}"] = f"map {{ type iface_index . {kind} : verdict; }}"
+        sets[f"excluded{family}"] = f"set {{ type iface_index . {kind}; }}"
+        sets[f"cut{family}"] = f"set {{ type {flow} . inet_service . inet_service; {timed} }}"
+        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} }}"
+    return sets
+
+
+def static_chains(layout: Layout) -> Chains:
+    """Every chain that is always there, base chains included."""
+    chains: Chains = {
+        "raw": _for_links("iifname", layout, "goto raw_pod"),
+        "intercept": _intercept(layout),
+        "own_port": (f"meta l4proto {{ tcp, udp }} th dport {layout.listen_port} counter drop",),
+        "to_pod": _for_links("oifname", layout, "goto toward_pod"),
+        "replies": _replies(layout),
+        "raw_pod": (*_excluded("iif", "saddr", "return"), *(f"{dns} notrack" for dns in _intercepted(layout))),
+        "pod": _pod(layout),
+        "dns": _dns(layout),
+        "flows": _flows(),
+        "toward_pod": _toward_pod(),
+    }
+    for family in _IP:
+        for way in ("out", "back"):
+            chains[f"cut{family}_{way}"] = _cut(family, way)
+            chains[f"cut_portless{family}_{way}"] = _cut_portless(family, way)
+    chains.update((f"drop_{why}", _drop_by_link(why, layout)) for why in LINK_REASONS)
+    return chains
+
+
+def _pod(layout: Layout) -> tuple[str, ...]:
+    """What enters by a pod link. Established flows are let through by the programs, behind the check of the source:
+    a forged source must not ride on another pod's flow."""
+    return (
+        *_excluded("iif", "saddr", "accept"),
+        *_NEIGHBOUR_DISCOVERY,
+        *_DHCP,
+        *(f"{dns} goto dns" for dns in _intercepted(layout)),
+        "iif . ip saddr vmap @pods4",
+        "iif . ip6 saddr vmap @pods6",
+        "goto drop_unknown",
+    )
+
+
+# To addresses of the link and of the node only: the rest would be forwarded, and carry whatever a pod puts in it.
+_NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255"
+_NEIGHBOUR_DISCOVERY = (
+    f"{_NEIGHBOURS} ip6 daddr {{ fe80::/10, ff02::/16 }} accept",
+    f"{_NEIGHBOURS} fib daddr type local accept",
+)
+_DHCP = (
+    "ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
+    "udp sport 68 udp dport 67 fib daddr type local accept",
+    "ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept",
+)
+
+
+def _dns(layout: Layout) -> tuple[str, ...]:
+    """A query goes to the listener, or nowhere."""
+    mark = f"meta mark set meta mark or {layout.mark:#x}"
+    return (
+        "fib saddr . iif oif missing goto drop_source",
+        *(
+            f"meta nfproto ipv{family} {protocol} dport 53 tproxy {_IP[family]} to :{layout.listen_port} {mark} accept"
+            for family in _IP
+            for protocol in ("udp", "tcp")
+        ),
+        "goto drop_listener",
+    )
+
+
+def _flows() -> tuple[str, ...]:
+    """The first thing each program asks: is this packet part of an open flow? A SYN never is."""
+    errors = "destination-unreachable, time-exceeded, parameter-problem"
+    return (
+        *(
+            f"{ip} saddr . {ip} daddr . meta l4proto . th sport . th dport @cut{family} goto cut{family}_out"
+            for family, ip in _IP.items()
+        ),
+        *(
+            f"{ip} saddr . {ip} daddr . meta l4proto @cut_portless{family} goto cut_portless{family}_out"
+            for family, ip in _IP.items()
+        ),
+        f"meta l4proto tcp {_NOT_NEW} ct state established accept",
+        "meta l4proto != tcp ct state established accept",
+        f"icmp type {{ {errors} }} ct state related accept",
+        f"icmpv6 type {{ {errors}, packet-too-big }} ct state related accept",
+    )
+
+
+def _toward_pod() -> tuple[str, ...]:
+    """What leaves by a pod link. After a cut the peer's next packet would begin an inbound flow, in whose replies
+    everything passes (conntrack's tcp_loose); so an inbound TCP flow begins with a SYN."""
+    return (
+        *_excluded("oif", "daddr", "accept"),
+        *(
+            f"{ip} daddr . {ip} saddr . meta l4proto . th dport . th sport @cut{family} goto cut{family}_back"
+            for family, ip in _IP.items()
+        ),
+        *(
+            f"{ip} daddr . {ip} saddr . meta l4proto @cut_portless{family} goto cut_portless{family}_back"
+            for family, ip in _IP.items()
+        ),
+        f"meta l4proto tcp ct state new {_NOT_NEW} counter drop",
+    )
+
+
+def _cut(family: str, way: str) -> tuple[str, ...]:
+    """Renew the element, then drop in a rule of its own: a failed update ends only its rule."""
+    pod, peer = _ENDS[way]
+    ip = _IP[family]
+    key = f"{ip} {pod}addr . {ip} {peer}addr . meta l4proto . th {pod}port . th {peer}port"
+    return f"update @cut{family} {{ {key} }}", _END_OF_CUT[way]
+
+
+def _cut_portless(family: str, way: str) -> tuple[str, ...]:
+    pod, peer = _ENDS[way]
+    ip = _IP[family]
+    return f"update @cut_portless{family} {{ {ip} {pod}addr . {ip} {peer}addr . meta l4proto }}", _END_OF_CUT[way]
+
+
+_ENDS = {"out": ("s", "d"), "back": ("d", "s")}
+"""Whose address and port the pod's are, and the peer's: the source's or the destination's."""
+_END_OF_CUT = {"out": "goto drop_cut", "back": "counter drop"}
+
+
+def _replies(layout: Layout) -> tuple[str, ...]:
+    marked = f"meta mark and {layout.reply_mark:#x} == {layout.reply_mark:#x}"
+    return (
+        f"{marked} udp sport {layout.listen_port} notrack",
+        f"{marked} udp sport {layout.listen_port} udp sport set 53",
+        f"{marked} tcp sport 53 notrack",
+    )
+
+
+def _intercept(layout: Layout) -> tuple[str, ...]:
+    """A packet that comes back undecided is dropped."""
+    return tuple(
+        line
+        for jump, drop in zip(
+            _for_links("iifname", layout, "jump pod"), _for_links("iifname", layout, "drop"), strict=True
+        )
+        for line in (jump, drop)
+    )
+
+
+def _for_links(direction: str, layout: Layout, verdict: str) -> tuple[str, ...]:
+    return tuple(
+        f'{direction} != "lo" {verdict}' if pattern == "*" else f'{direction} "{pattern}" {verdict}'
+        for pattern in layout.interfaces
+    )
+
+
+def _excluded(link: str, address: str, verdict: str) -> tuple[str, ...]:
+    return tuple(f"{link} . {ip} {address} @excluded{family} {verdict}" for family, ip in _IP.items())
+
+
+def _intercepted(layout: Layout) -> tuple[str, ...]:
+    """The matches for queries that are taken from their way."""
+    port = "meta l4proto { tcp, udp } th dport 53"
+    if layout.intercept is None:
+        return (port,)
+    matches = []
+    for family, octets in (("4", 4), ("6", 16)):
+        asked = sorted({str(ip_address(address)) for address in layout.intercept if len(address) == octets})
+        if asked:
+            matches.append(f"{_IP[family]} daddr {{ {', '.join(asked)} }} {port}")
+    return tuple(matches)
+
+
+def _drop_by_link(why: str, layout: Layout) -> tuple[str, ...]:
+    return (f"update @dropped_{why} {{ iif counter }}", *logged(why, layout), "drop")
+
+
+def logged(why: str, layout: Layout) -> tuple[str, ...]:
+    """The rule that reports a dropped packet, so many a second for each pod link."""
+    if not layout.log_rate:
+        return ()
+    rate = f"limit rate {layout.log_rate}/second burst {2 * layout.log_rate} packets"
+    report = f'log prefix "dnsguard {why}" group {layout.nflog_group} snaplen 128'
+    return (f"update @logged {{ iif {rate} }} {report}",)
+
+
+def denial_sets(why: str, layout: Layout) -> Sets:
+    """Denied packets by the pod's address, of one rule."""
+    return {f"denied_{why}_{family}": _counters(kind, layout) for family, kind in _ADDRESS_TYPE.items()}
+
+
+def denial_chain(why: str, layout: Layout) -> tuple[str, ...]:
+    counted = (f"update @denied_{why}_{family} {{ {ip} saddr counter }}" for family, ip in _IP.items())
+    return (*counted, *logged(why, layout), "drop")
+
+
+def lease_set_definition(name: str, layout: Layout) -> str:
+    kind = _ADDRESS_TYPE[name[-1]]
+    return f"set {{ type {kind} . {kind}; flags timeout; size {layout.lease_set_size}; }}"
+
+
+def _counters(key: str, layout: Layout) -> str:
+    return f"set {{ type {key}; {_COUNTERS} size {layout.counter_set_size}; }}"
+
+
+def add_sets(sets: Mapping[str, str]) -> list[str]:
+    """Commands that make these sets and maps."""
+    commands = []
+    for name, definition in sets.items():
+        kind, _, body = definition.partition(" ")
+        commands.append(f"add {kind} inet {TABLE} {name} {body}")
+    return commands
+
+
+def add_chains(chains: Mapping[str, Iterable[str]]) -> list[str]:
+    """Commands that make these chains, all of them before the first rule: rules go from one to another."""
+    make = [f"add chain inet {TABLE} {name}{_hook(name)}" for name in chains]
+    return make + [f"add rule inet {TABLE} {name} {rule}" for name, rules in chains.items() for rule in rules]
+
+
+def _hook(name: str) -> str:
+    return f" {{ {BASE_CHAINS[name]} }}" if name in BASE_CHAINS else ""

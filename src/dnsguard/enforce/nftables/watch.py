@@ -1,0 +1,99 @@
+"""Hears when someone else changes dnsguard's table, by nftables' notifications.
+
+Needs the netlink port that dnsguard itself writes from: a filter in the socket leaves that one's notifications out
+(hearing them would cost a fifth of each commit). Promises to report every foreign change, and every loss of
+notifications, in the event loop, with the name of the program that did it where the kernel tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import socket
+import struct
+from collections.abc import Callable
+
+from dnsguard.enforce.nftables import netlink
+from dnsguard.enforce.nftables.session import TABLE
+
+OnDamage = Callable[[str], None]
+
+_GROUP = 1 << 6
+"""NFNLGRP_NFTABLES is 7."""
+_SO_ATTACH_FILTER, _RCVBUFFORCE = 26, 33
+_PORT_OFFSET = 12
+_READS = 64
+
+_WHAT = {
+    0: "table made", 2: "table deleted", 3: "chain made", 5: "chain deleted", 6: "rule added", 8: "rule deleted",
+    9: "set made", 11: "set deleted", 12: "element added", 14: "element deleted",
+}  # fmt: skip
+
+
+class Watch:
+    """Reads from its making until `close`."""
+
+    def __init__(self, own_port: int, on_damage: OnDamage) -> None:
+        self._on_damage = on_damage
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_NETFILTER
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 << 20)
+        self._socket.setblocking(False)
+        _leave_out(self._socket, own_port)
+        self._socket.bind((0, _GROUP))
+        self._loop.add_reader(self._socket.fileno(), self._readable)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _readable(self) -> None:
+        damage = None
+        for _ in range(_READS):
+            try:
+                damage = foreign_change(self._socket.recv(65536)) or damage
+            except BlockingIOError:
+                break
+            except OSError as error:
+                damage = f"notifications were lost ({errno.errorcode.get(error.errno or 0, error)})"
+        if damage:
+            self._on_damage(damage)
+
+
+def foreign_change(data: bytes) -> str | None:
+    """What these notifications say was done to our table, and by whom; None when it was not touched."""
+    what = by = None
+    for message in netlink.messages(data):
+        kind = message.kind & 0xFF
+        if message.kind >> 8 != netlink.SUBSYSTEM or len(message.payload) < 4:
+            continue
+        found = netlink.attributes(message.payload, 4)
+        if kind == netlink.NEWGEN:
+            by = _program(found)
+        elif message.payload[0] == netlink.INET and netlink.string(found.get(1, b"")) == TABLE:
+            what = what or _WHAT.get(kind, "changed")
+    return f"{what}{by or ''}" if what else None
+
+
+def _program(generation: dict[int, bytes]) -> str:
+    """NFTA_GEN_PROC_PID and NFTA_GEN_PROC_NAME."""
+    pid = int.from_bytes(generation.get(2, b""), "big")
+    return f" by {netlink.string(generation.get(3, b'?'))}[{pid}]"
+
+
+def _leave_out(port: socket.socket, own_port: int) -> None:
+    """A classic BPF program: drop what carries our own port (nlmsg_pid), pass the rest."""
+    # BPF loads words in network order, netlink writes them in the host's.
+    own = struct.unpack(">I", struct.pack("=I", own_port))[0]
+    program = struct.pack(
+        "=HBBIHBBIHBBIHBBI",
+        *(0x20, 0, 0, _PORT_OFFSET),  # load word
+        *(0x15, 0, 1, own),  # equal: next, else skip one
+        *(0x06, 0, 0, 0),  # drop
+        *(0x06, 0, 0, 0xFFFFFFFF),  # pass
+    )
+    buffer = ctypes.create_string_buffer(program, len(program))
+    port.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HxxxxxxP", 4, ctypes.addressof(buffer)))

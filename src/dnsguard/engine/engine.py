@@ -1,0 +1,101 @@
+"""The engine's parts put together: both stories over the contracts, ready for a daemon or for a test.
+
+Given an enforcer, flows, an upstream, events and a clock (real ones, or the shipped doubles), it needs no socket, no
+privilege and no time but what `now` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dnsguard.core.attempts import Servers
+from dnsguard.core.leases import Capacity, Leases
+from dnsguard.core.model import Address, Seconds
+from dnsguard.core.names import to_text
+from dnsguard.core.pods import Pod, PodTable
+from dnsguard.engine.cache import AnswerCache
+from dnsguard.engine.change import Changes, ChangeSettings
+from dnsguard.engine.contracts import Enforcer, Events, Flows, Upstream
+from dnsguard.engine.counters import Counters
+from dnsguard.engine.exchange import Exchanges, ExchangeSettings, Stores
+from dnsguard.engine.fetches import Fetches, FetchLimits, Outlets
+from dnsguard.engine.revoke import Kernel, Revocation
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the configuration says of the engine, group by group."""
+
+    exchange: ExchangeSettings = field(default_factory=ExchangeSettings)
+    fetch: FetchLimits = field(default_factory=FetchLimits)
+    change: ChangeSettings = field(default_factory=ChangeSettings)
+    capacity: Capacity = field(default_factory=Capacity)
+    cache_entries: int = 50_000
+    drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the engine talks to. `servers` is the number of upstreams."""
+
+    enforcer: Enforcer
+    flows: Flows
+    events: Events
+    counters: Counters
+    now: Callable[[], Seconds]
+    servers: Servers
+
+
+class Engine:
+    """Everything under way, and everything known of pods."""
+
+    def __init__(self, settings: EngineSettings, around: Surroundings) -> None:
+        self.pods = PodTable()
+        self.leases = Leases(settings.capacity)
+        self.cache = AnswerCache(settings.cache_entries)
+        self.counters = around.counters
+        self.servers = around.servers
+        stores = Stores(self.pods, self.leases, self.cache, around.events, around.counters)
+        self.fetches = Fetches(
+            settings.fetch, around.servers, events=around.events, counters=around.counters, now=around.now
+        )
+        self.exchanges = Exchanges(settings.exchange, stores, self.fetches, around.enforcer, around.now)
+        self.revocation = Revocation(
+            Kernel(around.enforcer, around.flows), self.leases, around.events, around.counters, drain=settings.drain
+        )
+        self.exchanges.before_arming = self.revocation.before_arming
+        self.changes = Changes(
+            settings.change,
+            stores,
+            self.exchanges,
+            enforcer=around.enforcer,
+            flows=around.flows,
+            revocation=self.revocation,
+            now=around.now,
+        )
+
+    def connect(self, upstream: Upstream) -> None:
+        """Give the transport, built with `fetches.answered` and `fetches.failed`. Before the first question."""
+        exchanges = self.exchanges
+        self.fetches.connect(upstream, Outlets(exchanges.answered, exchanges.unanswered, exchanges.late))
+
+    def tick(self, now: Seconds) -> None:
+        """Let time pass; some twenty times a second."""
+        self.exchanges.tick(now)
+        self.changes.tick(now)
+
+    def why_closed(self, pod: Pod, address: Address, now: Seconds) -> str:
+        """In words for a log, why a packet of `pod` to `address` found it closed."""
+        lease = self.leases.last_ended(pod.id, address)
+        if lease is not None:
+            names = ", ".join(sorted(to_text(name) for name in lease.past if name)) or "an earlier process"
+            return f"lease of {names} ended {max(0.0, now - lease.until):.0f} s ago"
+        if self.leases.open_in(pod.id, address):
+            return "its leases open other ports only"
+        return "never resolved"
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is under way."""
+        return not len(self.exchanges) and not len(self.fetches)

@@ -1,0 +1,449 @@
+"""Story 1: a query, from its arrival at the node to the reply.
+
+    question -> limits -> verdict -> cache or fetch -> vetted answer -> leases -> gate -> reply
+
+Nothing here waits: every step is a call that ends, and the next begins with an event (an answer, an acknowledgement,
+a tick). A name that the policy denies goes no further than `_deny`; an address that the kernel does not hold goes no
+further than the gate. Every exchange ends in exactly one `_close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from dnsguard.core.answers import Answer, Vetted, reply, without
+from dnsguard.core.compile import closed
+from dnsguard.core.leases import Leases
+from dnsguard.core.limits import QUERIES
+from dnsguard.core.model import Address, LinkIndex, Scope, Seconds
+from dnsguard.core.pods import Pod, PodTable
+from dnsguard.core.policy import Denied, behind_barriers
+from dnsguard.core.wire import (
+    Ede,
+    Qtype,
+    Question,
+    Rcode,
+    Rejection,
+    denial,
+    error,
+    minimal_any,
+    read_question,
+    type_text,
+)
+from dnsguard.engine.cache import AnswerCache
+from dnsguard.engine.contracts import Client, Enforcer, EventKind, Events
+from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters
+from dnsguard.engine.fetches import Fetches
+from dnsguard.engine.gate import Gate
+from dnsguard.engine.state import Exchange, Fetch
+
+STALE_TTL = 30
+"""RFC 8767 section 4: the TTL of a stale answer."""
+
+STRANGERS = 1000
+STRANGERS_PER_LINK = 10
+"""Packets kept from sources that are no pod yet: the kernel's word about a new pod's route is on its way."""
+STRANGER_WAIT: Seconds = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeSettings:
+    """What the configuration says of queries. Times in seconds, TTLs in whole seconds."""
+
+    deny_rcode: Rcode = Rcode.NXDOMAIN
+    """NOERROR: NODATA."""
+    drop_over_limit: bool = False
+    deadline: Seconds = 4.0
+    serve_stale: int = 300
+    floor: int = 30
+    grace: int = 10
+    loop_sources: frozenset[str] = frozenset()
+    """Addresses (as text) that serve an upstream: a query from one of them would go round in circles."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """What exchanges share with the rest of the engine."""
+
+    pods: PodTable
+    leases: Leases
+    cache: AnswerCache
+    events: Events
+    counters: Counters
+
+
+Stranger = tuple[bytes, str, LinkIndex, Client, Seconds]
+
+
+class Exchanges:
+    """Every query under way. Fed by listeners, the transport, the enforcer, and a tick a few times a second."""
+
+    def __init__(
+        self,
+        settings: ExchangeSettings,
+        stores: Stores,
+        fetches: Fetches,
+        enforcer: Enforcer,
+        now: Callable[[], Seconds],
+    ) -> None:
+        self._settings = settings
+        self._pods = stores.pods
+        self._leases = stores.leases
+        self._cache = stores.cache
+        self._events = stores.events
+        self._counters = stores.counters
+        self._fetches = fetches
+        self._now = now
+        self.gate: Gate[Exchange] = Gate(enforcer, self._release, self._withhold)
+        self._open: dict[Exchange, None] = {}
+        self._strangers: list[Stranger] = []
+        self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
+            None
+        )
+        """Told of leases about to be written, so that flows that were cut there are opened with them."""
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    # ---- question
+
+    def question(self, packet: bytes, source: str, link: LinkIndex, client: Client) -> None:
+        """A DNS message arrived from `source` through `link`."""
+        now = self._now()
+        pod = self._pods.by_source.get((source, link))
+        if pod is None:
+            self._keep_stranger((packet, source, link, client, now))
+            return
+        question = read_question(packet)
+        if isinstance(question, Rejection):
+            self._reject(question, client, pod)
+            return
+        counters = self._counters
+        family = 6 if ":" in source else 4
+        transport = "tcp" if client.stream else "udp"
+        counters.requests[family, transport, TYPE_LABELS.get(question.qtype, OTHER)] += 1
+        over = pod.share.query(now)
+        if over is not None:
+            self._limit(over, question, pod, client)
+            return
+        if source in self._settings.loop_sources:
+            self._refuse_loop(question, pod, client)
+            return
+        verdict = pod.policy.verdict(question.name)
+        if isinstance(verdict, Denied):
+            self._deny(verdict, question, pod, client, now)
+            return
+        counters.verdicts["allowed"] += 1
+        qtype = question.qtype
+        if qtype >= Qtype.IXFR and self._special(question, client, now):
+            return
+        key: Hashable = question.key if qtype not in (Qtype.SVCB, Qtype.HTTPS) else (question.key, pod.policy)
+        entry = self._cache.get(key)
+        if entry is not None and entry.ends > now:
+            exchange = self._begin(Exchange(question, client, pod, verdict, now))
+            counters.cache_hits["user"] += 1
+            self._finish(exchange, entry.answer, int(entry.ends - now), now)
+            return
+        counters.cache_misses += 1
+        if self._fetches.retried(client, question, key, now):
+            return
+        over = pod.share.name(question.name, now)
+        if over is not None:
+            self._limit(over, question, pod, client)
+            return
+        self._fetches.join(self._begin(Exchange(question, client, pod, verdict, now)), key, now)
+
+    def admit(self, source: str, link: LinkIndex) -> Callable[[], None] | None:
+        """A TCP connection: None refuses it, else what gives it back. A stranger may wait for its first answer."""
+        pod = self._pods.by_source.get((source, link))
+        if pod is None:
+            return lambda: None
+        share = pod.share
+        if (over := share.connection()) is not None:
+            self._counters.limited[over] += 1
+            self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, reason=over)
+            return None
+        return share.disconnection
+
+    def _begin(self, exchange: Exchange) -> Exchange:
+        exchange.pod.share.in_flight += 1
+        self._open[exchange] = None
+        return exchange
+
+    def _respond(self, client: Client, packet: bytes, since: Seconds) -> None:
+        counters = self._counters
+        counters.responses[packet[3] & 15] += 1
+        counters.request_seconds.observe(self._now() - since)
+        client.reply(packet)
+
+    def _reject(self, rejection: Rejection, client: Client, pod: Pod) -> None:
+        """A packet that is no question that dnsguard understands; it is never forwarded."""
+        self._counters.dropped[rejection.reason] += rejection.reply is None
+        self._events.emit(EventKind.QUERY_REFUSED, pod=pod.name, reason=rejection.reason)
+        if pod.share.query(self._now()) is None and rejection.reply is not None:
+            self._counters.responses[rejection.reply[3] & 15] += 1
+            client.reply(rejection.reply)
+
+    def _limit(self, limit: str, question: Question, pod: Pod, client: Client) -> None:
+        self._counters.limited[limit] += 1
+        self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, name=question.name, reason=limit)
+        now = self._now()
+        if self._settings.drop_over_limit or (limit == QUERIES and not pod.share.refusal(now)):
+            self._counters.dropped[limit] += 1
+            return
+        self._respond(client, error(question, Rcode.REFUSED, (Ede.PROHIBITED, f"over the limit {limit}")), now)
+
+    def _refuse_loop(self, question: Question, pod: Pod, client: Client) -> None:
+        self._events.emit(EventKind.FORWARDING_LOOP, pod=pod.name, name=question.name)
+        self._respond(
+            client, error(question, Rcode.REFUSED, (Ede.PROHIBITED, "this address serves an upstream")), self._now()
+        )
+
+    def _deny(self, denied: Denied, question: Question, pod: Pod, client: Client, now: Seconds) -> None:
+        self._counters.verdicts["denied"] += 1
+        self._events.emit(
+            EventKind.QUERY_DENIED,
+            pod=pod.name,
+            name=question.name,
+            type=type_text(question.qtype),
+            verdict="denied",
+            policy=denied.policies,
+            reason=denied.reason,
+        )
+        rcode = Rcode.NOERROR if denied.ancestor else self._settings.deny_rcode
+        ede = (Ede.BLOCKED, f"policy {denied.policies}: {denied.reason}")
+        if rcode is Rcode.REFUSED:
+            self._respond(client, error(question, rcode, ede), now)
+        else:
+            self._respond(client, denial(question, rcode=rcode, ede=ede, soa=True), now)
+
+    def _special(self, question: Question, client: Client, now: Seconds) -> bool:
+        """ANY and zone transfers are answered here and never forwarded (RFC 8482)."""
+        if question.qtype == Qtype.ANY:
+            self._respond(client, minimal_any(question), now)
+        elif question.qtype in (Qtype.AXFR, Qtype.IXFR):
+            self._respond(client, error(question, Rcode.NOTIMP), now)
+        else:
+            return False
+        return True
+
+    # ---- strangers: sources that are no pod yet
+
+    def _keep_stranger(self, stranger: Stranger) -> None:
+        waiting = self._strangers
+        if len(waiting) >= STRANGERS or sum(s[2] == stranger[2] for s in waiting) >= STRANGERS_PER_LINK:
+            self._counters.dropped["unknown source"] += 1
+            return
+        waiting.append(stranger)
+
+    def pods_changed(self) -> None:
+        """A pod came: ask again on behalf of those who asked before it was known."""
+        known = [s for s in self._strangers if (s[1], s[2]) in self._pods.by_source]
+        self._strangers = [s for s in self._strangers if (s[1], s[2]) not in self._pods.by_source]
+        for packet, source, link, client, _ in known:
+            self.question(packet, source, link, client)
+
+    def _drop_strangers(self, now: Seconds) -> None:
+        gone = [s for s in self._strangers if now - s[4] >= STRANGER_WAIT]
+        self._strangers = [s for s in self._strangers if now - s[4] < STRANGER_WAIT]
+        for source, link in {(s[1], s[2]) for s in gone}:
+            self._events.emit(EventKind.QUERY_UNKNOWN_SOURCE, pod_ip=source, link=link)
+        self._counters.dropped["unknown source"] += len(gone)
+
+    # ---- answer
+
+    def answered(self, fetch: Fetch, vetted: Vetted) -> None:
+        """A fetch ended with an answer worth telling."""
+        now = self._now()
+        answer = vetted.answer
+        self._cache.put(fetch.key, answer, now)
+        for reason, count in vetted.counts:
+            self._counters.records_removed[reason] += count
+        for exchange in list(fetch.waiters.values()):
+            exchange.fetch = None
+            if vetted.removed:
+                self._tell_removed(exchange, vetted)
+            self._finish(exchange, answer, answer.ttl, now)
+
+    def _tell_removed(self, exchange: Exchange, vetted: Vetted) -> None:
+        for reason, text in vetted.removed:
+            if not vetted.answer.addresses:
+                self._counters.answers_withheld[reason] += 1
+            self._events.emit(
+                EventKind.ANSWER_WITHHELD, pod=exchange.pod.name, name=exchange.question.name, reason=text
+            )
+
+    def unanswered(self, fetch: Fetch, rcode: int, reason: str) -> None:
+        """A fetch ended without one. Stale data, if it may still be served, beats a failure."""
+        for exchange in list(fetch.waiters.values()):
+            exchange.fetch = None
+            if not self._serve_stale(exchange, fetch.key):
+                self._fail(exchange, reason, rcode=rcode, ede=Ede.NO_REACHABLE_AUTHORITY)
+
+    def late(self, fetch: Fetch) -> None:
+        """The upstreams take long: those who wait get the stale answer now, while the fetch goes on."""
+        for exchange in list(fetch.waiters.values()):
+            if self._serve_stale(exchange, fetch.key):
+                self._fetches.leave(exchange)
+
+    def _serve_stale(self, exchange: Exchange, key: Hashable) -> bool:
+        now = self._now()
+        entry = self._cache.get(key)
+        if entry is None or now - entry.ends > self._settings.serve_stale or not self._settings.serve_stale:
+            return False
+        self._counters.stale += 1
+        self._events.emit(EventKind.ANSWER_STALE, pod=exchange.pod.name, name=exchange.question.name)
+        self._finish(exchange, entry.answer, min(STALE_TTL, entry.answer.ttl), now, stale=True)
+        return True
+
+    # ---- leases and gate
+
+    def _finish(self, exchange: Exchange, answer: Answer, ttl: int, now: Seconds, *, stale: bool = False) -> None:
+        """Open what the answer names, for this pod, then let the reply through the gate."""
+        pod = exchange.pod
+        if exchange.policy is not pod.policy and not self._judge_again(exchange, now):
+            return
+        question = exchange.question
+        exchange.answer, exchange.ttl = answer, ttl
+        scopes = exchange.verdict.scopes
+        wait = 0
+        ede = None
+        if answer.addresses and scopes:
+            exchange.need = now + max(ttl, self._settings.floor)
+            outcome = self._arm(exchange, answer, scopes, now)
+            if isinstance(outcome, str):
+                self._limit_leases(exchange, outcome)
+                return
+            answer, wait = outcome
+            if not answer.addresses:
+                ede = (Ede.BLOCKED, "an earlier rule denies every address of this name")
+        if stale:
+            ede = (Ede.STALE_NXDOMAIN_ANSWER if answer.rcode == Rcode.NXDOMAIN else Ede.STALE_ANSWER, "")
+        exchange.packet = reply(answer, question, ttl, stream=exchange.client.stream, ede=ede)
+        if wait <= self.gate.settled or not self.gate.hold(exchange, wait, now):
+            self._release(exchange)
+
+    def _arm(
+        self, exchange: Exchange, answer: Answer, scopes: Sequence[Scope], now: Seconds
+    ) -> tuple[Answer, int] | str:
+        """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for."""
+        pod, name = exchange.pod, exchange.question.name
+        addresses: Sequence[Address] = answer.addresses
+        if any(map(behind_barriers, scopes)):
+            addresses = [a for a in addresses if not all(closed(pod.program, scope, a) for scope in scopes)]
+            answer = without(answer, _but(answer.addresses, addresses))
+            if not addresses:
+                self._counters.answers_withheld["denied"] += 1
+                return answer, 0
+        fits = self._leases.fitting(pod.id, name, scopes, addresses)
+        if fits is not addresses:
+            if not fits:
+                return "addressesPerName"
+            self._counters.limited["addressesPerName"] += 1
+            answer, addresses = without(answer, _but(addresses, fits)), fits
+        gate = self.gate
+        armed = self._leases.arm(
+            pod.id,
+            name,
+            scopes,
+            addresses,
+            now=now,
+            need=exchange.need,
+            until=exchange.need + self._settings.grace,
+            ticket=gate.next_ticket,
+        )
+        if isinstance(armed, str):
+            return armed
+        if armed.leases:
+            self.before_arming(pod, addresses, scopes)
+            gate.submit(armed, now)
+        return answer, armed.wait
+
+    def _judge_again(self, exchange: Exchange, now: Seconds) -> bool:
+        """The pod's policy changed while the answer was on its way: ask the new one."""
+        pod, question = exchange.pod, exchange.question
+        verdict = pod.policy.verdict(question.name)
+        exchange.policy = pod.policy
+        if isinstance(verdict, Denied):
+            self._close(exchange)
+            self._deny(verdict, question, pod, exchange.client, exchange.started)
+            return False
+        exchange.verdict = verdict
+        return True
+
+    def _release(self, exchange: Exchange) -> None:
+        """Everything the reply names is open: send it, unless the policy changed while the gate held it."""
+        if exchange not in self._open:
+            return
+        if exchange.policy is not exchange.pod.policy:
+            assert exchange.answer is not None
+            self._finish(exchange, exchange.answer, exchange.ttl, self._now())
+            return
+        self._close(exchange)
+        if self._events.all_queries:
+            self._tell_allowed(exchange)
+        self._respond(exchange.client, exchange.packet, exchange.started)
+
+    def _tell_allowed(self, exchange: Exchange) -> None:
+        self._events.emit(
+            EventKind.QUERY_ALLOWED,
+            pod=exchange.pod.name,
+            name=exchange.question.name,
+            type=type_text(exchange.question.qtype),
+            verdict="allowed",
+            policy=exchange.verdict.labels,
+            ttl=exchange.ttl,
+        )
+
+    def _withhold(self, exchange: Exchange, reason: str) -> None:
+        """The gate did not let it out."""
+        self._counters.answers_withheld["kernel"] += 1
+        self._fail(exchange, reason)
+
+    def _limit_leases(self, exchange: Exchange, limit: str) -> None:
+        self._counters.limited[limit] += 1
+        self._counters.answers_withheld["capacity"] += 1
+        self._fail(exchange, f"over the limit {limit}")
+
+    def _fail(self, exchange: Exchange, reason: str, *, rcode: int = Rcode.SERVFAIL, ede: Ede = Ede.OTHER) -> None:
+        """The end of an exchange that has no answer to give."""
+        if exchange not in self._open:
+            return
+        self._close(exchange)
+        self._events.emit(
+            EventKind.QUERY_FAILED,
+            pod=exchange.pod.name,
+            name=exchange.question.name,
+            type=type_text(exchange.question.qtype),
+            reason=reason,
+        )
+        self._respond(exchange.client, error(exchange.question, rcode, (ede, reason)), exchange.started)
+
+    def _close(self, exchange: Exchange) -> None:
+        """Give back what the exchange held."""
+        if exchange in self._open:
+            del self._open[exchange]
+            exchange.pod.share.in_flight -= 1
+            self._fetches.leave(exchange)
+
+    # ---- time and changes
+
+    def tick(self, now: Seconds) -> None:
+        """Let time pass: the gate's patience, deadlines, strangers nobody vouched for."""
+        self._fetches.tick(now)
+        self.gate.tick(now)
+        for exchange in list(takewhile(lambda e: now - e.started >= self._settings.deadline, self._open)):
+            self._fail(exchange, "no answer by the deadline", ede=Ede.NO_REACHABLE_AUTHORITY)
+        if self._strangers:
+            self._drop_strangers(now)
+
+    def pod_went(self, pod: Pod) -> None:
+        """A pod is gone: its queries get no answer, for the address may be another's by now."""
+        for exchange in [e for e in self._open if e.pod is pod]:
+            self._close(exchange)
+
+
+def _but(all_of: Collection[Address], these: Collection[Address]) -> list[Address]:
+    return [address for address in all_of if address not in these]

@@ -1,0 +1,147 @@
+"""What becomes of open flows when what let them open is taken back.
+
+A flow outlives its lease (I7). When a pod's policy changes, each of its open flows is judged by the names that its
+address ever stood on: a flow that the new policy would not let open is cut (or left to drain, by choice). What was
+cut stays cut, whatever the peer sends, until a lease or a static rule opens it again or the pod goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dnsguard.core.compile import closed, decide
+from dnsguard.core.leases import UNKNOWN, Justify, Leases
+from dnsguard.core.model import Action, Address, Flow, Name, Packet, PodId, Program, Scope, Seconds
+from dnsguard.core.pods import Pod
+from dnsguard.core.policy import Denied, EffectivePolicy
+from dnsguard.engine.contracts import Enforcer, EventKind, Events, Flows
+from dnsguard.engine.counters import Counters
+
+REMEMBERED: Seconds = 600.0
+"""How long what ended leases stood on is kept when no flow is open on their address."""
+
+CUTS_PER_POD = 10_000
+
+
+def justify(policy: EffectivePolicy, program: Program) -> Justify:
+    """In which scopes a policy opens an address because of a name."""
+
+    def scopes(name: Name, address: Address) -> Collection[str]:
+        verdict = policy.verdict(name)
+        if isinstance(verdict, Denied):
+            return ()
+        return [scope.name for scope in verdict.scopes if not closed(program, scope, address)]
+
+    return scopes
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """Where flows are: the enforcer that cuts them, and connection tracking that knows them."""
+
+    enforcer: Enforcer
+    flows: Flows
+
+
+class Revocation:
+    """Judges open flows, cuts them, and opens them again."""
+
+    def __init__(self, kernel: Kernel, leases: Leases, events: Events, counters: Counters, *, drain: bool) -> None:
+        self._enforcer = kernel.enforcer
+        self._flows = kernel.flows
+        self._leases = leases
+        self._events = events
+        self._counters = counters
+        self._drain = drain
+        self.cuts: dict[PodId, dict[Address, list[Flow]]] = {}
+
+    async def judge(self, pods: Sequence[Pod]) -> int:
+        """Hold the open flows of `pods` against their policies, after a change of these. The number that was cut."""
+        by_address = {address: pod for pod in pods for address in pod.addresses}
+        if not by_address:
+            return 0
+        self._reopen_all(pods)
+        if self._drain:
+            return 0
+        judges = {pod.id: _Judge(pod, self._leases) for pod in pods}
+        open_flows = await self._flows.begun_by(by_address)
+        unjust = [flow for flow in open_flows if not judges[by_address[flow.pod].id].accepts(flow)]
+        await self._cut(unjust, by_address)
+        return len(unjust)
+
+    async def _cut(self, flows: list[Flow], by_address: Mapping[Address, Pod]) -> None:
+        if not flows:
+            return
+        for flow in flows:
+            cuts = self.cuts.setdefault(by_address[flow.pod].id, {})
+            if len(cuts) < CUTS_PER_POD:
+                cuts.setdefault(flow.peer, []).append(flow)
+        await self._enforcer.cut(flows)
+        await self._flows.delete(flows)
+        self._counters.flows_cut += len(flows)
+        for pod in {by_address[flow.pod].id: by_address[flow.pod] for flow in flows}.values():
+            count = sum(by_address[flow.pod] is pod for flow in flows)
+            self._events.emit(EventKind.FLOWS_CUT, pod=pod.name, count=count)
+
+    # ---- opening again
+
+    def before_arming(self, pod: Pod, addresses: Iterable[Address], scopes: Sequence[Scope]) -> None:
+        """Leases are about to open these addresses: so are the flows to them that were cut and now are just."""
+        cuts = self.cuts.get(pod.id)
+        if cuts:
+            names = {scope.name for scope in scopes}
+            for address in addresses:
+                if flows := cuts.get(address):
+                    self._reopen(pod, flows, names.__contains__)
+
+    def _reopen_all(self, pods: Iterable[Pod]) -> None:
+        for pod in pods:
+            for flows in list(self.cuts.get(pod.id, {}).values()):
+                self._reopen(pod, flows, lambda scope: False)
+
+    def _reopen(self, pod: Pod, flows: list[Flow], leased: Callable[[str], bool]) -> None:
+        just = [flow for flow in flows if _accepts(pod.program, flow, leased)]
+        if just:
+            self._enforcer.uncut(just)
+            flows[:] = [flow for flow in flows if flow not in just]
+
+    def pod_went(self, pod: Pod) -> None:
+        """Nothing of a pod that is gone stays cut: its address may be another's."""
+        gone = [flow for flows in self.cuts.pop(pod.id, {}).values() for flow in flows]
+        if gone:
+            self._enforcer.uncut(gone)
+
+    # ---- memory
+
+    async def remember(self, pods: Iterable[Pod], now: Seconds) -> None:
+        """Forget what ended leases stood on, where no flow is open on it any longer. Called about once a minute."""
+        with_ended = [pod for pod in pods if self._leases.pods[pod.id].ended]
+        addresses = {address: pod.id for pod in with_ended for address in pod.addresses}
+        flowing: dict[PodId, set[Address]] = {pod.id: set() for pod in with_ended}
+        for flow in await self._flows.begun_by(addresses) if addresses else ():
+            flowing[addresses[flow.pod]].add(flow.peer)
+        for pod, peers in flowing.items():
+            if pod in self._leases.pods:
+                self._leases.forget_ended(pod, peers, now - REMEMBERED)
+
+
+class _Judge:
+    """One pod's policy, and which names each address ever stood on."""
+
+    def __init__(self, pod: Pod, leases: Leases) -> None:
+        self._program = pod.program
+        self._scopes = justify(pod.policy, pod.program)
+        self._stood_on = leases.stood_on(pod.id)
+
+    def accepts(self, flow: Flow) -> bool:
+        """Whether the policy would let the flow open, given every name that its address stood on."""
+        open_in: set[str] = set()
+        for scope, name in self._stood_on.get(flow.peer, ()):
+            open_in.update((scope,) if name == UNKNOWN else self._scopes(name, flow.peer))
+        return _accepts(self._program, flow, open_in.__contains__)
+
+
+def _accepts(program: Program, flow: Flow, leased: Callable[[str], bool]) -> bool:
+    packet = Packet(flow.pod, flow.peer, flow.protocol, flow.peer_port)
+    return decide(program, packet, leased).action is Action.ACCEPT

@@ -1,0 +1,88 @@
+"""What a query leaves in memory while it is under way: an exchange, the fetch it waits for, its attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from dnsguard.core.answers import Answer
+from dnsguard.core.model import Name, Seconds
+from dnsguard.core.pods import Pod
+from dnsguard.core.policy import Allowed, Denied, EffectivePolicy
+from dnsguard.core.wire import Question
+from dnsguard.engine.contracts import Client
+
+
+class Exchange:
+    """One pod query from arrival to reply. `policy` is the one that `verdict` was taken from."""
+
+    __slots__ = (
+        "answer",
+        "client",
+        "fetch",
+        "need",
+        "packet",
+        "pod",
+        "policy",
+        "question",
+        "started",
+        "ttl",
+        "verdict",
+    )
+
+    def __init__(self, question: Question, client: Client, pod: Pod, verdict: Allowed, started: Seconds) -> None:
+        self.question = question
+        self.client = client
+        self.pod = pod
+        self.policy: EffectivePolicy = pod.policy
+        self.verdict = verdict
+        self.started = started
+        self.fetch: Fetch | None = None
+        self.answer: Answer | None = None
+        self.ttl = 0
+        self.need: Seconds = 0.0
+        """Until when the addresses of `packet` must be open."""
+        self.packet = b""
+        """The reply, while the gate holds it."""
+
+
+class Attempt:
+    """One query to one upstream (contracts.Attempt). `asleep`: it failed early and waits for its time to pass."""
+
+    __slots__ = ("asleep", "fetch", "handle", "query", "section", "sent", "server", "stream")
+
+    def __init__(self, fetch: Fetch, server: int, query: bytes, *, stream: bool, sent: Seconds) -> None:
+        self.fetch = fetch
+        self.server = server
+        self.stream = stream
+        self.query = query
+        self.section = fetch.question.section
+        self.sent = sent
+        self.asleep = False
+        self.handle: object = None
+
+
+class Fetch:
+    """One question to the upstreams, for everyone who asks it meanwhile.
+
+    `waiters` are keyed by what tells a retry from a new question. `late` is set once stale answers were given out:
+    whoever joins after that gets one at once.
+    """
+
+    __slots__ = ("key", "late", "outstanding", "policy", "question", "rcode", "started", "tried", "waiters")
+
+    def __init__(self, key: Hashable, first: Exchange, started: Seconds) -> None:
+        self.key = key
+        self.question = first.question
+        self.policy = first.policy
+        """Judges the names inside SVCB answers, which for that reason are shared only under one policy."""
+        self.started = started
+        self.waiters: dict[Hashable, Exchange] = {}
+        self.outstanding: list[Attempt] = []
+        self.tried: list[int] = []
+        self.rcode: int | None = None
+        """The failure that an upstream answered with, passed on when no other does better."""
+        self.late = False
+
+    def allows(self, name: Name) -> bool:
+        """Whether the policy of the first who asked lets `name` be shown as a target."""
+        return not isinstance(self.policy.verdict(name), Denied)

@@ -1,0 +1,167 @@
+"""Events on their way to an operator: levelled, rate-limited per pod, described, and made safe to print.
+
+`EventLog` is the `Events` of `engine/contracts.py`. It hands each event that passes to every sink (the log; later also
+the ring that `monitor` reads). Turning fields into text happens here, after the rate limit, so that a flood of denials
+costs the sender's pod its lines and the daemon about 1 us each; one that passes costs 5 us before it is written.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from dnsguard.core.model import Name, Seconds
+from dnsguard.core.names import to_text
+from dnsguard.engine.contracts import EventKind
+from dnsguard.observe.catalog import CATALOG, INFO, Description
+from dnsguard.observe.ratelimit import LeftOut, LineLimiter
+from dnsguard.observe.text import printable
+
+FieldValue = str | int | float
+
+UNSAID: Final = {
+    "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED}),
+    "Denied": frozenset({EventKind.QUERY_ALLOWED}),
+    "All": frozenset[EventKind](),
+}
+"""`log.queries` -> the judged questions that are no events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as sinks get it: every text is printable and holds no terminal escape."""
+
+    kind: EventKind
+    description: Description
+    message: str
+    fields: Mapping[str, FieldValue]
+
+
+Sink = Callable[[Event], None]
+
+
+def field_value(key: str, value: object) -> FieldValue:
+    """One field as a number or printable text. Octets are a name under `name` and an address elsewhere."""
+    if isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, bytes):
+        return _name_text(value) if key == "name" else _address_text(value)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return printable(", ".join(str(field_value(key, item)) for item in value))
+    text = printable(str(value))
+    # A blank in a name would let a pod write key=value pairs of its own into a line of text.
+    return text.replace(" ", "\\032") if key == "name" else text
+
+
+def _name_text(value: bytes) -> str:
+    try:
+        return printable(to_text(Name(value)))
+    except (ValueError, IndexError):
+        return value.hex()
+
+
+def _address_text(value: bytes) -> str:
+    return str(ipaddress.ip_address(value)) if len(value) in (4, 16) else value.hex()
+
+
+class _Blanks(dict[str, FieldValue]):
+    """Fields for a template; what an event does not have reads as a question mark."""
+
+    def __missing__(self, key: str) -> str:
+        return "no reason given" if key == "reason" else "?"
+
+
+def describe(description: Description, fields: Mapping[str, FieldValue]) -> str:
+    """The event's sentence."""
+    return description.template.format_map(_Blanks(fields, who=fields.get("pod") or fields.get("pod_ip") or "a pod"))
+
+
+class EventLog:
+    """See `engine/contracts.Events`.
+
+    The owner calls `tick` about once a second, so that what was left out about a pod that fell quiet is said as soon
+    as its window allows, and `close` at the end.
+    """
+
+    def __init__(
+        self,
+        sinks: Iterable[Sink],
+        limiter: LineLimiter,
+        clock: Callable[[], Seconds],
+        *,
+        queries: str = "Denied",
+        level: int = INFO,
+    ) -> None:
+        self.all_queries = queries == "All"
+        self.suppressed = 0
+        """Lines left out by the rate limit since the start."""
+        self.failed = 0
+        """Events that a defect in a sink or in a field's text kept from being written."""
+        self._sinks = list(sinks)
+        self._limiter = limiter
+        self._clock = clock
+        unsaid = UNSAID[queries]
+        self._described = {k: d for k, d in CATALOG.items() if d.level >= level and k not in unsaid}
+
+    def add_sink(self, sink: Sink) -> None:
+        """From now on `sink` gets every event that passes; it must return at once and not raise."""
+        self._sinks.append(sink)
+
+    def remove_sink(self, sink: Sink) -> None:
+        self._sinks.remove(sink)
+
+    def emit(self, kind: EventKind, /, **fields: object) -> None:
+        description = self._described.get(kind)
+        if description is None:
+            return
+        if description.limited:
+            left_out = self._limiter.admit(_share(kind, fields), kind, self._clock())
+            if left_out is None:
+                self.suppressed += 1
+                return
+            if left_out:
+                fields["suppressed"] = _kinds_text(left_out)
+        self._deliver(kind, description, fields)
+
+    def tick(self) -> None:
+        """Say what was left out about pods that are quiet now."""
+        for report in self._limiter.due(self._clock()):
+            self._report(report.key, report.left_out)
+
+    def close(self) -> None:
+        """Say all that was left out, whatever the rate."""
+        for report in self._limiter.drain():
+            self._report(report.key, report.left_out)
+
+    def _report(self, key: str, left_out: LeftOut) -> None:
+        kind = EventKind.EVENTS_SUPPRESSED
+        if kind in self._described:
+            fields = {"pod": key, "lines": sum(left_out.values()), "kinds": _kinds_text(left_out)}
+            self._deliver(kind, self._described[kind], fields)
+
+    def _deliver(self, kind: EventKind, description: Description, fields: Mapping[str, object]) -> None:
+        try:
+            texts = {key: field_value(key, value) for key, value in fields.items() if value is not None}
+            event = Event(kind, description, describe(description, texts), texts)
+            for sink in self._sinks:
+                sink(event)
+        except Exception:
+            # A line that cannot be written must not cost a pod its answer; the metric shows that it happened.
+            self.failed += 1
+
+
+def _share(kind: EventKind, fields: Mapping[str, object]) -> str:
+    """Whose share of lines an event uses: its pod's; what no pod is known for shares one bucket for each kind.
+
+    Never the address of an unknown source: a forger would have as many shares as addresses.
+    """
+    pod = fields.get("pod") or (None if kind is EventKind.QUERY_UNKNOWN_SOURCE else fields.get("pod_ip"))
+    if pod is None:
+        return kind
+    return pod if isinstance(pod, str) else str(field_value("pod_ip", pod))
+
+
+def _kinds_text(left_out: LeftOut) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in left_out.items())

@@ -1,0 +1,172 @@
+"""The log: events and the libraries' own messages as lines of text or JSON on standard error.
+
+Text is for people: coloured on a terminal, `key=value` after the sentence. JSON is for programs, one object a line.
+Writing never waits (see `outlet`). Under systemd `auto` is text for now; a native journal sender is not built yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from structlog.typing import Processor
+
+from dnsguard.core.errors import MissingFeatureError
+from dnsguard.observe.catalog import CATALOG
+from dnsguard.observe.events import Event
+from dnsguard.observe.outlet import Outlet
+from dnsguard.observe.ratelimit import LineLimiter
+from dnsguard.observe.text import printable
+
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+
+
+LIBRARY_LINES: Final = 10
+"""Lines a second from one logger of the standard library's `logging`."""
+
+
+class _Lines:
+    """What structlog calls last: a rendered line into the outlet."""
+
+    def __init__(self, outlet: Outlet) -> None:
+        self._outlet = outlet
+
+    def msg(self, line: str) -> None:
+        self._outlet.write(line.encode("utf-8", "backslashreplace") + b"\n")
+
+    debug = info = warning = error = critical = msg
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The configured log. `outlet` is to be attached to the loop and closed at the end; `write` is a sink of events."""
+
+    logger: structlog.typing.FilteringBoundLogger
+    outlet: Outlet
+
+    def write(self, event: Event) -> None:
+        """One line for `event`; a text line carries no MESSAGE_ID, a program finds it in JSON."""
+        self.logger.log(event.description.level, event.message, _event=event.kind.value, **event.fields)
+
+
+def open_log(form: str, level: str, fd: int = 2) -> Log:
+    """Start logging to `fd`, the standard library's `logging` too (its debug lines are left out).
+
+    `form` and `level` are `log.format` and `log.level` of the configuration.
+    Raises MissingFeatureError for `journald`.
+    """
+    if form == "journald":
+        raise MissingFeatureError("log.format: journald is not built yet; use auto, text or json")
+    renderer = _json() if form == "json" else _text(colours=os.isatty(fd))
+    # The outlet's own line is rendered by a logger that needs the outlet: tie the knot through a late call.
+    outlet = Outlet(fd, lambda count: _lost_line(renderer, count))
+    logger = structlog.wrap_logger(
+        _Lines(outlet),
+        processors=renderer,
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        cache_logger_on_first_use=True,
+    )
+    _redirect_logging(logger, max(LEVELS[level], logging.INFO))
+    return Log(logger, outlet)
+
+
+def _json() -> list[Processor]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        structlog.processors.format_exc_info,
+        _printable_exception,
+        structlog.processors.EventRenamer("message", "_event"),
+        _message_id,
+        structlog.processors.JSONRenderer(),
+    ]
+
+
+def _text(*, colours: bool) -> list[Processor]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _printable_exception,
+        structlog.processors.EventRenamer("message", "_event"),
+        structlog.dev.ConsoleRenderer(colors=colours, event_key="message", pad_event_to=0, sort_keys=False),
+    ]
+
+
+def _printable_exception(logger: Any, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """An exception's text may quote a packet."""
+    if "exception" in fields:
+        fields["exception"] = "\n".join(printable(line) for line in str(fields["exception"]).split("\n"))
+    return fields
+
+
+_MESSAGE_IDS: Final = {kind.value: description.message_id.hex for kind, description in CATALOG.items()}
+
+
+def _message_id(logger: Any, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Add the event's MESSAGE_ID, as the journal will carry it."""
+    message_id = _MESSAGE_IDS.get(fields.get("event", ""))
+    if message_id is not None:
+        fields["message_id"] = message_id
+    return fields
+
+
+def _lost_line(processors: list[Processor], count: int) -> bytes:
+    """The line that says how many lines a blocked standard error has cost."""
+    fields: Any = {
+        "event": f"{count} log lines were dropped: standard error was blocked",
+        "_event": "log_lines_dropped",
+    }
+    fields["lines"] = count
+    for process in processors:
+        fields = process(None, "warning", fields)
+    return str(fields).encode("utf-8", "backslashreplace") + b"\n"
+
+
+class _Redirect(logging.Handler):
+    """Records of the standard library's `logging` (asyncio, aiohttp, pyroute2) as lines of this log, each logger with
+    its share of them: whoever reaches the metrics' port can make aiohttp complain."""
+
+    def __init__(self, write: Callable[..., Any], level: int) -> None:
+        super().__init__(level)
+        self._write = write
+        self._limiter = LineLimiter(LIBRARY_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        left_out = self._limiter.admit(record.name, "lines", time.monotonic())
+        if left_out is None:
+            return
+        try:
+            fields = {"suppressed": left_out["lines"]} if left_out else {}
+            exception = None if _is_bad_request(record) else record.exc_info
+            self._write(
+                record.levelno, printable(record.getMessage()), logger=record.name, exc_info=exception, **fields
+            )
+        except Exception:
+            self.handleError(record)
+
+
+def _is_bad_request(record: logging.LogRecord) -> bool:
+    """A peer's broken HTTP is no defect of ours: it deserves no traceback."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is not None and kind.__module__ == "aiohttp.http_exceptions"
+
+
+def _redirect_logging(logger: structlog.typing.FilteringBoundLogger, level: int) -> None:
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if isinstance(handler, _Redirect):
+            root.removeHandler(handler)
+    root.addHandler(_Redirect(logger.log, level))
+    root.setLevel(level)
+    logging.captureWarnings(True)

@@ -1,0 +1,96 @@
+"""What the control socket tells of the running daemon: status, pods, leases, and why something is allowed or denied.
+
+Reads the engine's state in the loop's thread; lists are copies, so that a slow reader sees one moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from dnsguard.control.calls import CallError, Explanation, LeaseRow, PodRow
+from dnsguard.control.explain import Subject, explain_connection, explain_name, ports_text, read_address, read_port
+from dnsguard.core.leases import Lease, Leases
+from dnsguard.core.model import Address, Seconds
+from dnsguard.core.names import to_text
+from dnsguard.core.pods import Pod, PodTable, address_text
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """The rows of `pods` and `leases`, and `explain`. `denied` counts what was denied to each pod, by its name."""
+
+    pods: PodTable
+    leases: Leases
+    denied: Mapping[str, int]
+    now: Callable[[], Seconds]
+
+    def find(self, text: str) -> list[Pod]:
+        """The pods that `text` names (name, address or link). Raises CallError when there is none."""
+        found = self.pods.find(text)
+        if not found:
+            raise CallError(f"no pod on this node is called {text}, has that address or that link; see dnsguard pods")
+        return found
+
+    async def pod_rows(self, pod: str | None = None) -> list[PodRow]:
+        chosen = self.find(pod) if pod else sorted(self.pods, key=lambda p: p.name)
+        return [self._pod_row(one) for one in chosen]
+
+    def _pod_row(self, pod: Pod) -> PodRow:
+        return {
+            "pod": pod.name,
+            "addresses": [address_text(address) for address in pod.addresses],
+            "link": pod.link_name,
+            "policy": pod.policy.label,
+            "default": pod.program.default.value,
+            "rules": len(pod.program.rules),
+            "leases": len(self.leases.pods[pod.id].by_key),
+            "denied": self.denied.get(pod.name, 0),
+            "origin": str(pod.entry_origin or ""),
+        }
+
+    async def lease_rows(self, pod: str | None = None) -> list[LeaseRow]:
+        chosen = self.find(pod) if pod else sorted(self.pods, key=lambda p: p.name)
+        return [row for one in chosen for row in self._leases_of(one)]
+
+    def _leases_of(self, pod: Pod) -> list[LeaseRow]:
+        ports = {rule.scope.name: ports_text(rule.ports) for rule in pod.program.rules if rule.scope is not None}
+        now = self.now()
+        living = (lease for lease in self.leases.pods[pod.id].by_key.values() if lease.until > now)
+        rows = [self._lease_row(pod, lease, ports.get(lease.scope, lease.scope), now) for lease in living]
+        return sorted(rows, key=lambda row: (row["names"], row["address"], row["scope"]))
+
+    @staticmethod
+    def _lease_row(pod: Pod, lease: Lease, ports: str, now: Seconds) -> LeaseRow:
+        names = [to_text(name) if name else "(known before the restart)" for name in lease.names]
+        return {
+            "pod": pod.name,
+            "address": address_text(lease.address),
+            "scope": lease.scope,
+            "ports": ports,
+            "names": sorted(names),
+            "remaining": round(lease.until - now, 1),
+        }
+
+    async def explain(
+        self, pod: str, name: str = "", type: str = "A", address: str = "", port: str = "", protocol: str = "tcp"
+    ) -> Explanation:
+        subject_pod = self.find(pod)[0]
+        subject = Subject(
+            subject_pod.name,
+            subject_pod.policy,
+            subject_pod.program,
+            _source(subject_pod, address),
+            self._leases_of(subject_pod),
+            live=True,
+        )
+        if name:
+            return explain_name(subject, name, type)
+        chosen, number = read_port(port, protocol)
+        return explain_connection(subject, read_address(address), chosen, number)
+
+
+def _source(pod: Pod, peer: str) -> Address:
+    """The pod's address in the family of `peer`."""
+    wanted = 16 if ":" in peer else 4
+    return next((address for address in pod.addresses if len(address) == wanted), pod.addresses[0])

@@ -1,0 +1,265 @@
+"""Leases: opened, kept, ended, and held against a new policy."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnsguard.core.leases import UNKNOWN, Armed, Capacity, Element, Leases, Write
+from dnsguard.core.model import Address, Name, PodId, PortRange, Protocol, Scope
+
+POD = PodId(1)
+OTHER = PodId(2)
+ME = Address(bytes([10, 244, 0, 5]))
+ME6 = Address(bytes([0xFD]) + bytes(14) + b"\5")
+YOU = Address(bytes([10, 244, 0, 6]))
+DB = Address(bytes([192, 0, 2, 1]))
+WEB = Address(bytes([192, 0, 2, 2]))
+HTTPS = Scope("tcp_443", (PortRange(Protocol.TCP, 443, 443),))
+PG = Scope("tcp_5432", (PortRange(Protocol.TCP, 5432, 5432),))
+A = Name(b"\1a\0")
+B = Name(b"\1b\0")
+
+
+def table(capacity: Capacity = Capacity(), *addresses: Address) -> Leases:
+    leases = Leases(capacity)
+    leases.add_pod(POD, addresses or (ME,))
+    leases.add_pod(OTHER, (YOU,))
+    return leases
+
+
+def arm(leases: Leases, *addresses: Address, name: Name = A, scope: Scope = HTTPS, now: float = 0.0, need: float = 30.0,
+        grace: float = 10.0, ticket: int = 1, pod: PodId = POD) -> Armed | str:  # fmt: skip
+    return leases.arm(
+        pod, name, (scope,), addresses, now=now, need=now + need, until=now + need + grace, ticket=ticket
+    )
+
+
+def armed(*args: object, **kwargs: object) -> Armed:
+    found = arm(*args, **kwargs)  # type: ignore[arg-type]
+    assert isinstance(found, Armed)
+    return found
+
+
+def test_a_new_address_is_written_for_the_need_and_the_grace() -> None:
+    assert armed(table(), DB).writes == [Write("tcp_443", ME + DB, 40_000)]
+
+
+def test_a_lease_that_lasts_is_not_written_again_but_waited_for() -> None:
+    leases = table()
+    armed(leases, DB, ticket=7)
+    again = armed(leases, DB, now=5.0, need=30.0, ticket=8)
+    assert again.writes == []
+    assert again.wait == 7
+
+
+def test_a_lease_that_does_not_last_is_written_under_the_new_ticket() -> None:
+    leases = table()
+    armed(leases, DB, ticket=7)
+    again = armed(leases, DB, now=20.0, ticket=8)
+    assert again.writes == [Write("tcp_443", ME + DB, 40_000)]
+    assert again.wait == 8
+
+
+def test_a_smaller_ttl_of_another_name_shortens_nothing() -> None:
+    leases = table()
+    armed(leases, DB, need=3600.0)
+    armed(leases, DB, name=B, need=30.0)
+    assert leases.due(3000.0) == []
+    assert next(iter(leases)).until == 3610.0
+
+
+def test_every_address_of_the_pod_in_that_family_gets_an_element() -> None:
+    second = Address(bytes([10, 244, 0, 9]))
+    writes = armed(table(Capacity(), ME, second, ME6), DB).writes
+    assert {w.key for w in writes} == {ME + DB, second + DB}
+
+
+def test_an_address_of_a_family_the_pod_lacks_is_a_lease_without_elements() -> None:
+    leases = table()
+    assert armed(leases, ME6).writes == []
+    assert len(leases) == 1
+
+
+def test_a_refused_ticket_makes_the_next_answer_write_again() -> None:
+    leases = table()
+    first = armed(leases, DB, ticket=3)
+    leases.refuse(first.leases, 3)
+    assert armed(leases, DB, ticket=4).writes
+
+
+def test_the_pods_share_is_counted_before_the_kernel_is_asked() -> None:
+    leases = table(Capacity(leases=1))
+    armed(leases, DB)
+    assert arm(leases, WEB) == "leasesPerPod"
+    assert len(leases) == 1
+
+
+def test_a_full_share_of_one_pod_leaves_room_for_another() -> None:
+    leases = table(Capacity(leases=1))
+    armed(leases, DB)
+    assert isinstance(arm(leases, DB, pod=OTHER), Armed)
+
+
+def test_the_nodes_total_counts_elements() -> None:
+    second = Address(bytes([10, 244, 0, 9]))
+    leases = table(Capacity(elements=3), ME, second)
+    armed(leases, DB)
+    assert leases.elements == 2
+    assert arm(leases, WEB) == "tables.leases"
+
+
+def test_ended_leases_give_their_room_back() -> None:
+    leases = table(Capacity(leases=1, elements=1))
+    armed(leases, DB)
+    assert [lease.address for lease in leases.due(41.5)] == [DB]
+    assert isinstance(arm(leases, WEB, now=42.0), Armed)
+
+
+def test_a_lease_is_not_ended_before_its_time() -> None:
+    leases = table()
+    armed(leases, DB)
+    assert leases.due(39.9) == []
+
+
+def test_a_name_opens_no_more_addresses_than_its_share() -> None:
+    leases = table(Capacity(addresses_per_name=1))
+    assert leases.fitting(POD, A, (HTTPS,), (DB, WEB)) == [DB]
+    armed(leases, DB)
+    assert leases.fitting(POD, A, (HTTPS,), (WEB, DB)) == [DB]
+
+
+def test_a_purged_name_takes_its_lease_and_leaves_the_others() -> None:
+    leases = table()
+    armed(leases, DB)
+    armed(leases, WEB, name=B)
+    changed = leases.rejustify(POD, only(B, "tcp_443"), 1.0, same_program=True)
+    assert changed.remove == [Element("tcp_443", ME + DB)]
+    assert [lease.address for lease in leases] == [WEB]
+
+
+def test_a_lease_that_two_names_justify_shrinks_to_the_one_that_stays() -> None:
+    leases = table()
+    armed(leases, DB, need=3600.0)
+    armed(leases, DB, name=B, need=30.0)
+    changed = leases.rejustify(POD, only(B, "tcp_443"), 10.0, same_program=True)
+    assert changed.write == [Write("tcp_443", ME + DB, 30_000)]
+    assert changed.remove == []
+
+
+def test_a_scope_that_the_new_policy_adds_opens_for_the_names_still_alive_until_their_own_time() -> None:
+    leases = table()
+    armed(leases, DB)
+    changed = leases.rejustify(POD, only(A, "tcp_443", "tcp_5432"), 10.0, same_program=False)
+    assert changed.write == [Write("tcp_5432", ME + DB, 30_000)]
+    assert changed.remove == []
+
+
+def test_a_lease_that_the_new_policy_still_justifies_is_not_touched() -> None:
+    leases = table()
+    armed(leases, DB)
+    changed = leases.rejustify(POD, only(A, "tcp_443"), 10.0, same_program=False)
+    assert (changed.write, changed.remove) == ([], [])
+
+
+def test_a_lease_of_unknown_names_stays_while_the_program_does() -> None:
+    leases = table()
+    leases.restore(POD, "tcp_443", DB, {}, 40.0)
+    assert leases.rejustify(POD, only(A), 10.0, same_program=True).remove == []
+    assert leases.rejustify(POD, only(A, "tcp_443"), 10.0, same_program=False).remove == [Element("tcp_443", ME + DB)]
+    assert all(name != UNKNOWN for _, name in leases.stood_on(POD).get(DB, ()))
+
+
+def test_what_an_ended_lease_stood_on_is_remembered_while_a_flow_is_open() -> None:
+    leases = table()
+    armed(leases, DB)
+    leases.due(60.0)
+    leases.forget_ended(POD, {DB}, 1000.0)
+    assert leases.stood_on(POD) == {DB: {("tcp_443", A)}}
+    leases.forget_ended(POD, (), 1000.0)
+    assert leases.stood_on(POD) == {}
+
+
+def test_a_pod_that_went_leaves_nothing() -> None:
+    leases = table()
+    armed(leases, DB)
+    assert leases.remove_pod(POD) == [Element("tcp_443", ME + DB)]
+    assert (len(leases), leases.elements) == (0, 0)
+    assert leases.due(100.0) == []
+
+
+def test_an_address_gained_and_one_lost_are_elements_written_and_removed() -> None:
+    leases = table()
+    armed(leases, DB)
+    moved = Address(bytes([10, 244, 0, 77]))
+    changed = leases.set_addresses(POD, (moved,), 10.0)
+    assert changed.write == [Write("tcp_443", moved + DB, 30_000)]
+    assert changed.remove == [Element("tcp_443", ME + DB)]
+    assert leases.elements == 1
+
+
+def test_a_change_that_the_kernel_refused_is_undone_whole() -> None:
+    leases = table()
+    armed(leases, DB)
+    armed(leases, WEB, name=B)
+    checkpoint = leases.checkpoint(POD)
+    leases.rejustify(POD, only(B, "tcp_5432"), 10.0, same_program=False)
+    changed = leases.roll_back(POD, checkpoint, 10.0)
+    assert {(lease.scope, lease.address, *lease.names) for lease in leases} == {("tcp_443", DB, A), ("tcp_443", WEB, B)}
+    assert changed.remove == [Element("tcp_5432", ME + WEB)]
+    assert {w.key for w in changed.write} == {ME + DB, ME + WEB}
+
+
+def test_a_repair_puts_back_what_has_time_left() -> None:
+    leases = table()
+    armed(leases, DB)
+    assert leases.writes(39.0) == [Write("tcp_443", ME + DB, 1000)]
+    assert leases.writes(41.0) == []
+
+
+def only(name: Name, *scopes: str):  # type: ignore[no-untyped-def]
+    def justify(asked: Name, _: Address) -> Collection[str]:
+        return scopes if asked == name else ()
+
+    return justify
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from([DB, WEB]),
+        st.sampled_from([A, B]),
+        st.sampled_from([HTTPS, PG]),
+        st.integers(0, 40),
+        st.integers(1, 100),
+    ),
+    max_size=30,
+)
+
+
+@given(steps)
+def test_whatever_is_asked_no_address_closes_before_the_time_it_was_shown_for(asked: list) -> None:  # type: ignore[type-arg]
+    """The kernel as a dict of ends; `need` must never lie behind what it holds, and no element is permanent."""
+    leases = table()
+    kernel: dict[tuple[str, bytes], float] = {}
+    now = 0.0
+    for ticket, (address, name, scope, pause, need) in enumerate(asked, 1):
+        now += pause
+        leases.due(now)
+        for write in armed(leases, address, name=name, scope=scope, now=now, need=need, ticket=ticket).writes:
+            assert write.timeout_ms > 0
+            kernel[write.scope, write.key] = now + write.timeout_ms / 1000
+        assert kernel[scope.name, ME + address] >= now + need - 0.001
+    assert all(kernel[lease.scope, ME + lease.address] >= lease.until - 0.001 for lease in leases)
+    leases.due(now + 1000)
+    assert (len(leases), leases.elements, leases.pods[POD].per_name) == (0, 0, {})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_names_are_counted_once_for_each_lease(count: int) -> None:
+    leases = table()
+    for ticket in range(count):
+        armed(leases, DB, now=ticket * 25.0, ticket=ticket + 1)
+    assert leases.pods[POD].per_name == {A: 1}
