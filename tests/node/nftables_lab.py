@@ -165,7 +165,7 @@ class Lab:
 
         It is recognised by its last eight octets; give it `nonce()` as payload.
         """
-        sender, receiver = self.frames[start or self.pod], self.frames[end or self.world]
+        receiver = self.frames[end or self.world]
         _drain(receiver)
         self.send(packet, start)
         while True:
@@ -175,7 +175,6 @@ class Lab:
                 return False
             if frame.rstrip(b"\0").endswith(packet[-8:].rstrip(b"\0")):
                 return True
-        del sender
 
     def send(self, packet: bytes, start: str | None = None) -> None:
         """Put a packet on the link, and return when the node has done with it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from ipaddress import ip_network
 
 import pytest
@@ -156,6 +155,6 @@ async def test_an_excluded_pair_is_let_through_and_only_on_its_link(subject: Sub
 async def test_traffic_of_links_that_are_not_governed_is_untouched(subject: Subject) -> None:
     await subject.enforcer.apply(Desired())
     lab = subject.lab
-    packet = lab.first(Packet(PEER, addr("203.0.113.7"), Protocol.TCP, 15353))
-    lab.ip("route add 203.0.113.7/32 via 198.51.100.2")
-    assert lab.through(packet, start=lab.world)
+    for source, destination in ((PEER, OTHER), (POD, OTHER), (PEER6, OTHER6)):
+        packet = lab.first(Packet(source, destination, Protocol.TCP, 15353))
+        assert lab.through(packet, start=lab.world, end=lab.other)
