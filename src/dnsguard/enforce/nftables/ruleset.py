@@ -81,11 +81,11 @@ def static_sets(layout: Layout) -> Sets:
     sets["logged"] = f"set {{ type iface_index; flags dynamic,timeout; timeout 1m; size {layout.counter_set_size}; }}"
     for family, kind in _ADDRESS_TYPE.items():
         flow = f"{kind} . {kind} . inet_proto"
-        timed = f"flags dynamic,timeout; timeout 10m; size {2 * layout.flows + 1024};"
+        timed = "flags dynamic,timeout; timeout 10m;"
         sets[f"pods{family}"] = f"map {{ type iface_index . {kind} : verdict; }}"
         sets[f"excluded{family}"] = f"set {{ type iface_index . {kind}; }}"
-        sets[f"cut{family}"] = f"set {{ type {flow} . inet_service . inet_service; {timed} }}"
-        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} }}"
+        sets[f"cut{family}"] = f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.flows + 1024}; }}"
+        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} size {layout.flows // 16 + 1024}; }}"
     return sets
 
 
