@@ -74,7 +74,7 @@ def leased_by(scenario: Scenario, packet: Packet) -> set[str]:
 # ---- the meaning
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(scenarios(PLACES, packets=0))
 def test_a_program_decides_every_packet_as_the_rules_read_one_by_one(scenario: Scenario) -> None:
     for index, (place, policy) in enumerate(zip(PLACES, scenario.effective, strict=True)):
@@ -85,7 +85,7 @@ def test_a_program_decides_every_packet_as_the_rules_read_one_by_one(scenario: S
             assert (got.action is Action.ACCEPT) == scenario.expected(index, packet), packet
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(scenarios(PLACES, packets=0))
 def test_closed_is_true_exactly_when_a_lease_opens_no_port_of_its_scope(scenario: Scenario) -> None:
     # Every range of the generator begins or ends at one of its ports, or spans all of them.
