@@ -22,7 +22,8 @@ _PLAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?", re.ASCII | re
 _ESCAPED = re.compile(r"\\([0-9]{3})|\\([^0-9])|([A-Za-z0-9_-])|(\.)", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::[0-9]*)?(?:[/?#].*)?", re.ASCII)
 _PORT = re.compile(r"(.*?):([0-9]{1,5})")
-_NEEDS_ESCAPE = re.compile(rb"[^!#%-\'*-\-/-:<-?A-\[\]-~]")
+# More than a zone file needs, so that what is printed always reads back as the same name and nothing else.
+_NEEDS_ESCAPE = re.compile(rb"[^A-Za-z0-9_-]")
 # IDNA 2003, which the standard library speaks, maps these to other names; IDNA 2008 keeps them.
 _KEPT_BY_IDNA_2008 = frozenset("ßς\u200c\u200d")
 
@@ -146,26 +147,30 @@ def _check_label(label: bytearray, text: str) -> None:
 def _refuse_usual_mistakes(name: str, text: str) -> None:
     """What people write where a domain name is wanted, in the order in which the advice is most useful."""
     star = "*." if text.startswith("*.") else ""
-    if not name.strip():
+    if not name.strip(" ."):
         raise InvalidNameError("the name is empty: write a domain name such as `example.com`")
+    if "\\" in name:
+        return
     if any(c.isspace() for c in name):
-        raise InvalidNameError(f"{_quote(text)} contains a space: write `{_shorten(''.join(text.split()))}`")
+        parts = text.split()
+        advice = f"write `{_shorten(parts[0])}`" if len(parts) == 1 else "write each name as an entry of its own"
+        raise InvalidNameError(f"{_quote(text)} contains a space: {advice}")
     if url := _URL.fullmatch(name):
         raise InvalidNameError(f"{_quote(text)} is a URL: write `{_shorten(star + url[1])}`")
     _refuse_address(name, text)
     if port := _PORT.fullmatch(name):
         advice = f"write `{_shorten(star + port[1])}` and put {port[2]} under `ports`"
         raise InvalidNameError(f"{_quote(text)} ends in a port: {advice}")
+    if "/" in name:
+        advice = f"write `{_shorten(star + name.partition('/')[0])}`"
+        raise InvalidNameError(f"{_quote(text)} has a path: {advice}")
     if name.startswith(".") and not star:
         advice = f"write `*{_shorten(name)}` for the names under it"
         raise InvalidNameError(f"{_quote(text)} begins with a dot: {advice}")
-    if "*" in name and "\\*" not in name:
+    if "*" in name:
         _refuse_wildcard(text)
     if not name.isascii():
         _refuse_u_label(name, star, text)
-    if "/" in name and "\\/" not in name:
-        advice = f"write `{_shorten(star + name.partition('/')[0])}`"
-        raise InvalidNameError(f"{_quote(text)} has a path: {advice}")
 
 
 def _refuse_address(name: str, text: str) -> None:
@@ -187,9 +192,10 @@ def _refuse_address(name: str, text: str) -> None:
 
 def _refuse_u_label(name: str, star: str, text: str) -> NoReturn:
     try:
-        advice = f"write `{star}{_a_labels(name)}`"
+        ascii_name = _a_labels(name)
     except UnicodeError:
-        advice = "write its A-label (`xn--...`)"
+        ascii_name = ""
+    advice = f"write `{star}{ascii_name}`" if _PLAIN(ascii_name) else "write its A-label (`xn--...`)"
     raise InvalidNameError(f"{_quote(text)} is not in ASCII: {advice}")
 
 
@@ -206,6 +212,8 @@ def _a_label(label: str) -> str:
 
 def _refuse_wildcard(text: str) -> NoReturn:
     rest = text.rpartition("*")[2].partition(".")[2].lstrip(".")
+    if text == f"*.{rest}":
+        raise InvalidNameError(f"{_quote(text)} is a pattern: write one name, such as `www.{_shorten(rest)}`")
     advice = f"write `*.{_shorten(rest)}`" if rest else "write `*.` and a domain, or `*` alone for every name"
     raise InvalidNameError(f"{_quote(text)}: a wildcard is the whole first label and nothing else: {advice}")
 
@@ -213,10 +221,12 @@ def _refuse_wildcard(text: str) -> NoReturn:
 def _refuse_character(character: str, text: str) -> NoReturn:
     if character == "\\":
         raise InvalidNameError(f"{_quote(text)} has a bad escape: write `\\.` or `\\046` (three digits, at most 255)")
-    shown = character if character.isprintable() else f"\\{ord(character):03d}"
     allowed = "a name has letters, digits, `-` and `_`"
-    escape = f"write `\\{ord(character):03d}` if it is really meant"
-    raise InvalidNameError(f"{_quote(text)} contains `{shown}`: {allowed}; {escape}")
+    if not character.isascii():
+        raise InvalidNameError(f"{_quote(text)} contains a character outside ASCII: {allowed}")
+    escape = f"\\{ord(character):03d}"
+    shown = character if character.isprintable() else escape
+    raise InvalidNameError(f"{_quote(text)} contains `{shown}`: {allowed}; write `{escape}` if it is really meant")
 
 
 def _quote(text: str) -> str:

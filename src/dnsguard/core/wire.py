@@ -315,7 +315,7 @@ def _read_edns(packet: bytes, at: int, counts: int) -> _Edns | Rejection:
     found = []
     for number in range(authority + additional):
         start = at
-        at = _skip_name(packet, at)
+        at = skip_name(packet, at)
         rtype, _, _, length = _RECORD(packet, at)
         at += 10 + length
         if rtype == Qtype.OPT:
@@ -335,7 +335,7 @@ def _read_opt(_start: bytes, size: int, version: int, flags: int, _length: int) 
     return (known[0], known[1], _OPT_BADVERS) if version & 0xFF else known
 
 
-def _skip_name(packet: bytes, at: int) -> int:
+def skip_name(packet: bytes, at: int) -> int:
     """The offset behind a name that is of no interest."""
     while length := packet[at]:
         if length >= 0xC0:
