@@ -356,6 +356,11 @@ def test_carved_blocks_hold_exactly_what_the_blocks_hold(
     assert list(carved) == sorted(carved)
 
 
+def test_blocks_that_touch_become_one_network() -> None:
+    halves = (BlockPeer(ip_network("10.0.0.128/25")), BlockPeer(ip_network("10.0.0.0/25")))
+    assert carve(halves) == (ip_network("10.0.0.0/24"),)
+
+
 def test_carved_blocks_keep_the_families_apart() -> None:
     blocks = (BlockPeer(ip_network("::/0"), (ip_network("8000::/1"), ip_network("0.0.0.0/0"))), EVERYWHERE)
     assert carve(blocks) == (ip_network("0.0.0.0/0"), ip_network("::/1"))

@@ -1,0 +1,100 @@
+"""What the contract suite needs of an enforcer under test, and the first such subject: the one in memory.
+
+To add a subject: write a class with these members, an async context manager that makes one with nothing applied and
+cleans up after it, and put it into `SUBJECTS` in conftest.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+from dnsguard.core.model import Action, Flow, LinkIndex, Packet
+from dnsguard.enforce.memory import MemoryEnforcer
+from dnsguard.engine.contracts import Enforcer, Ticket
+from tests.contract.generator import Place, address
+
+PATIENCE = 5.0
+"""Seconds after which a ticket that was not settled is a failure."""
+
+
+class Settled:
+    """An `Acknowledge` that tests can wait on."""
+
+    def __init__(self) -> None:
+        self.upto: Ticket = -1
+        self.refused: dict[Ticket, str] = {}
+        self._changed = asyncio.Event()
+
+    def __call__(self, upto: Ticket, refused: Mapping[Ticket, str]) -> None:
+        assert upto > self.upto, "tickets are settled in order"
+        assert all(self.upto < ticket <= upto for ticket in refused), "a ticket is settled once"
+        self.upto = upto
+        self.refused.update(refused)
+        self._changed.set()
+
+    async def __getitem__(self, ticket: Ticket) -> str | None:
+        """Wait until the ticket is settled: the reason it was refused, or None."""
+        async with asyncio.timeout(PATIENCE):
+            while self.upto < ticket:
+                self._changed.clear()
+                await self._changed.wait()
+        return self.refused.get(ticket)
+
+
+class Subject(Protocol):
+    """An enforcer, its acknowledgements, two pods, and a way to send packets from them."""
+
+    enforcer: Enforcer
+    settled: Settled
+    places: tuple[Place, Place]
+
+    async def decide(self, packet: Packet, link: LinkIndex | None = None) -> bool:
+        """Send the first packet of a new flow into `link` (else into the link of its source): did it pass?
+
+        For TCP that is a SYN. The peer need not answer; the flow's source port is new each time.
+        """
+
+    async def begin(self, flow: Flow) -> bool:
+        """Send this flow's first packet and, when it passed, a reply to it: is the flow open now?"""
+
+    async def carries(self, flow: Flow) -> tuple[bool, bool]:
+        """Send one more packet of this flow from the pod and one from the peer: which of them passed?"""
+
+    async def elapse(self, seconds: float) -> None:
+        """Let time pass."""
+
+
+class MemorySubject:
+    """The enforcer in memory on a clock that only `elapse` moves."""
+
+    places = (
+        Place(LinkIndex(11), address("10.244.0.5"), address("fd00:10:244::5")),
+        Place(LinkIndex(12), address("10.244.0.6"), address("fd00:10:244::6")),
+    )
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.settled = Settled()
+        self.memory = MemoryEnforcer(self.settled, lambda: self.time)
+        self.enforcer: Enforcer = self.memory
+
+    async def decide(self, packet: Packet, link: LinkIndex | None = None) -> bool:
+        return self.memory.decide(packet, link).action is Action.ACCEPT
+
+    async def begin(self, flow: Flow) -> bool:
+        packet = Packet(flow.pod, flow.peer, flow.protocol, flow.peer_port)
+        return self.memory.carries(flow) and await self.decide(packet)
+
+    async def carries(self, flow: Flow) -> tuple[bool, bool]:
+        return self.memory.carries(flow), self.memory.carries(flow)
+
+    async def elapse(self, seconds: float) -> None:
+        self.time += seconds
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[Subject]:
+    yield MemorySubject()
