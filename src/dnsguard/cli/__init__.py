@@ -34,7 +34,9 @@ def options(context: typer.Context, config: ConfigOption = None) -> None:
     remember_config(context, config)
 
 
-for _module in (run, check, explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
+run.register(app)
+app.command(epilog="Example: dnsguard check --config /etc/dnsguard/config.yaml")(check.check)
+for _module in (explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
     _module.register(app)
 
 

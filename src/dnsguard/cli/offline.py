@@ -24,8 +24,6 @@ def explain_files(config: Path, allowlist: Path | None, question: Mapping[str, s
     loaded = load_here(config, allowlist)
     if loaded.store is None or settings is None:
         raise ConfigError(loaded.diagnostics)
-    for diagnostic in loaded.diagnostics:
-        print(diagnostic, file=sys.stderr)
     subject = _subject(loaded.store, question["pod"], settings.default_action.action)
     if "name" in question:
         return explain_name(subject, question["name"], question["type"])
