@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: see `--help`. Exit code: 0 measured; 1 a server failed or its elements are wrong; 77 not root."""
+"""`python -m benchmarks --help`. Exit code: 0 measured; 1 a server failed or its elements are wrong; 77 not root."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ OLDEST = (3, 11)
 
 BASE = ("ca-certificates", "conntrack", "curl", "iproute2", "kmod", "nftables", "procps", "python3-venv", "util-linux")
 TEST = ("bind9-dnsutils", "netcat-openbsd", "postgresql", "postgresql-client")
-BENCH = ("dnsdist", "dnsmasq-base", "dnsperf", "unbound")
+BENCH = ("dnsdist", "dnsmasq-base", "unbound")
 PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH}
 NEEDS_ROOT = {"test", "bench"}
 
