@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,8 @@ def services_of(packages: Sequence[str]) -> list[str]:
 
 
 def install(packages: Sequence[str]) -> None:
-    """Install `packages` and what they need; raises CalledProcessError with apt's own words on the terminal."""
+    """Install `packages` and what they need; raises CalledProcessError, apt's own words are on the terminal."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that `nothing_starts` is undone
     before = installed_packages()
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}
