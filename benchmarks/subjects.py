@@ -144,7 +144,7 @@ kind: Configuration
 allowlist: {allowlist}
 pods: {{interfaces: ["veth-*"]}}
 upstreams: [{UPSTREAM}]
-limits: {{queriesPerSecond: 1000000, burst: 1000000, inFlight: 60000, uniqueNamesPerMinute: 100000000,
+limits: {{queriesPerSecond: 1000000, burst: 1000000, inFlight: 60000, uniqueNamesPerMinute: 10000000,
          addressesPerName: 1000, leasesPerPod: {LEASES}}}
 tables: {{leases: {LEASES}}}
 cache: {{entries: {CACHE_ENTRIES // 10}}}
