@@ -86,7 +86,7 @@ def rows(results: Results, workload: Workload) -> list[list[str]]:
         made.append(
             [subject.name, f"{of('qps'):,.0f}", f"{ratios[0]:.2f}", f"{of('cpu'):.1f}", f"{ratios[1]:.2f}"]
             + [f"{of('core'):.1f}", f"{of('softirq'):.1f}", f"{100 * of('lost'):.2f}"]
-            + [f"{of(what):.0f}" for what in ("p50", "p99", "p50_shared", "p99_shared")]
+            + [f"{of(what):.0f}" if of(what) else "" for what in ("p50", "p99", "p50_shared", "p99_shared")]
             + [f"{results.added(subject.name, workload, 'closed_shared'):.0f}"]
         )
     return made
