@@ -97,7 +97,7 @@ class Lab:
         self._ip(f"link add uplink address {UPLINK_MAC.hex(':')} type veth peer name eth0 netns {self.world}", self.node)
         self._sysctls()
         for namespace, mac in ((self.pod, POD_MAC), (self.other, POD_MAC), (self.world, WORLD_MAC)):
-            self._ip(f"link set eth0 address {mac.hex(':')}", namespace)
+            self._ip(f"link set eth0 address {mac.hex(':')} addrgenmode none", namespace)
             self._ip("link set eth0 up", namespace)
         for link, address, address6 in (("vetha", POD, POD6), ("vethb", OTHER, OTHER6)):
             self._ip(f"link set {link} up", self.node)

@@ -118,6 +118,7 @@ def _pod(layout: Layout) -> tuple[str, ...]:
         *_excluded("iif", "saddr", "accept"),
         *_NEIGHBOUR_DISCOVERY,
         *_DHCP,
+        _MULTICAST_REPORTS,
         *(f"{dns} goto dns" for dns in _intercepted(layout)),
         "iif . ip saddr vmap @pods4",
         "iif . ip6 saddr vmap @pods6",
@@ -131,6 +132,8 @@ _NEIGHBOUR_DISCOVERY = (
     f"{_NEIGHBOURS} ip6 daddr {{ fe80::/10, ff02::/16 }} accept",
     f"{_NEIGHBOURS} fib daddr type local accept",
 )
+# Every pod's stack sends these when its link comes up; on a routed link nobody needs them. Not worth an event.
+_MULTICAST_REPORTS = "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } counter drop"
 _DHCP = (
     "ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
     "udp sport 68 udp dport 67 fib daddr type local accept",
