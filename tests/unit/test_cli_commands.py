@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dnsguard import __version__, service
-from dnsguard.cli import app, main
+from dnsguard.cli import app, main, options
 from dnsguard.control import api
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import CallError
@@ -186,6 +186,26 @@ def test_leases_say_how_long_they_have_left(daemon: Daemon, capsys: pytest.Captu
 def test_leases_in_json_keep_their_numbers(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["leases", "--json", "--config", str(daemon.config)]) == 0
     assert json.loads(capsys.readouterr().out) == LEASE
+
+
+def test_pods_and_reload_have_json_too(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pods", "--json", "--config", str(daemon.config)]) == 0
+    assert main(["reload", "--json", "--config", str(daemon.config)]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [POD, daemon.reloaded]
+
+
+def test_without_any_configuration_the_default_socket_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "DEFAULT_CONFIG", tmp_path / "absent.yaml")
+    monkeypatch.setattr(options, "DEFAULT_RUNTIME", tmp_path / "run")
+    assert main(["status"]) == 1
+    assert f"no socket at {tmp_path}/run/control.sock" in capsys.readouterr().err
+
+
+def test_the_version_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == __version__
 
 
 def test_no_leases_are_said_on_standard_error(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:

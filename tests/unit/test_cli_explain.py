@@ -10,7 +10,15 @@ import pytest
 
 from dnsguard.cli import main
 from dnsguard.control.calls import CallError, LeaseRow
-from dnsguard.control.explain import Subject, explain_connection, explain_name, ports_text, read_port, read_type
+from dnsguard.control.explain import (
+    Subject,
+    explain,
+    explain_connection,
+    explain_name,
+    ports_text,
+    read_port,
+    read_type,
+)
 from dnsguard.core.compile import compile_program
 from dnsguard.core.model import (
     Action,
@@ -80,8 +88,24 @@ def test_an_allowed_name_names_the_rule_and_its_line(files: Files, capsys: pytes
     assert explanation["reason"] == "its addresses open on tcp/5432"
     (rule,) = explanation["rules"]
     assert rule["origin"].startswith(f"{files.allowlist}:6:")
-    assert rule["peers"] == ["db.example.com", "*.s3.amazonaws.com", "not secret.s3.amazonaws.com"]
+    assert rule["peers"] == ["db.example.com"]
     assert explanation["source"] == "files"
+
+
+def test_of_a_rules_patterns_those_that_match_are_told(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    _, explanation = told(files, capsys, "10.244.0.5", "a.b.s3.amazonaws.com")
+    assert explanation["rules"][0]["peers"] == ["*.s3.amazonaws.com"]
+
+
+def test_entries_that_disagree_are_an_error_and_no_explanation(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ALLOWLIST.replace(
+        "5: {name: shop/backend-0, policies: [backend]}", "5: {name: shop/backend-0, policies: [open]}", 1
+    )
+    files.allowlist.write_text(text)
+    assert files.explain("shop/backend-0", "db.example.com", "--offline") == 1
+    assert f"{files.allowlist}:16:3: error:" in capsys.readouterr().err
 
 
 def test_a_denied_name_ends_with_3(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +275,24 @@ def test_types_are_read_in_any_case(text: str) -> None:
 def test_anything_else_is_no_type(text: str) -> None:
     with pytest.raises(CallError, match="is not a DNS type"):
         read_type(text)
+
+
+def test_a_rule_of_many_names_tells_the_first_and_how_many_more() -> None:
+    peer = DomainPeer(tuple(parse_pattern(f"n{n}.test") for n in range(1000)))
+    explanation = explain_connection(subject(Rule((peer,)), leases=()), THERE, Protocol.TCP, 443)
+    peers = explanation["rules"][0]["peers"]
+    assert (len(peers), peers[0], peers[-1]) == (51, "n0.test", "and 950 more")
+
+
+@pytest.mark.parametrize("question", [{}, {"address": "192.0.2.1"}, {"port": "1"}])
+def test_a_call_without_a_subject_is_a_usage_error(question: dict[str, str]) -> None:
+    with pytest.raises(CallError, match="needs a name, or an address and a port"):
+        explain(subject(NAMED), question)
+
+
+def test_a_call_with_a_wrong_address_is_a_usage_error() -> None:
+    with pytest.raises(CallError, match="not an IP address"):
+        explain(subject(NAMED), {"address": "x", "port": "1"})
 
 
 def test_ports_are_read_with_their_protocol() -> None:
