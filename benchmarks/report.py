@@ -163,9 +163,9 @@ Every figure is the median of the rounds. Times are microseconds.
 """
 
 
-NOTES = """Only dnsguard decides by the pod that asks; for the others the nearest thing they have stands in. Only dnsguard
-and dnsmasq write what they answer into the kernel, and only dnsguard's replies wait for it. unbound does not believe a
-CNAME chain of a forwarder and asks for the target again: two upstream queries for each of the pod's."""
+NOTES = """Only dnsguard decides by the pod that asks; for the others the nearest thing they have stands in.
+Only dnsguard and dnsmasq write what they answer into the kernel, and only dnsguard's replies wait for it. unbound does
+not believe a CNAME chain of a forwarder and asks for the target again: two upstream queries for each of the pod's."""
 
 
 def write(results: Results, docs: Path = TOP / "docs") -> None:
