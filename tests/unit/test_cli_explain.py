@@ -105,7 +105,7 @@ def test_entries_that_disagree_are_an_error_and_no_explanation(
     )
     files.allowlist.write_text(text)
     assert files.explain("shop/backend-0", "db.example.com", "--offline") == 1
-    assert f"{files.allowlist}:16:3: error:" in capsys.readouterr().err
+    assert f"{files.allowlist}:17:3: error:" in capsys.readouterr().err
 
 
 def test_a_denied_name_ends_with_3(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
