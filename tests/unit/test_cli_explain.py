@@ -261,6 +261,11 @@ def test_a_name_lists_the_leases_it_holds() -> None:
     assert explain_name(subject(NAMED, leases=(LEASE, other)), "x.test")["leases"] == [LEASE]
 
 
+def test_a_pattern_above_or_beside_the_name_is_not_told_as_matching() -> None:
+    peer = DomainPeer(tuple(map(parse_pattern, ("x.test", "*.x.test", "*.a.x.test"))))
+    assert explain_name(subject(Rule((peer,))), "a.x.test")["rules"][0]["peers"] == ["*.x.test"]
+
+
 @pytest.mark.parametrize("kind", ["ANY", "AXFR"])
 def test_types_that_are_not_forwarded_say_so(kind: str) -> None:
     assert explain_name(subject(NAMED), "x.test", kind)["reason"].startswith("allowed, but")
