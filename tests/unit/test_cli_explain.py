@@ -105,7 +105,7 @@ def test_entries_that_disagree_are_an_error_and_no_explanation(
     )
     files.allowlist.write_text(text)
     assert files.explain("shop/backend-0", "db.example.com", "--offline") == 1
-    assert f"{files.allowlist}:16:3: error:" in capsys.readouterr().err
+    assert f"{files.allowlist}:17:3: error:" in capsys.readouterr().err
 
 
 def test_a_denied_name_ends_with_3(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,6 +259,11 @@ def test_without_the_lease_a_live_explanation_says_that_none_holds() -> None:
 def test_a_name_lists_the_leases_it_holds() -> None:
     other: LeaseRow = {**LEASE, "names": ["y.test"]}
     assert explain_name(subject(NAMED, leases=(LEASE, other)), "x.test")["leases"] == [LEASE]
+
+
+def test_a_pattern_above_or_beside_the_name_is_not_told_as_matching() -> None:
+    peer = DomainPeer(tuple(map(parse_pattern, ("x.test", "*.x.test", "*.a.x.test"))))
+    assert explain_name(subject(Rule((peer,))), "a.x.test")["rules"][0]["peers"] == ["*.x.test"]
 
 
 @pytest.mark.parametrize("kind", ["ANY", "AXFR"])
