@@ -44,6 +44,7 @@ lint: venv ## ruff, mypy --strict, import layers
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict
+	.venv/bin/mypy --strict -p benchmarks -m tests.machine -m tests.__main__
 	.venv/bin/lint-imports
 
 lock: venv ## Resolve the dependencies anew into the two lock files, with hashes
@@ -55,6 +56,7 @@ bench: setup ## dnsguard beside its peers: tables, docs/benchmarks.md, plots (ro
 	@$(MACHINE) bench
 	@$(MAKE) --no-print-directory venv
 	$(PIP) install --require-hashes -r requirements-bench.lock
+	.venv/bin/python -m tests.coredns
 	.venv/bin/python -m benchmarks $(ARGS)
 
 fuzz: venv ## Feed every reader of outside bytes with damaged input. SECONDS_EACH=60 for each reader

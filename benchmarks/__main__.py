@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: see `--help`. Exit code: 0 measured; 1 a server failed or its elements are wrong; 77 not root."""
+"""`python -m benchmarks --help`. Exit code: 0 measured; 1 a server failed or its elements are wrong; 77 not root."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import pstats
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,21 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import dnsguard_alone, report
-from benchmarks.bed import UPSTREAM, Bed, Cores
+from benchmarks.bed import RESOLVER, UPSTREAM, Bed, Cores
 from benchmarks.load import Order
-from benchmarks.runs import FULL, QUICK, Figures, Pace, Sheet, Workload, WrongElementsError, latency, running, saturate
+from benchmarks.runs import (
+    FULL,
+    MEASURED_FIRST,
+    QUICK,
+    Figures,
+    Pace,
+    Sheet,
+    Workload,
+    WrongElementsError,
+    latency,
+    running,
+    saturate,
+)
 from benchmarks.subjects import SUBJECTS, Subject
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.demo.lab import Lab
@@ -56,7 +69,8 @@ def chosen(only: str | None) -> tuple[Subject, ...]:
 
 def measurements(bed: Bed, subject: Subject, workload: Workload, pace: Pace, cores: Cores) -> Iterator[Figures]:
     yield saturate(bed, subject, workload, pace, cores)
-    yield latency(bed, subject, workload, pace, cores)
+    if pace.two_cores:
+        yield latency(bed, subject, workload, pace, cores)
     yield latency(bed, subject, workload, pace, Cores(cores.server, cores.server))
 
 
@@ -74,11 +88,11 @@ def compare(bed: Bed, subjects: tuple[Subject, ...], pace: Pace, cores: Cores) -
     sheets: dict[tuple[str, Workload], Sheet] = {}
     for round_ in range(pace.rounds):
         sheets.setdefault((report.UPSTREAM_ALONE, Workload.FRESH), Sheet()).rounds += upstream_alone(bed, pace, cores)
-        for workload in Workload:
+        for workload in pace.workloads:
             for subject in subjects:
                 sheet = sheets.setdefault((subject.name, workload), Sheet())
-                sheet.rounds += measurements(bed, subject, workload, pace, cores)
-                first = sheet.rounds[-3]
+                first, *others = measurements(bed, subject, workload, pace, cores)
+                sheet.rounds += (first, *others)
                 console.print(
                     f"round {round_ + 1}: {subject.name}, {workload}: {first.qps:,.0f}/s, {first.cpu:.1f} us CPU"
                 )
@@ -97,9 +111,9 @@ def profile(bed: Bed, pace: Pace, cores: Cores) -> None:
     given = {f.name: getattr(subject, f.name) for f in dataclasses.fields(subject)}
     given["configure"] = lambda folder: ["-m", "benchmarks.profiled", str(out), *subject.configure(folder)]
     for workload in Workload:
-        first = 0 if workload is Workload.CACHED else 1_000_000
+        first = 0 if workload is Workload.CACHED else MEASURED_FIRST
         with running(bed, Profiled(**given), cores):
-            order = Order("10.99.1.1", workload.kind, pace.saturate, first, workload.distinct)
+            order = Order(RESOLVER, workload.kind, pace.saturate, first, workload.distinct)
             bed.load("saturate", order, cores.load)
         print(f"--- {workload}")
         pstats.Stats(str(out)).sort_stats("tottime").print_stats(40)
@@ -126,6 +140,9 @@ def main() -> int:
     except MissingFeatureError as error:
         print(error, file=sys.stderr)
         return MISSING
+    except subprocess.CalledProcessError as error:
+        print(f"{' '.join(error.cmd)} ended with {error.returncode}: {error.stderr}", file=sys.stderr)
+        return 1
     except (WrongElementsError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.load import Order, Outcome
 from benchmarks.names import WORLD_NETWORK
@@ -123,10 +124,11 @@ class Bed:
             raise RuntimeError(result["error"])
         return Outcome(**result | {"rcodes": {int(k): v for k, v in result["rcodes"].items()}})
 
-    def _load(self, order: dict[str, object], cpu: int) -> dict[str, object]:
+    def _load(self, order: dict[str, object], cpu: int) -> dict[str, Any]:
         argv = ["taskset", "-c", str(cpu), sys.executable, "-m", "benchmarks.load", json.dumps(order)]
         done = self.lab.run(self.pod.namespace, *argv, cwd=TOP, check=False, timeout=300)
-        return json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-2000:]}
+        result: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {"error": done.stderr[-2000:]}
+        return result
 
 
 def _family(pid: int) -> Iterator[int]:
@@ -147,6 +149,3 @@ def _stat_seconds(pid: int) -> float:
 def _resident(pid: int) -> int:
     line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmRSS:"))
     return int(line.split()[1]) * 1024
-
-
-Progress = Callable[[str], None]

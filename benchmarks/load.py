@@ -17,8 +17,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-from dnslib import DNSRecord
-
 from benchmarks.batches import DONTWAIT, SIZE, SLOTS, Batch, datagram_socket
 from benchmarks.names import DIGITS, Kind, addresses, query
 
@@ -249,6 +247,8 @@ def places(order: Order) -> tuple[int, ...]:
     reply = opened.recv(SIZE)
     found = tuple(len(reply) - reply.rfind(address) for address in addresses(order.first, order.kind))
     if any(place > len(reply) for place in found):
+        from dnslib import DNSRecord  # a third of a second that only this end needs
+
         sys.exit(f"{order.server} did not answer with the addresses of the name:\n{DNSRecord.parse(reply)}")
     return found
 

@@ -67,10 +67,13 @@ class Pace:
     """Seconds."""
     rate: int = 1000
     """Questions a second at a light load."""
+    workloads: tuple[Workload, ...] = tuple(Workload)
+    two_cores: bool = True
+    """Measure the latency with the server on a core of its own, too."""
 
 
 FULL = Pace(rounds=3, saturate=5.0, warm=2000, light=3.0)
-QUICK = Pace(rounds=1, saturate=1.2, warm=500, light=0.6)
+QUICK = Pace(1, 1.2, 500, 0.6, workloads=(Workload.FRESH, Workload.DENIED), two_cores=False)
 
 MEASURED_FIRST, LIGHT_FIRST, CLOSED_FIRST = 1_000_000, 70_000_000, 80_000_000
 """Where the names of each phase begin, so that none was asked before."""

@@ -46,7 +46,7 @@ class Subject:
         return next((str(path) for path in local if path.exists()), shutil.which(self.program))
 
     def version_text(self) -> str:
-        asked = subprocess.run([self.found() or "", *self.version], capture_output=True, text=True, check=False)
+        asked = subprocess.run([self.found() or "false", *self.version], capture_output=True, text=True, check=False)
         number = re.search(r"\d+\.\d+[.\d]*\S*", asked.stdout + asked.stderr)
         return number.group() if number else "?"
 
@@ -144,7 +144,7 @@ kind: Configuration
 allowlist: {allowlist}
 pods: {{interfaces: ["veth-*"]}}
 upstreams: [{UPSTREAM}]
-limits: {{queriesPerSecond: 1000000, burst: 1000000, inFlight: 60000, uniqueNamesPerMinute: 100000000,
+limits: {{queriesPerSecond: 1000000, burst: 1000000, inFlight: 60000, uniqueNamesPerMinute: 10000000,
          addressesPerName: 1000, leasesPerPod: {LEASES}}}
 tables: {{leases: {LEASES}}}
 cache: {{entries: {CACHE_ENTRIES // 10}}}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ OLDEST = (3, 11)
 
 BASE = ("ca-certificates", "conntrack", "curl", "iproute2", "kmod", "nftables", "procps", "python3-venv", "util-linux")
 TEST = ("bind9-dnsutils", "netcat-openbsd", "postgresql", "postgresql-client")
-BENCH = ("dnsdist", "dnsmasq-base", "dnsperf", "unbound")
+BENCH = ("dnsdist", "dnsmasq-base", "unbound")
 PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH}
 NEEDS_ROOT = {"test", "bench"}
 
@@ -64,7 +65,8 @@ def services_of(packages: Sequence[str]) -> list[str]:
 
 
 def install(packages: Sequence[str]) -> None:
-    """Install `packages` and what they need; raises CalledProcessError with apt's own words on the terminal."""
+    """Install `packages` and what they need; raises CalledProcessError, apt's own words are on the terminal."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that `nothing_starts` is undone
     before = installed_packages()
     apt = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_MODE": "l"}

@@ -61,6 +61,7 @@ REMEMBER: Final = 60.0
 """Seconds between two looks at which open flows still need what ended leases stood on."""
 DROPPED: Final = 5.0
 """Seconds between two readings of the kernel's counters of dropped packets."""
+_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
 def run(config: Path) -> int:
@@ -141,7 +142,8 @@ class Service:
         self._log.outlet.attach(loop)
         self._events.emit(EventKind.STARTED, version=__version__)
         for missing in unbuilt_defaults(self._settings):
-            self._events.emit(EventKind.FEATURE_LEFT_OUT, reason=missing)
+            feature, _, reason = missing.partition(" (")
+            self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         try:
             async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
                 for number in (signal.SIGTERM, signal.SIGINT):
@@ -372,7 +374,7 @@ class Service:
     def _acknowledge(self, upto: Ticket, refused: Mapping[Ticket, str]) -> None:
         for reason in refused.values():
             self._counters.lease_writes_refused[reason] += 1
-            self._events.emit(EventKind.LEASE_REFUSED, count=1, reason=reason)
+            self._events.emit(EventKind.LEASE_REFUSED, reason=reason)
         self._engine.exchanges.gate.acknowledge(upto, refused)
 
     def _on_link(self, link: LinkIndex, name: str, addresses: frozenset[Address] | None) -> None:
@@ -404,7 +406,7 @@ class Service:
             pod_ip=denial.pod,
             address=denial.peer,
             port=denial.port,
-            protocol=denial.protocol,
+            protocol=_PROTOCOLS.get(denial.protocol, denial.protocol),
             verdict="denied",
             reason=self._engine.why_closed(pod, denial.peer, time.monotonic()) if pod else denial.reason,
             rule=denial.rule,

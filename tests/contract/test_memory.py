@@ -13,9 +13,23 @@ from dnsguard.enforce.memory import CUT_SILENCE, MemoryEnforcer
 from dnsguard.engine.contracts import Desired, Element, Enforcer, Held, Ticket
 from tests.contract.generator import Place
 from tests.contract.subject import MemorySubject
-from tests.contract.test_enforcer import OTHER, PEER, WEB, WEB_AND_MAIL, element, flow, packet, running, write
+from tests.contract.test_enforcer import (
+    OTHER,
+    PEER,
+    WEB,
+    WEB_AND_MAIL,
+    compiled,
+    element,
+    flow,
+    named,
+    packet,
+    running,
+    tcp,
+    write,
+)
 
 ONE, TWO = MemorySubject.places
+MAIL = compiled(named("b.test", tcp(25)))
 
 
 class Clocked:
@@ -128,8 +142,10 @@ async def test_a_change_that_adds_beyond_the_capacity_changes_nothing() -> None:
     clocked = Clocked(capacity=1)
     clocked.enforcer.arm(1, [write(ONE)])
     with pytest.raises(KernelError, match="set is full"):
-        await clocked.enforcer.apply(running({ONE: WEB}), [write(ONE, OTHER)])
+        await clocked.enforcer.apply(running({ONE: MAIL}), [write(ONE, OTHER, "tcp_25"), write(ONE, PEER, "tcp_25")])
     assert clocked.open()
+    clocked.enforcer.arm(2, [write(ONE)])
+    assert clocked.log[-1] == (2, {})
     assert clocked.enforcer.desired == running({ONE: WEB, TWO: WEB})
 
 

@@ -24,6 +24,10 @@ pytestmark = pytest.mark.node
 ONE, TWO = b"first question", b"second question"
 
 
+def highest_descriptor() -> int:
+    return max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+
+
 class Server:
     """What the listener calls: answers at once unless told to wait, admits unless told not to."""
 
@@ -74,7 +78,8 @@ def connected(lab: Lab, pod: Pod, asked: str = "8.8.8.8") -> Iterator[socket.soc
 
 async def answers(asking: socket.socket, count: int) -> list[bytes]:
     """The next `count` messages, without their lengths."""
-    stream, found = b"", []
+    stream = b""
+    found: list[bytes] = []
     while len(found) < count:
         while len(stream) < 2 or len(stream) < 2 + int.from_bytes(stream[:2], "big"):
             more = await received(asking)
@@ -95,6 +100,16 @@ async def ended(asking: socket.socket) -> bool:
     except ConnectionResetError:
         pass
     return True
+
+
+async def filled(back: TcpConnection) -> None:
+    """Reply until the kernel takes no more: its own buffers grow for a while."""
+    unchanged = before = 0
+    while unchanged < 10:
+        if back.waiting <= 2 * WRITE_PAUSE:
+            back.reply(bytes(60_000))
+        await asyncio.sleep(0.002)
+        unchanged, before = unchanged + 1 if back.waiting == before > WRITE_PAUSE else 0, back.waiting
 
 
 @pytest.mark.parametrize("asked", ["10.96.0.10", "8.8.8.8", "10.99.0.1", "fd00:10:96::10", "2001:db8::53"])
@@ -258,13 +273,12 @@ async def test_queries_are_not_read_while_answers_wait_and_are_afterwards(lab: L
     server = Server(answer=False)
     async with listening(intercept(lab), server):
         with connected(lab, pod) as asking:
+            asking.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the kernel lets its window grow
             asking.send(framed(ONE))
             await until(lambda: server.queries)
             back = server.queries[0][3]
             assert isinstance(back, TcpConnection)
-            while back.waiting <= 5 * WRITE_PAUSE:  # the kernel's own buffers grow for a while
-                back.reply(bytes(30_000))
-                await asyncio.sleep(0.001)
+            await filled(back)
             asking.send(framed(TWO))
             for _ in range(20):
                 await asyncio.sleep(0.001)
@@ -339,7 +353,7 @@ async def test_when_descriptors_ran_out_later_connections_are_served_again(lab: 
         with connected(lab, pod) as early:
             early.send(framed(ONE))
             await answers(early, 1)
-            highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+            highest = highest_descriptor()
             waiting = [lab.socket(pod.namespace, socket.AF_INET, socket.SOCK_STREAM) for _ in range(3)]
             resource.setrlimit(resource.RLIMIT_NOFILE, (highest, hard))
             try:

@@ -17,7 +17,7 @@ CAP = 3600
 SOA = "example.com. 300 SOA ns.example.com. host.example.com. 1 2 3 4 60"
 
 
-def query(  # noqa: PLR0913
+def query(
     name: str = NAME, qtype: str = "A", *, edns: int | None = 1232, do: bool = False, rd: int = 1, cd: int = 0
 ) -> bytes:
     """A pod's packet."""
@@ -34,8 +34,15 @@ def ask(name: str = NAME, qtype: str = "A", **options: int | None) -> Question:
     return question
 
 
-def answer(  # noqa: PLR0913
-    zone: str = "", *, name: str = NAME, qtype: str = "A", authority: str = "", additional: str = "", rcode: int = 0, ad: int = 0
+def answer(
+    zone: str = "",
+    *,
+    name: str = NAME,
+    qtype: str = "A",
+    authority: str = "",
+    additional: str = "",
+    rcode: int = 0,
+    ad: int = 0,
 ) -> bytes:
     """An upstream's packet; the sections are lines of a zone file."""
     message = DNSRecord(
@@ -52,7 +59,13 @@ def records(zone: str) -> list[RR]:
     return list(RR.fromZone(zone)) if zone.strip() else []
 
 
-def judge(packet: bytes, question: Question | None = None, *, guard: Protected = GUARD, allow: Callable[[Name], bool] | None = None) -> Vetted:
+def judge(
+    packet: bytes,
+    question: Question | None = None,
+    *,
+    guard: Protected = GUARD,
+    allow: Callable[[Name], bool] | None = None,
+) -> Vetted:
     """Vet with the defaults of these tests: nothing but the question's own name is allowed."""
     return vet(packet, question or ask(), guard, cap=CAP, allowed=allow or (lambda name: False))
 
@@ -83,5 +96,3 @@ def ede(packet: bytes) -> tuple[int, str] | None:
                 if option.code == 15:
                     return int.from_bytes(option.data[:2], "big"), option.data[2:].decode()
     return None
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.attempts import EDNS_MEMORY, FAILURES_TO_DOWN, LONGEST_PROBE, Servers
@@ -103,6 +103,7 @@ def test_an_upstream_that_refused_edns_is_asked_without_it_for_an_hour() -> None
 _STEPS = st.lists(st.tuples(st.sampled_from(["failed", "answered", "due"]), st.integers(0, 2), st.floats(0, 10)))
 
 
+@settings(deadline=None)
 @given(_STEPS)
 def test_as_long_as_one_is_up_a_downed_one_is_never_chosen(steps: list[tuple[str, int, float]]) -> None:
     servers, now = Servers(3), 0.0

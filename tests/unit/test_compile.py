@@ -74,7 +74,7 @@ def leased_by(scenario: Scenario, packet: Packet) -> set[str]:
 # ---- the meaning
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(scenarios(PLACES, packets=0))
 def test_a_program_decides_every_packet_as_the_rules_read_one_by_one(scenario: Scenario) -> None:
     for index, (place, policy) in enumerate(zip(PLACES, scenario.effective, strict=True)):
@@ -85,7 +85,7 @@ def test_a_program_decides_every_packet_as_the_rules_read_one_by_one(scenario: S
             assert (got.action is Action.ACCEPT) == scenario.expected(index, packet), packet
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(scenarios(PLACES, packets=0))
 def test_closed_is_true_exactly_when_a_lease_opens_no_port_of_its_scope(scenario: Scenario) -> None:
     # Every range of the generator begins or ends at one of its ports, or spans all of them.
@@ -153,6 +153,30 @@ def test_denies_of_one_tier_in_a_row_become_one_on_the_same_ports() -> None:
     again = Rule(blocks=blocks("10.128.0.0/9"), action=Action.DENY, ports=tcp(1))
     got = program(*denies, again)
     assert [rule.networks for rule in got.rules] == [(ip_network("10.0.0.0/8"),), (ip_network("11.0.0.0/8"),)]
+
+
+def test_denies_of_two_tiers_stay_apart_because_a_pass_may_skip_one_of_them() -> None:
+    skip = Rule(blocks=blocks("10.0.0.0/8"), action=Action.PASS, tier=Tier.ADMIN)
+    admin = Rule(blocks=blocks("10.1.0.0/16"), action=Action.DENY, tier=Tier.ADMIN)
+    pod = Rule(blocks=blocks("10.2.0.0/16"), action=Action.DENY)
+    got = program(skip, admin, pod, Rule(blocks=blocks("0.0.0.0/0")))
+    assert decide(got, to("10.2.0.1", 80), nothing).action is Action.DENY
+
+
+def test_denies_on_both_sides_of_an_accept_stay_apart() -> None:
+    first, last = (Rule(blocks=blocks(text), action=Action.DENY) for text in ("11.0.0.0/8", "10.0.0.0/8"))
+    got = program(first, Rule(blocks=blocks("10.1.0.0/16")), last)
+    assert decide(got, to("10.1.0.1", 80), nothing).action is Action.ACCEPT
+
+
+def test_accepts_of_two_tiers_behind_a_pass_stay_apart() -> None:
+    skip = Rule(blocks=blocks("10.0.0.0/8"), action=Action.PASS, tier=Tier.ADMIN)
+    got = program(skip, domain("a.test", tcp(443), Tier.ADMIN), domain("b.test", tcp(443)))
+    admin, pod = (rule.scope for rule in got.rules[1:])
+    assert admin is not None
+    assert pod is not None
+    assert decide(got, to("10.0.0.1", 443), admin.name.__eq__).action is Action.DENY
+    assert decide(got, to("10.0.0.1", 443), pod.name.__eq__).action is Action.ACCEPT
 
 
 def test_rules_that_match_nothing_are_left_out() -> None:
@@ -257,6 +281,25 @@ def test_a_lease_is_closed_when_earlier_denies_cover_all_its_ports(denied: Ports
     compiled = compile_program(policy)
     assert closed(compiled, policy.rules[1].scope, address("10.0.0.1")) is expected
     assert not closed(compiled, policy.rules[1].scope, address("11.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("denied", "expected"), [([(80, 89), (91, 443)], False), ([(80, 89), (90, 443)], True), ([(81, 443)], False)]
+)
+def test_one_port_left_open_keeps_a_lease_of_a_range_from_being_closed(
+    denied: list[tuple[int, int]], expected: bool
+) -> None:
+    ports = tuple(PortRange(Protocol.TCP, first, last) for first, last in denied)
+    deny = Rule(blocks=blocks("10.0.0.0/8"), action=Action.DENY, ports=ports)
+    policy = of(deny, domain("a.test", (PortRange(Protocol.TCP, 80, 443),)))
+    assert closed(compile_program(policy), policy.rules[1].scope, address("10.0.0.1")) is expected
+
+
+def test_one_port_opened_by_an_ip_block_keeps_a_lease_of_a_range_from_being_closed() -> None:
+    accept = Rule(blocks=blocks("10.0.0.0/8"), ports=tcp(100))
+    deny = Rule(blocks=blocks("10.0.0.0/8"), action=Action.DENY)
+    policy = of(accept, deny, domain("a.test", (PortRange(Protocol.TCP, 80, 443),)))
+    assert not closed(compile_program(policy), policy.rules[2].scope, address("10.0.0.1"))
 
 
 def test_a_lease_of_every_port_is_closed_only_by_a_deny_of_every_protocol() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.errors import PolicyError
@@ -173,6 +173,7 @@ def _naive(rules: list[list[tuple[list[str], list[str]]]], name: str) -> list[in
     ]
 
 
+@settings(deadline=None)
 @given(st.lists(_PEERS, max_size=4), st.lists(_TEXTS, max_size=12))
 def test_a_verdict_is_what_matching_every_pattern_of_every_rule_gives(
     rules: list[list[tuple[list[str], list[str]]]], names: list[str]
@@ -187,6 +188,7 @@ def test_a_verdict_is_what_matching_every_pattern_of_every_rule_gives(
         assert got == _naive(rules, name)
 
 
+@settings(deadline=None)
 @given(st.lists(_PEERS, max_size=3), _TEXTS)
 def test_a_denied_name_is_an_ancestor_exactly_when_something_below_it_is_allowed(
     rules: list[list[tuple[list[str], list[str]]]], name: str
@@ -331,6 +333,7 @@ def test_equal_inputs_share_one_effective_policy_while_it_is_in_use() -> None:
 # ---- IP blocks
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
@@ -354,6 +357,11 @@ def test_carved_blocks_hold_exactly_what_the_blocks_hold(
         expected = any(address in b.cidr and not any(address in e for e in b.excepts) for b in blocks)
         assert sum(address in n for n in carved) == expected  # in one network or in none: they are disjoint
     assert list(carved) == sorted(carved)
+
+
+def test_blocks_that_touch_become_one_network() -> None:
+    halves = (BlockPeer(ip_network("10.0.0.128/25")), BlockPeer(ip_network("10.0.0.0/25")))
+    assert carve(halves) == (ip_network("10.0.0.0/24"),)
 
 
 def test_carved_blocks_keep_the_families_apart() -> None:

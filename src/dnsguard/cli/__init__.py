@@ -7,6 +7,7 @@ raises on purpose ends here, as one text on standard error and an exit code: 0 d
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -30,11 +31,13 @@ app = typer.Typer(
 
 
 @app.callback()
-def options(context: typer.Context, config: ConfigOption = None) -> None:
+def before_command(context: typer.Context, config: ConfigOption = None) -> None:
     remember_config(context, config)
 
 
-for _module in (run, check, explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
+run.register(app)
+app.command(epilog="Example: dnsguard check --config /etc/dnsguard/config.yaml")(check.check)
+for _module in (explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
     _module.register(app)
 
 
@@ -43,8 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="dnsguard")
     except SystemExit as end:
+        _flush()
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except DnsguardError as error:
         print(error, file=sys.stderr)
         return exit_code_of(error)
     return 0
+
+
+def _flush() -> None:
+    """Give the last lines to a reader that may have gone; the interpreter would complain of it on its way out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

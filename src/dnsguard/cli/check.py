@@ -7,14 +7,14 @@ import sys
 from collections import Counter
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pyroute2 import IPRoute
 
-from dnsguard.config.diagnostics import Diagnostic, exit_code
 from dnsguard.core.model import Address
-from dnsguard.sources.loader import load_here
+
+if TYPE_CHECKING:
+    from dnsguard.config.diagnostics import Diagnostic
 
 DEFAULT_CONFIG = Path("/etc/dnsguard/config.yaml")
 
@@ -42,6 +42,10 @@ def check(
 
 def check_files(config: Path, allowlist: Path | None, *, json_lines: bool) -> int:
     """Print what is found in both files and return the exit code: 0, 1 or 77."""
+    # Here, not above: `dnsguard --help` reads this module and needs none of them.
+    from dnsguard.config.diagnostics import exit_code
+    from dnsguard.sources.loader import load_here
+
     loaded = load_here(config, allowlist, own=own_addresses())
     if loaded.store is not None:
         loaded.store.close()
@@ -54,6 +58,8 @@ def check_files(config: Path, allowlist: Path | None, *, json_lines: bool) -> in
 
 def own_addresses() -> list[Address]:
     """The addresses of this machine, as far as it tells them."""
+    from pyroute2 import IPRoute
+
     try:
         with IPRoute() as route:
             texts = [message.get("IFA_ADDRESS") for message in route.get_addr()]
@@ -76,6 +82,8 @@ def _json(one: Diagnostic) -> str:
 
 
 def _summary(found: list[Diagnostic]) -> str:
+    from dnsguard.config.diagnostics import exit_code
+
     counts = Counter(str(one.severity) for one in found)
     listed = ", ".join(f"{count} {word}{'s' if count > 1 else ''}" for word, count in sorted(counts.items()))
     return f"{'usable' if exit_code(found) == 0 else 'not usable'}: {listed or 'no errors, no warnings'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.settings import read_settings
 from dnsguard.control.calls import CallError, Explanation
-from dnsguard.control.explain import Subject, explain_connection, explain_name, read_address, read_port
+from dnsguard.control.explain import Subject, explain
 from dnsguard.core.compile import compile_program
 from dnsguard.core.model import Action, Address
 from dnsguard.core.pods import assign
@@ -24,21 +23,13 @@ def explain_files(config: Path, allowlist: Path | None, question: Mapping[str, s
     loaded = load_here(config, allowlist)
     if loaded.store is None or settings is None:
         raise ConfigError(loaded.diagnostics)
-    for diagnostic in loaded.diagnostics:
-        print(diagnostic, file=sys.stderr)
     subject = _subject(loaded.store, question["pod"], settings.default_action.action)
-    if "name" in question:
-        return explain_name(subject, question["name"], question["type"])
-    protocol, port = read_port(question["port"], question["protocol"])
-    return explain_connection(subject, read_address(question["address"]), protocol, port)
+    return explain(subject, question)
 
 
 def _subject(store: Store, pod: str, default: Action) -> Subject:
     addresses = _addresses(store, pod)
     assignment = assign(addresses, store, default)
-    if assignment.conflict is not None:
-        first, second = assignment.conflict
-        print(f"{first} and {second} disagree about {pod}: everything is denied", file=sys.stderr)
     program = compile_program(assignment.policy)
     return Subject(assignment.name or pod, assignment.policy, program, addresses[0])
 

@@ -10,6 +10,13 @@ from enum import StrEnum
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Origin
 
+_LONGEST = 2000
+"""Letters of a text that are shown."""
+
+
+_LONGEST_WORD = 64
+"""Letters of a word for which a nearest is looked for; the search is quadratic."""
+
 
 class Severity(StrEnum):
     ERROR = "error"
@@ -27,7 +34,13 @@ class Diagnostic:
     """The value is right, but this build (or this kernel) does not have what it asks for: exit code 77, not 1."""
 
     def __str__(self) -> str:
-        return f"{self.origin}: {self.severity}: {self.text}"
+        return f"{self.origin}: {self.severity}: {_one_line(self.text)}"
+
+
+def _one_line(text: str) -> str:
+    """What was read from a file must neither break the line nor drive the terminal that shows it."""
+    shown = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return shown if shown.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
 
 
 class ConfigError(DnsguardError):
@@ -59,5 +72,7 @@ def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known word, or nothing when none is close."""
+    if len(word) > _LONGEST_WORD:
+        return ""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

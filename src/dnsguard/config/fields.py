@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from dnsguard.config.durations import FORM, duration_text, parse_duration
 from dnsguard.config.networks import Endpoint, IpAddress, parse_address, parse_cidr, parse_endpoint
+from dnsguard.config.positions import Ambiguous
 from dnsguard.core.model import Network
 
 
@@ -29,9 +30,9 @@ def _text(value: object) -> str:
     return value
 
 
-def wrong(text: str, key: str | None = None) -> PydanticCustomError:
-    """`key`: where in the group the wrong value stands, when a check of the whole group finds it."""
-    return PydanticCustomError("dnsguard", "{text}", {"text": text, "key": key})
+def wrong(text: str, key: str | None = None, other: str | None = None) -> PydanticCustomError:
+    """For a check of a whole group: `key` is where the wrong value stands, `other` what else the check looked at."""
+    return PydanticCustomError("dnsguard", "{text}", {"text": text, "key": key, "other": other})
 
 
 def _reader(parse: Any) -> Any:
@@ -48,7 +49,9 @@ def _reader(parse: Any) -> Any:
 
 
 def _duration(value: object) -> object:
-    if type(value) is int:
+    if isinstance(value, Ambiguous):
+        value = value.text.lstrip("0") or "00"
+    elif type(value) in (int, float):
         value = str(value)
     return _reader(parse_duration)(value)
 
@@ -116,6 +119,8 @@ def _any_or_list(value: object, read: ValidatorFunctionWrapHandler) -> object:
 
 
 def _listen(value: object) -> Endpoint | None:
+    if type(value) is int:
+        raise wrong(f"{value} has no address; write 127.0.0.1:{value}")
     return None if value is None else _reader(lambda text: parse_endpoint(text, None))(value)
 
 

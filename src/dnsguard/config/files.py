@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise _refused(path, _why(error)) from error
     try:
-        return _decoded(path, _content(path, descriptor))
+        return decode(_content(path, descriptor), str(path))
     finally:
         os.close(descriptor)
 
@@ -63,7 +63,8 @@ def _version(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _decoded(path: Path, content: bytes) -> str:
+def decode(content: bytes, file: str) -> str:
+    """The text of a file's octets, without a byte order mark. Raises ConfigError when they are not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -72,7 +73,7 @@ def _decoded(path: Path, content: bytes) -> str:
         line, column = head.count(b"\n") + 1, len(head.rpartition(b"\n")[2].decode("utf-8")) + 1
         octet = error.object[error.start]
         text = f"octet 0x{octet:02x} is not UTF-8; save the file in that encoding"
-        raise ConfigError([Diagnostic(Origin(str(path), line, column), text)]) from error
+        raise ConfigError([Diagnostic(Origin(file, line, column), text)]) from error
 
 
 def _refused(path: Path, text: str) -> ConfigError:

@@ -126,7 +126,9 @@ class Dns(Group):
     def _times(self) -> Self:
         if self.timeout > self.deadline:
             raise wrong(
-                f"longer than deadline ({duration_text(self.deadline)}); make it shorter, or deadline longer", "timeout"
+                f"longer than deadline ({duration_text(self.deadline)}); make it shorter, or deadline longer",
+                "timeout",
+                "deadline",
             )
         return self
 
@@ -151,7 +153,7 @@ class Interception(Group):
             text = (
                 f"0x{self.reply_mark:x} shares bits with mark 0x{self.mark:x}; write a mark of other bits, like 0x2000"
             )
-            raise wrong(text, "replyMark")
+            raise wrong(text, "replyMark", "mark")
         if 253 <= self.table <= 255:
             raise wrong("tables 253 to 255 are the kernel's own; write another number, like 5353", "table")
         return self
@@ -179,7 +181,7 @@ class Ttl(Group):
     @model_validator(mode="after")
     def _lease(self) -> Self:
         if self.floor + self.grace < 2:
-            raise wrong("floor and grace together must be at least 2s; write a floor of at least 1s", "floor")
+            raise wrong("floor and grace together must be at least 2s; write a floor of at least 1s", "floor", "grace")
         return self
 
 
@@ -261,7 +263,9 @@ class Tcp(Group):
     @model_validator(mode="after")
     def _times(self) -> Self:
         if self.idle > self.total:
-            raise wrong(f"longer than total ({duration_text(self.total)}); make it shorter, or total longer", "idle")
+            raise wrong(
+                f"longer than total ({duration_text(self.total)}); make it shorter, or total longer", "idle", "total"
+            )
         return self
 
 

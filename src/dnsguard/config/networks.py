@@ -14,6 +14,7 @@ from dnsguard.core.model import Network
 IpAddress = IPv4Address | IPv6Address
 
 _MAPPED = IPv6Network("::ffff:0:0/96")
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:%]*[.:][0-9A-Za-z.:%]*\Z")
 _ENDPOINT = re.compile(r"(?:\[(?P<six>[^\]\[]*)\]|(?P<four>[^:\[\]]*))(?::(?P<port>.*))?\Z", re.DOTALL)
 
 
@@ -45,7 +46,8 @@ def parse_address(text: str) -> IpAddress:
 
 
 def _leading_zeros(text: str) -> str:
-    parts = text.partition("/")[0].split(".")
+    text = text.partition("/")[0]
+    parts = text.split(".")
     if len(parts) != 4 or not all(part.isascii() and part.isdigit() for part in parts):
         return ""
     better = ".".join(str(int(part[:9])) for part in parts)
@@ -58,6 +60,8 @@ def parse_cidr(text: str) -> Network:
     if not slash:
         only = parse_address(text)
         raise ValueError(f"'{text}' is an address; write {only}/{only.max_prefixlen}")
+    if not _ADDRESS.match(address):
+        raise ValueError(f"'{text}' is neither an IP address nor a CIDR")
     if not (length.isascii() and length.isdigit()):
         raise ValueError(f"'{text}' is not a CIDR; write the prefix length after the slash: {_example(address)}")
     try:

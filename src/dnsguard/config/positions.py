@@ -23,9 +23,6 @@ from dnsguard.core.model import Origin
 DEEPEST = 32
 """Levels of nesting. The files need seven."""
 
-MENDED = 100
-"""Unquoted `*.name` patterns that are mended in one file so that the errors after them can be found too."""
-
 
 @dataclass(slots=True)
 class Scalar:
@@ -125,20 +122,23 @@ def parse(text: str, file: str) -> tuple[Node | None, list[Diagnostic]]:
     if unprintable is not None:
         line, column = _place(text, unprintable.start())
         return None, [Diagnostic(Origin(file, line, column), f"character {unprintable[0]!r} is not allowed in YAML")]
-    mended: list[Diagnostic] = []
-    while True:
-        builder = _Builder(file)
-        try:
-            root = builder.build(text)
-        except yaml.MarkedYAMLError as error:
-            star = _unquoted_star(text, error)
-            mended.append(_syntax_error(text, file, error, star))
-            if star is None or len(mended) > MENDED:
-                return None, builder.found + mended
-            text = f"{text[:star]}_{text[star + 1 :]}"
-            continue
-        return root, mended + builder.found
+    root, found, error = _attempt(text, text, file)
+    if error is not None and _unquoted_star(text, error) is not None:
+        # The commonest slip of all, and YAML ends at the first one: go on as if it were a letter, to find them all.
+        root, found, error = _attempt(_STAR.sub("_", text), text, file)
+    return root, found if error is None else [*found, _syntax_error(text, file, error)]
 
+
+def _attempt(text: str, written: str, file: str) -> tuple[Node | None, list[Diagnostic], yaml.MarkedYAMLError | None]:
+    builder = _Builder(file, written)
+    try:
+        return builder.build(text), builder.found, None
+    except yaml.MarkedYAMLError as error:
+        return None, builder.found, error
+
+
+_STAR = re.compile(r"(?<![^\s\[{,])\*")
+"""A `*` where a value may begin."""
 
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 
@@ -156,7 +156,8 @@ def _unquoted_star(text: str, error: yaml.MarkedYAMLError) -> int | None:
     return int(mark.index)
 
 
-def _syntax_error(text: str, file: str, error: yaml.MarkedYAMLError, star: int | None) -> Diagnostic:
+def _syntax_error(text: str, file: str, error: yaml.MarkedYAMLError) -> Diagnostic:
+    star = _unquoted_star(text, error)
     if star is not None:
         line, column = _place(text, star)
         return Diagnostic(Origin(file, line, column), _quote_star(_word(text, star)))
@@ -180,7 +181,7 @@ def _remedy(text: str, error: yaml.MarkedYAMLError) -> str:
     at = text[mark.index : mark.index + 1] if mark is not None else ""
     if at == "\t":
         return "; indent with spaces, not with a tab"
-    if at and at in "@`%:":
+    if at and at in "@`%:" and "expected ','" not in str(error.problem):
         return f"; put a value that begins with {at} in quotes"
     if error.problem == "mapping values are not allowed in this context":
         return "; put a value that contains ': ' in quotes, or begin a new line for the next key"
@@ -192,9 +193,11 @@ def _remedy(text: str, error: yaml.MarkedYAMLError) -> str:
 class _Builder:
     """Turns events into a tree with a stack of its own, so that no input can exhaust Python's."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, written: str) -> None:
+        """`written`: the text as it is in the file; what is built may have letters for the `*` of unquoted patterns."""
         self.found: list[Diagnostic] = []
         self._file = file
+        self._written = written
         self._root: Node | None = None
         self._open: list[Items | Fields] = []
         self._keys: list[tuple[str, int, int] | None] = []
@@ -205,7 +208,7 @@ class _Builder:
         for event, kind, line, column in _events(text):
             if kind is yaml.ScalarEvent:
                 self._refuse_extras(event, line, column)
-                self._add(Scalar(event.value, event.style == "", line, column))
+                self._add(self._scalar(event, line, column))
             elif kind is yaml.SequenceEndEvent or kind is yaml.MappingEndEvent:
                 self._close()
             elif kind is yaml.SequenceStartEvent or kind is yaml.MappingStartEvent:
@@ -221,6 +224,15 @@ class _Builder:
                     self._report(line, column, "a second document begins here; keep one document in a file")
                     break
         return self._root
+
+    def _scalar(self, event: Any, line: int, column: int) -> Node:
+        plain = event.style == ""
+        if plain and event.value[:1] == "_":
+            at = event.start_mark.index
+            if self._written[at] == "*":
+                self._report(line, column, _quote_star(_word(self._written, at)))
+                return Unreadable(line, column)
+        return Scalar(event.value, plain, line, column)
 
     def _report(self, line: int, column: int, text: str) -> None:
         self.found.append(Diagnostic(Origin(self._file, line, column), text))

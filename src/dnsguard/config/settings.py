@@ -11,13 +11,13 @@ from pydantic.fields import FieldInfo
 
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
 from dnsguard.config.durations import duration_text
-from dnsguard.config.files import read_text
+from dnsguard.config.files import decode, read_text
 from dnsguard.config.groups import Ebpf, Group, LogFormat, Mode, Settings
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Origin
 
-__all__ = ["Settings", "load_settings", "read_settings", "settings_from_text", "unbuilt_defaults"]
+__all__ = ["Settings", "diagnose", "load_settings", "read_settings", "settings_from_text", "unbuilt_defaults"]
 
 _FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "Calico"), (0x80, "the AWS VPC CNI"))
 
@@ -60,15 +60,17 @@ def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diag
             found = [Diagnostic(Origin(file, 1, 1), _no_mapping(root))]
         return None, found
     reading = _Reading(root, file)
+    settings = reading.settings({one.origin for one in found})
+    found = in_order(found + reading.found)
+    return (settings if all(one.missing for one in errors(found)) else None), found
+
+
+def diagnose(content: bytes, file: str) -> list[Diagnostic]:
+    """All that is wrong with these octets as config.yaml. Total: any octets give diagnostics, never an exception."""
     try:
-        settings = Settings.model_validate(plain_value(root))
-    except ValidationError as error:
-        known = {one.origin for one in found}
-        told = [one for problem in error.errors() if (one := reading.diagnostic(problem)) is not None]
-        return None, in_order(found + [one for one in told if one.origin not in known])
-    found += [*reading.missing(settings), *reading.warnings(settings)]
-    broken = any(not one.missing for one in errors(found))
-    return None if broken else settings, in_order(found)
+        return settings_from_text(decode(content, file), file)[1]
+    except ConfigError as error:
+        return list(error.diagnostics)
 
 
 def unbuilt_defaults(settings: Settings) -> list[str]:
@@ -89,19 +91,63 @@ def _no_mapping(root: Node | None) -> str:
     return "the file must hold keys with values; write at least: upstreams: [10.96.0.10]"
 
 
+_ROUNDS = 3
+"""Wrong values, what those hid, and nothing."""
+
+Location = tuple[str | int, ...]
+
+
+def _location(problem: Mapping[str, Any]) -> Location:
+    """Keys and item numbers from the file's top to the value that is wrong."""
+    key = problem["ctx"].get("key") if problem["type"] == "dnsguard" else None
+    return (*problem["loc"], key) if key is not None else tuple(problem["loc"])
+
+
 class _Reading:
     """Where the values of one file stand, and pydantic's problems in the words of its operator."""
 
     def __init__(self, root: Fields, file: str) -> None:
+        self.found: list[Diagnostic] = []
         self._root = root
         self._file = file
+        self._left_out: set[Location] = set()
+
+    def settings(self, told: set[Origin]) -> Settings | None:
+        """Validate, and again without the values that were wrong, so that what they hid is found too.
+
+        A group's own check runs only when all of its values are right. `told`: places that need no second word."""
+        values: Any = plain_value(self._root)
+        for _ in range(_ROUNDS):
+            try:
+                settings = Settings.model_validate(values)
+            except ValidationError as error:
+                problems = error.errors()
+                new = [one for problem in problems if (one := self.diagnostic(problem)) and one.origin not in told]
+                self.found += new
+                told |= {one.origin for one in new}
+                for problem in problems:
+                    self._leave_out(values, problem)
+            else:
+                self.found += [*self.missing(settings), *self.warnings(settings)]
+                return settings
+        return None
+
+    def _leave_out(self, values: Any, problem: Mapping[str, Any]) -> None:
+        location = _location(problem)
+        # An item's number means nothing once another is gone: the whole list goes.
+        keys = tuple(step for step in location if isinstance(step, str))
+        self._left_out.add(keys)
+        for key in keys[:-1]:
+            values = values.get(key, {})
+        values.pop(keys[-1], None)
+        if keys == ("upstreams",):
+            values["upstreams"] = ["192.0.2.1"]
 
     def diagnostic(self, problem: Mapping[str, Any]) -> Diagnostic | None:
         """None when the problem only follows from one that has its diagnostic already."""
-        location = tuple(problem["loc"])
-        context = problem.get("ctx", {})
-        if problem["type"] == "dnsguard" and context.get("key") is not None:
-            location += (context["key"],)
+        location = _location(problem)
+        if (*location[:-1], problem.get("ctx", {}).get("other")) in self._left_out:
+            return None
         node = self._find(location)
         if problem["type"] == "extra_forbidden":
             return self._unknown_key(location)
@@ -121,23 +167,26 @@ class _Reading:
 
     def warnings(self, settings: Settings) -> Iterable[Diagnostic]:
         """Values that are allowed and probably not meant."""
-        if settings.ttl.floor > settings.ttl.cap:
-            floor, cap = duration_text(settings.ttl.floor), duration_text(settings.ttl.cap)
-            yield self._warn(("ttl", "floor"), f"{floor} is over the cap of {cap}: every lease lasts the floor")
+        floor, cap = settings.ttl.floor, settings.ttl.cap
+        if floor > cap:
+            text = f"{duration_text(floor)} is over the cap of {duration_text(cap)}: every lease lasts the floor"
+            yield from self._warn(("ttl", "floor"), text, ("ttl", "cap"))
         if settings.dns.deadline >= 5:
-            yield self._warn(("dns", "deadline"), "glibc and musl give up after 5s; write less, like 4s")
+            yield from self._warn(("dns", "deadline"), "glibc and musl give up after 5s; write less, like 4s")
         for key, mark in (("mark", settings.interception.mark), ("replyMark", settings.interception.reply_mark)):
             if owner := next((owner for bits, owner in _FOREIGN_MARKS if mark & bits), None):
-                yield self._warn(("interception", key), f"0x{mark:x} shares bits with the marks of {owner}")
+                yield from self._warn(("interception", key), f"0x{mark:x} shares bits with the marks of {owner}")
         if settings.limits.leases_per_pod > settings.tables.leases:
             text = f"more than tables.leases ({settings.tables.leases}): one pod can use all of the node's leases"
-            yield self._warn(("limits", "leasesPerPod"), text)
+            yield from self._warn(("limits", "leasesPerPod"), text, ("tables", "leases"))
 
-    def _warn(self, location: tuple[str, ...], text: str) -> Diagnostic:
-        node = self._find(location) or self._find(location[:-1]) or self._root
-        return Diagnostic(self._origin(node), f"{_dotted(location)}: {text}", Severity.WARNING)
+    def _warn(self, location: Location, text: str, other: Location = ()) -> Iterable[Diagnostic]:
+        if location in self._left_out or other in self._left_out:
+            return
+        node = self._find(location) or self._find(other) or self._root
+        yield Diagnostic(self._origin(node), f"{_dotted(location)}: {text}", Severity.WARNING)
 
-    def _unknown_key(self, location: tuple[str | int, ...]) -> Diagnostic:
+    def _unknown_key(self, location: Location) -> Diagnostic:
         parent, key = self._find(location[:-1]), str(location[-1])
         line, column = parent.keys[key] if isinstance(parent, Fields) else (1, 1)
         known = _group(location[:-1])

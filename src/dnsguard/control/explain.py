@@ -6,8 +6,9 @@ Pure: the daemon gives the pod's policy and its live leases, the CLI the policy 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, NamedTuple
 
 from dnsguard.control.calls import USAGE, CallError, Explanation, LeaseRow, RuleRow
@@ -16,19 +17,23 @@ from dnsguard.core.model import (
     Action,
     Address,
     BlockPeer,
-    DomainPeer,
+    Name,
     Network,
     Packet,
     Ports,
     Program,
     ProgramRule,
     Protocol,
+    Rule,
 )
-from dnsguard.core.names import parse_name, pattern_text, to_text
-from dnsguard.core.policy import Allowed, EffectivePolicy, EffectiveRule
+from dnsguard.core.names import ancestors, matches, parse_name, pattern_text, to_text
+from dnsguard.core.policy import ROOT, Allowed, EffectivePolicy, EffectiveRule
 from dnsguard.core.wire import Qtype
 
 TYPES: Final = frozenset(Qtype.__members__) - {"OPT"}
+MOST_PEERS: Final = 50
+"""Peers of one rule that are told."""
+
 UNFORWARDED: Final = {
     "ANY": "allowed, but ANY is answered by dnsguard itself with HINFO (RFC 8482)",
     "AXFR": "allowed, but zone transfers are answered NOTIMP",
@@ -80,6 +85,20 @@ def read_address(text: str) -> Address:
 # ---- explaining
 
 
+def explain(subject: Subject, question: Mapping[str, str]) -> Explanation:
+    """Answer the parameters of the `explain` call: `name` and `type`, or `address`, `port` and `protocol`.
+
+    Reads immutable objects only, so it may run in a thread beside the loop: a rule of 100,000 names takes 20 ms.
+    Raises InvalidNameError, or CallError (usage).
+    """
+    if "name" in question:
+        return explain_name(subject, question["name"], question.get("type", "A"))
+    if "address" not in question or "port" not in question:
+        raise CallError("explain needs a name, or an address and a port", USAGE)
+    protocol, port = read_port(question["port"], question.get("protocol", "tcp"))
+    return explain_connection(subject, read_address(question["address"]), protocol, port)
+
+
 def explain_name(subject: Subject, text: str, kind: str = "A") -> Explanation:
     """Whether the pod may resolve a name. Raises InvalidNameError, or CallError (usage) for the type."""
     name, kind = parse_name(text), read_type(kind)
@@ -88,7 +107,8 @@ def explain_name(subject: Subject, text: str, kind: str = "A") -> Explanation:
     verdict = subject.policy.verdict(name)
     if isinstance(verdict, Allowed):
         reason = UNFORWARDED.get(kind) or _allowance(subject.policy, verdict)
-        return _explanation(subject, title, _Finding("allowed", reason, verdict.rules), leases)
+        rows = [rule_row(rule, _matching(rule.rule, name)) for rule in verdict.rules]
+        return _explanation(subject, title, _Finding("allowed", reason, rows), leases)
     below = "; a name below it is allowed, so the answer is NODATA" if verdict.ancestor else ""
     return _explanation(subject, title, _Finding("denied", verdict.reason + below), leases)
 
@@ -101,16 +121,17 @@ def explain_connection(subject: Subject, address: Address, protocol: Protocol, p
     decision = decide(subject.program, packet, {lease["scope"] for lease in leases}.__contains__)
     verdict = "allowed" if decision.action is Action.ACCEPT else "denied"
     if decision.rule is None:
-        finding = _Finding(verdict, *_undecided(subject, packet, leases))
+        reason, rules = _undecided(subject, packet, leases)
     else:
-        finding = _Finding(verdict, *_decided(subject, decision.rule, packet, leases))
+        reason, rules = _decided(subject, decision.rule, packet, leases)
+    finding = _Finding(verdict, reason, [rule_row(rule, _peer_texts(rule.rule)) for rule in rules])
     return _explanation(subject, f"{there} {protocol.name.lower()}/{port}", finding, leases)
 
 
 class _Finding(NamedTuple):
     verdict: str
     reason: str
-    rules: Sequence[EffectiveRule] = ()
+    rules: Sequence[RuleRow] = ()
 
 
 def _allowance(policy: EffectivePolicy, verdict: Allowed) -> str:
@@ -170,7 +191,7 @@ def _explanation(subject: Subject, title: str, finding: _Finding, leases: Sequen
         "subject": title,
         "verdict": finding.verdict,
         "reason": finding.reason,
-        "rules": [rule_row(rule) for rule in finding.rules],
+        "rules": list(finding.rules),
         "leases": list(leases),
         "source": "live" if subject.live else "files",
     }
@@ -187,24 +208,37 @@ def ports_text(ports: Ports) -> str:
     )
 
 
-def rule_row(effective: EffectiveRule) -> RuleRow:
+def rule_row(effective: EffectiveRule, peers: Sequence[str]) -> RuleRow:
     rule = effective.rule
     return {
         "policy": effective.policy,
         "tier": rule.tier.name.capitalize(),
         "action": rule.action.value,
-        "peers": [*_domain_texts(rule.domains), *(_block_text(block) for block in rule.blocks)],
+        "peers": list(peers),
         "ports": ports_text(rule.ports),
         "origin": str(rule.origin),
     }
 
 
-def _domain_texts(domains: Iterable[DomainPeer]) -> list[str]:
-    texts = []
-    for peer in domains:
-        texts += [pattern_text(pattern) for pattern in peer.patterns]
-        texts += [f"not {pattern_text(pattern)}" for pattern in peer.excepts]
-    return texts
+def _matching(rule: Rule, name: Name) -> list[str]:
+    """The rule's patterns that match the name."""
+    above = {name, ROOT, *ancestors(name)}
+    patterns = (pattern for peer in rule.domains for pattern in peer.patterns if pattern.name in above)
+    return [pattern_text(pattern) for pattern in patterns if matches(pattern, name)]
+
+
+def _peer_texts(rule: Rule) -> list[str]:
+    """The rule's first `MOST_PEERS` peers, and how many more there are."""
+    texts = list(islice(_all_peers(rule), MOST_PEERS))
+    count = sum(len(peer.patterns) + len(peer.excepts) for peer in rule.domains) + len(rule.blocks)
+    return texts if count <= MOST_PEERS else [*texts, f"and {count - MOST_PEERS} more"]
+
+
+def _all_peers(rule: Rule) -> Iterator[str]:
+    for peer in rule.domains:
+        yield from map(pattern_text, peer.patterns)
+        yield from (f"not {pattern_text(pattern)}" for pattern in peer.excepts)
+    yield from map(_block_text, rule.blocks)
 
 
 def _block_text(block: BlockPeer) -> str:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from dnsguard.core.model import Address, Name
 from dnsguard.core.names import ROOT, ancestors, to_text
 from dnsguard.core.protected import Protected
-from dnsguard.core.records import Body, KnownNames, Record, read_name, read_rdata, read_records, read_service
+from dnsguard.core.records import Body, KnownNames, Record, read_rdata, read_records, read_service
 from dnsguard.core.wire import AD, Qtype, Question, Rcode, fold
 
 _MOST_LINKS = 16
@@ -190,7 +190,9 @@ class _Sieve:
                 cnames.setdefault(record.owner, record)
         while len(self._links) < _MOST_LINKS and self.last not in self._links and self.last in cnames:
             record = cnames[self.last]
-            target = fold(read_name(self._packet, record.start, self._known)[0])
+            target = self._target(record)
+            if target is None:
+                return
             self._links[self.last] = (record, target)
             self.last = target
 
@@ -242,7 +244,9 @@ class _Sieve:
 
     def _made_link(self, record: Record) -> bool:
         """True for a DNAME from which one of the chain's CNAMEs was made (RFC 6672 section 2.2)."""
-        target = fold(read_name(self._packet, record.start, self._known)[0])
+        target = self._target(record)
+        if target is None:
+            return False
         for owner, (_, made) in self._links.items():
             if record.owner == ROOT or record.owner in ancestors(owner):
                 rest = len(owner) - len(record.owner)
@@ -257,6 +261,13 @@ class _Sieve:
         return any(
             record.owner in (ROOT, name) or record.owner in ancestors(name) for name in (self.last, *self._links)
         )
+
+    def _target(self, record: Record) -> Name | None:
+        """The one name that a CNAME or DNAME holds; None when it is malformed, which the judgement counts."""
+        try:
+            return fold(read_rdata(self._packet, record, self._known))
+        except (IndexError, ValueError):
+            return None
 
     def _rdata(self, record: Record) -> bytes | None:
         try:

@@ -19,7 +19,7 @@ EVERYTHING = Pattern(ROOT, wildcard=True)
 
 # One look decides for nearly every name of a large file; what it refuses is read again with care.
 _PLAIN = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?", re.ASCII | re.IGNORECASE).fullmatch
-_ESCAPED = re.compile(r"\\([0-9]{3})|\\([^0-9])|([A-Za-z0-9_-])|(\.)", re.ASCII)
+_ESCAPED = re.compile(r"\\([0-9]{3})|\\([!-/:-~])|([A-Za-z0-9_-])|(\.)", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(\[[^\]]*\]|[^/?#:]*)(?::[0-9]*)?(?:[/?#].*)?", re.ASCII)
 _PORT = re.compile(r"(.*?):([0-9]{1,5})")
 # More than a zone file needs, so that what is printed always reads back as the same name and nothing else.

@@ -100,9 +100,10 @@ def _translated(address: Address) -> Iterator[Address]:
     elif prefix[:2] == b"\x20\x02":
         yield Address(address[2:6])
     elif prefix[:6] == _LOCAL_NAT64:
-        # The translator's own prefix may have any length of RFC 6052. An address read at the wrong place mostly
-        # begins in padding: 0.0.0.0/8 counts only where the whole of it stands last.
+        # The translator's own prefix may have any length of RFC 6052, so every reading counts; one that begins in
+        # padding says 0.0.0.0/8 of nearly every address, and counts only when it stands last and is not all padding.
         for octets in (address[6:8] + address[9:11], address[7:8] + address[9:12], address[9:13]):
             if octets[0]:
                 yield Address(octets)
-        yield Address(address[12:])
+        if any(address[12:]) or not any(address[6:]):
+            yield Address(address[12:])

@@ -147,7 +147,7 @@ class Outbox:
         memory.data[: len(joined)] = joined
         written = b"".join(envelopes)
         memory.envelopes[: len(written)] = written
-        vectors: list[int] = []
+        vectors: list[ctypes.c_uint64 | int] = []  # typeshed's wish; they are plain numbers
         place = memory.start
         for length in map(len, packets):
             vectors += (place, length)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dnsguard.config.diagnostics import Diagnostic, errors, in_order, nearest
+from dnsguard.config.diagnostics import ConfigError, Diagnostic, in_order, nearest
+from dnsguard.config.files import decode
 from dnsguard.config.networks import parse_network
 from dnsguard.config.positions import Fields, Items, Node, Scalar, Unreadable, parse, resolve
 from dnsguard.core.compile import compile_program
@@ -88,7 +89,8 @@ class AllowlistReader:
     def _top(self) -> dict[str, Node]:
         root, found = parse(self.text, self.file)
         self.text = ""
-        self._findings.found += found
+        for one in found:
+            self._findings.error_at(one.origin, one.text)
         if not isinstance(root, Fields):
             if not found:
                 self._findings.error_at(Origin(self.file, 1, 1), _no_mapping(root))
@@ -110,7 +112,7 @@ class AllowlistReader:
             self._policies[name] = _Used(self._read_policy(name, value, origin), origin)
 
     def _read_policy(self, name: str, node: Node, origin: Origin) -> Policy | None:
-        before = len(errors(self._findings.found))
+        before = self._findings.errors
         fields = self._findings.fields(node, "a policy: a mapping with egress")
         if fields is None:
             return None
@@ -123,7 +125,7 @@ class AllowlistReader:
         written = self._read_egress(entries.get("egress"))
         warn_of_patterns(written, self._findings)
         warn_of_blocks(written, Ranges(self.around.protected), self._findings)
-        if len(errors(self._findings.found)) > before:
+        if self._findings.errors > before:
             return None
         return Policy(name, tuple(rule.rule(self._findings) for rule in written), dns, origin)
 
@@ -239,7 +241,7 @@ class AllowlistReader:
     def _refer(self, name: str, item: Node) -> Policy | None:
         found = self._policies.get(name)
         if found is None:
-            hint = nearest(name, self._policies) or "; write it under policies:"
+            hint = self._findings.nearest(name, self._policies) or "; write it under policies:"
             self._findings.error(item, f"there is no policy '{name}'{hint}")
             return None
         found.used = True
@@ -264,6 +266,17 @@ class AllowlistReader:
             compile_program(effective(policies, self.around.default))
         except PolicyError as error:
             self._findings.error_at(origin, f"policies {', '.join(names)}: {error}")
+
+
+def diagnose(content: bytes, file: str, around: Surroundings | None = None) -> list[Diagnostic]:
+    """All that is wrong with these octets as an allowlist. Total: any octets give diagnostics, never an exception."""
+    try:
+        reader = AllowlistReader(decode(content, file), file, around or Surroundings())
+    except ConfigError as error:
+        return list(error.diagnostics)
+    for _ in reader.entries():
+        pass
+    return reader.diagnostics()
 
 
 def _no_mapping(root: Node | None) -> str:

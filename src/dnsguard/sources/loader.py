@@ -80,7 +80,7 @@ async def load(
             return _failed(file_name, f"reading it took longer than {bounds.deadline:g} s and was given up")
         if status != 0:
             return _failed(file_name, _why(status, complaint))
-        return _result(descriptor, output)
+        return _result(descriptor, file_name, output)
     except OSError as error:
         return _failed(file_name, f"the process that reads it could not be started: {error.strerror}")
     finally:
@@ -183,8 +183,11 @@ async def _run_child(descriptor: int, request: bytes, deadline: float) -> tuple[
             await child.wait()
 
 
-def _result(descriptor: int, output: bytes) -> Loaded:
-    found = [_diagnostic(record) for record in json.loads(output)]
+def _result(descriptor: int, file: str, output: bytes) -> Loaded:
+    try:
+        found = [_diagnostic(record) for record in json.loads(output)]
+    except ValueError:
+        return _failed(file, "the process that reads it ended without a result; load again")
     return Loaded(found, None if errors(found) else Store.mapped(descriptor))
 
 

@@ -94,7 +94,7 @@ def _read_peer(node: Node, rule: WrittenRule, findings: Findings) -> None:
         rule.names.append(_read_names(entries, findings))
     elif "except" in entries:
         findings.error_at(findings.key(fields, "except"), "'except' stands beside domainNames, or inside ipBlock")
-    elif not entries and not fields.keys.keys() - set(PEERS):
+    elif not fields.keys:
         findings.error(node, f"the peer is empty; write {_PEER_EXAMPLE}")
     if "ipBlock" in entries:
         block = _read_block(entries["ipBlock"], findings)
@@ -185,7 +185,8 @@ def _read_port(node: Node, findings: Findings) -> PortRange | None:
         return None
     entries = dict(findings.known(fields, ("protocol", "port", "endPort")))
     if not entries:
-        findings.error(node, "the entry is empty; write {protocol: TCP, port: 443}")
+        if not fields.keys:
+            findings.error(node, "the entry is empty; write {protocol: TCP, port: 443}")
         return None
     protocol = _read_protocol(entries.get("protocol"), findings)
     first = _read_number(entries.get("port"), findings)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from dnsguard.config.diagnostics import Diagnostic, Severity, nearest
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, resolve
 from dnsguard.core.model import Origin
+
+COMPARISONS = 100_000
+"""Words that are compared in search of the nearest, in one file: about a second."""
 
 
 class Findings:
@@ -15,18 +18,27 @@ class Findings:
     def __init__(self, file: str) -> None:
         self.file = file
         self.found: list[Diagnostic] = []
+        self.errors = 0
+        """How many of `found` are errors."""
+        self._comparisons = COMPARISONS
 
     def origin(self, node: Node) -> Origin:
         return Origin(self.file, node.line, node.column)
 
     def error(self, node: Node, text: str) -> None:
-        self.found.append(Diagnostic(self.origin(node), text))
+        self.error_at(self.origin(node), text)
 
     def warn(self, node: Node, text: str) -> None:
         self.found.append(Diagnostic(self.origin(node), text, Severity.WARNING))
 
     def error_at(self, origin: Origin, text: str) -> None:
+        self.errors += 1
         self.found.append(Diagnostic(origin, text))
+
+    def nearest(self, word: str, known: Collection[str]) -> str:
+        """As `diagnostics.nearest`, until a file with very many wrong words has had its share of comparisons."""
+        self._comparisons -= len(known)
+        return nearest(word, known) if self._comparisons > 0 else ""
 
     def warn_at(self, origin: Origin, text: str) -> None:
         self.found.append(Diagnostic(origin, text, Severity.WARNING))
@@ -83,7 +95,7 @@ class Findings:
             if key in keys:
                 yield key, value
             else:
-                hint = nearest(key, keys) or f"; known here: {', '.join(keys)}"
+                hint = self.nearest(key, keys) or f"; known here: {', '.join(keys)}"
                 self.error_at(self.key(fields, key), f"unknown key '{key}'{hint}")
 
 

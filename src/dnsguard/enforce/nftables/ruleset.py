@@ -81,11 +81,11 @@ def static_sets(layout: Layout) -> Sets:
     sets["logged"] = f"set {{ type iface_index; flags dynamic,timeout; timeout 1m; size {layout.counter_set_size}; }}"
     for family, kind in _ADDRESS_TYPE.items():
         flow = f"{kind} . {kind} . inet_proto"
-        timed = f"flags dynamic,timeout; timeout 10m; size {2 * layout.flows + 1024};"
+        timed = "flags dynamic,timeout; timeout 10m;"
         sets[f"pods{family}"] = f"map {{ type iface_index . {kind} : verdict; }}"
         sets[f"excluded{family}"] = f"set {{ type iface_index . {kind}; }}"
-        sets[f"cut{family}"] = f"set {{ type {flow} . inet_service . inet_service; {timed} }}"
-        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} }}"
+        sets[f"cut{family}"] = f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.flows + 1024}; }}"
+        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} size {layout.flows // 16 + 1024}; }}"
     return sets
 
 
@@ -118,6 +118,7 @@ def _pod(layout: Layout) -> tuple[str, ...]:
         *_excluded("iif", "saddr", "accept"),
         *_NEIGHBOUR_DISCOVERY,
         *_DHCP,
+        _MULTICAST_REPORTS,
         *(f"{dns} goto dns" for dns in _intercepted(layout)),
         "iif . ip saddr vmap @pods4",
         "iif . ip6 saddr vmap @pods6",
@@ -131,6 +132,8 @@ _NEIGHBOUR_DISCOVERY = (
     f"{_NEIGHBOURS} ip6 daddr {{ fe80::/10, ff02::/16 }} accept",
     f"{_NEIGHBOURS} fib daddr type local accept",
 )
+# Every pod's stack sends these when its link comes up; on a routed link nobody needs them. Not worth an event.
+_MULTICAST_REPORTS = "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } counter drop"
 _DHCP = (
     "ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
     "udp sport 68 udp dport 67 fib daddr type local accept",

@@ -1,0 +1,375 @@
+"""The command line against a daemon's socket, in process and as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from dnsguard import __version__, service
+from dnsguard.cli import app, main, options
+from dnsguard.control import api
+from dnsguard.control.api import ControlServer
+from dnsguard.control.calls import CallError
+from dnsguard.core.errors import KernelError, PolicyError
+from dnsguard.demo import show
+
+COMMANDS = [
+    *("run", "check", "explain", "status", "pods", "leases"),
+    *("monitor", "reload", "learn", "demo", "cleanup", "version"),
+]
+
+STATUS = {
+    "version": __version__,
+    "pid": 42,
+    "uptime": 7620.0,
+    "mode": "Enforce",
+    "ready": True,
+    "missing": "",
+    "config": "/etc/dnsguard/config.yaml",
+    "allowlist": "/etc/dnsguard/allowlist.yaml",
+    "generation": 3,
+    "pods": 2,
+    "leases": 1,
+    "queries": 10,
+    "denied": 4,
+    "enforcers": ["nftables"],
+    "upstreams": [{"address": "10.96.0.10:53", "up": True}, {"address": "10.96.0.11:53", "up": False}],
+}
+POD = {
+    "pod": "shop/backend-0",
+    "addresses": ["10.244.0.5", "fd00:10:244::5"],
+    "link": "veth1",
+    "policy": "backend",
+    "default": "Deny",
+    "rules": 2,
+    "leases": 1,
+    "denied": 4,
+    "origin": "allowlist.yaml:9:3",
+}
+LEASE = {
+    "pod": "shop/backend-0",
+    "address": "192.0.2.7",
+    "scope": "tcp_5432",
+    "ports": "tcp/5432",
+    "names": ["db.example.com"],
+    "remaining": 37.2,
+}
+
+
+class Daemon:
+    """A control socket served in a thread, with calls that answer what a test wants."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = folder / "config.yaml"
+        self.config.write_text(f"upstreams: [10.96.0.10]\npaths: {{runtime: {folder}}}\nmode: Audit\n")
+        self.asked: list[dict[str, str]] = []
+        self.reloaded: Any = {"generation": 4, "diagnostics": ["a.yaml:1:1: warning: x"]}
+        handlers = {name: getattr(self, name) for name in ("status", "pods", "leases", "explain", "reload")}
+        self._server = ControlServer(folder, handlers, lambda call, error: None)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def start(self) -> None:
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._server.start(), self._loop).result(5)
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._server.stop(), self._loop).result(5)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+        self._loop.close()
+
+    async def status(self) -> Any:
+        return STATUS
+
+    async def pods(self, pod: str = "") -> Any:
+        if pod == "unknown":
+            raise CallError("no governed pod is called unknown")
+        return [POD]
+
+    async def leases(self, pod: str = "") -> Any:
+        return [LEASE] if pod in ("", LEASE["pod"]) else []
+
+    async def explain(self, **arguments: str) -> Any:
+        self.asked.append(arguments)
+        return {
+            "pod": arguments["pod"],
+            "policy": "backend",
+            "subject": "db.example.com A",
+            "verdict": "denied" if arguments.get("name", "").startswith("evil") else "allowed",
+            "reason": "its addresses open on tcp/5432",
+            "rules": [],
+            "leases": [LEASE],
+            "source": "live",
+        }
+
+    async def reload(self) -> Any:
+        if isinstance(self.reloaded, Exception):
+            raise self.reloaded
+        return self.reloaded
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    made = Daemon(tmp_path)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def dead(tmp_path: Path) -> str:
+    """A configuration whose daemon does not run."""
+    config = tmp_path / "config.yaml"
+    config.write_text(f"upstreams: [10.96.0.10]\npaths: {{runtime: {tmp_path}}}\n")
+    return str(config)
+
+
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "dnsguard", *arguments], capture_output=True, text=True, timeout=30)
+
+
+def test_status_is_told_in_words(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--config", str(daemon.config)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "state:    ready" in lines
+    assert "policy:   generation 3 of /etc/dnsguard/allowlist.yaml" in lines
+    assert "running:  2h07m as process 42" in lines
+    assert "upstream: 10.96.0.11:53 DOWN" in lines
+
+
+def test_status_is_one_json_object(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--json", "--config", str(daemon.config)]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_config_stands_before_or_after_the_command(
+    before: bool, daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = ["--config", str(daemon.config)]
+    assert main([*option, "status"] if before else ["status", *option]) == 0
+
+
+def test_config_after_the_command_wins(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "/absent", "status", "--config", str(daemon.config)]) == 0
+
+
+def test_pods_are_listed(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pods", "--config", str(daemon.config)]) == 0
+    out = capsys.readouterr().out
+    assert "10.244.0.5, fd00:10:244::5" in out and "allowlist.yaml:9:3" in out
+
+
+def test_a_pod_that_is_not_there_is_an_error(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pods", "--pod", "unknown", "--config", str(daemon.config)]) == 1
+    assert capsys.readouterr().err == "no governed pod is called unknown\n"
+
+
+def test_leases_say_how_long_they_have_left(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leases", "--pod", "shop/backend-0", "--config", str(daemon.config)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "POD             ADDRESS    PORTS     NAMES           ENDS IN",
+        "shop/backend-0  192.0.2.7  tcp/5432  db.example.com  37s",
+    ]
+
+
+def test_leases_in_json_keep_their_numbers(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leases", "--json", "--config", str(daemon.config)]) == 0
+    assert json.loads(capsys.readouterr().out) == LEASE
+
+
+def test_pods_and_reload_have_json_too(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pods", "--json", "--config", str(daemon.config)]) == 0
+    assert main(["reload", "--json", "--config", str(daemon.config)]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == [POD, daemon.reloaded]
+
+
+def test_without_any_configuration_the_default_socket_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options, "DEFAULT_CONFIG", tmp_path / "absent.yaml")
+    monkeypatch.setattr(options, "DEFAULT_RUNTIME", tmp_path / "run")
+    assert main(["status"]) == 1
+    assert f"no socket at {tmp_path}/run/control.sock" in capsys.readouterr().err
+
+
+def test_the_version_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == __version__
+
+
+def test_no_leases_are_said_on_standard_error(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["leases", "--pod", "other", "--config", str(daemon.config)]) == 0
+    assert capsys.readouterr() == ("", "no live leases of other\n")
+
+
+def test_reload_says_the_generation_and_the_warnings(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reload", "--config", str(daemon.config)]) == 0
+    assert capsys.readouterr() == ("policy generation 4 is in force\n", "a.yaml:1:1: warning: x\n")
+
+
+def test_reload_of_a_broken_file_prints_its_errors_and_ends_with_1(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.reloaded = PolicyError("a.yaml:3:5: error: y\na.yaml:4:5: error: z")
+    assert main(["reload", "--config", str(daemon.config)]) == 1
+    assert capsys.readouterr() == ("", "a.yaml:3:5: error: y\na.yaml:4:5: error: z\n")
+
+
+def test_explain_asks_the_daemon_first(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "shop/backend-0", "db.example.com", "--config", str(daemon.config)]) == 0
+    assert daemon.asked == [{"pod": "shop/backend-0", "name": "db.example.com", "type": "A"}]
+    out = capsys.readouterr().out
+    assert out.startswith("verdict: allowed: its addresses open on tcp/5432\n")
+    assert "192.0.2.7  tcp/5432  db.example.com  37s" in out
+
+
+def test_a_denial_ends_with_3(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "shop/backend-0", "evil.test", "AAAA", "--config", str(daemon.config)]) == 3
+    assert daemon.asked[0]["type"] == "AAAA"
+
+
+@pytest.mark.parametrize(("text", "port", "protocol"), [("443", "443", "tcp"), ("53/UDP", "53", "UDP")])
+def test_explain_of_an_address_asks_for_a_port(
+    text: str, port: str, protocol: str, daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "a", "192.0.2.7", text, "--config", str(daemon.config)]) == 0
+    assert daemon.asked == [{"pod": "a", "address": "192.0.2.7", "port": port, "protocol": protocol}]
+
+
+def test_explain_of_an_address_without_a_port_is_a_usage_error(dead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "a", "192.0.2.7", "--config", dead]) == 2
+    assert "name a port too, like 192.0.2.7 443" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["status", "pods", "leases", "reload"])
+def test_without_a_daemon_there_is_one_clear_line(command: str, dead: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--config", dead]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("the daemon is not running (no socket at ") and err.count("\n") == 1
+
+
+def test_another_version_of_the_daemon_is_noted_beside_the_result(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(api, "__version__", "9.9.9")
+    assert main(["leases", "--json", "--config", str(daemon.config)]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 and "the daemon runs version 9.9.9" in err
+
+
+def test_a_broken_configuration_is_told_as_check_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("upstreams: [10.96.0.10]\nmod: Enforce\n")
+    assert main(["status", "--config", str(config)]) == 1
+    assert capsys.readouterr().err.startswith(f"{config}:2:1: error: unknown key 'mod'")
+
+
+def test_a_named_configuration_that_is_missing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--config", "/absent/config.yaml"]) == 1
+    assert capsys.readouterr().err.startswith("/absent/config.yaml:1:1: error:")
+
+
+@pytest.mark.parametrize("command", [["monitor", "--type", "drop"], ["learn"]])
+def test_what_is_not_built_yet_ends_with_77_and_its_name(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 77
+    assert capsys.readouterr().err.startswith(f"{command[0]} is not built yet")
+
+
+def test_run_is_given_the_path_and_its_code_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths: list[Path] = []
+
+    def run(path: Path) -> int:
+        paths.append(path)
+        return 77
+
+    monkeypatch.setattr(service, "run", run)
+    assert main(["run", "--config", "/x.yaml"]) == 77
+    assert paths == [Path("/x.yaml")]
+
+
+def test_cleanup_is_given_the_settings(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "cleanup", lambda settings: 0 if settings.paths.runtime == Path(dead).parent else 9)
+    assert main(["cleanup", "--config", dead]) == 0
+
+
+def test_what_the_kernel_refuses_is_one_line_and_1(
+    dead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(settings: object) -> int:
+        raise KernelError("a daemon runs")
+
+    monkeypatch.setattr(service, "cleanup", refuse)
+    assert main(["cleanup", "--config", dead]) == 1
+    assert capsys.readouterr().err == "a daemon runs\n"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_demo_is_told_whether_to_keep(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "main", lambda kept: 5 if kept is keep else 9)
+    assert main(["demo", "--keep"] if keep else ["demo"]) == 5
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["status", "--colour"], ["explain"], ["status", "--config"]])
+def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+
+
+def test_help_names_every_command() -> None:
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.split("Commands:\n")[1].splitlines()[:12]] == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"dnsguard {command}" in " ".join(result.output.split("Example", 1)[1].split())
+
+
+def test_the_shell_can_complete_commands() -> None:
+    environment = {"_DNSGUARD_COMPLETE": "complete_bash", "COMP_WORDS": "dnsguard le", "COMP_CWORD": "1"}
+    result = CliRunner().invoke(app, [], prog_name="dnsguard", env=environment)
+    assert sorted(result.output.split()) == ["learn", "leases"]
+
+
+# ---- as processes
+
+
+def test_the_process_ends_with_the_commands_code(dead: str) -> None:
+    done = process("status", "--config", dead)
+    assert done.returncode == 1
+    assert done.stdout == "" and done.stderr.startswith("the daemon is not running")
+
+
+def test_the_process_prints_its_version() -> None:
+    assert process("version").stdout.startswith(f"dnsguard {__version__} (Python ")
+
+
+def test_help_needs_none_of_the_heavy_libraries() -> None:
+    script = (
+        "import sys\nfrom dnsguard.cli import main\nassert main(['--help']) == 0\n"
+        "print([m for m in ('aiohttp', 'pydantic', 'yaml', 'rich', 'pyroute2', 'structlog', 'uvloop', 'asyncio')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_a_reader_that_stops_early_gets_no_traceback(daemon: Daemon) -> None:
+    command = f"{sys.executable} -m dnsguard leases --config {daemon.config} | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30)
+    assert "Traceback" not in done.stderr
