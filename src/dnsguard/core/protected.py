@@ -41,7 +41,7 @@ _TRANSLATED_HEADS = (0x0000, 0x0064, 0x2002)
 
 
 class Protected:
-    """A set of addresses: `address in protected`. Never changed once built; about 1 ms and 130 kB to build."""
+    """A set of addresses: `address in protected`. Never changed once built: 130 kB, 0.1 ms."""
 
     __slots__ = ("_deep4", "_deep6", "_single", "heads4", "heads6")
 
