@@ -99,8 +99,12 @@ def reached(reader: Reader, data: bytes) -> set[tuple[str, int]]:
     return lines
 
 
-def finding(reader: Reader, data: bytes) -> str | None:
-    """Why this input is a finding, or None. A slow one is measured again: the machine may have been busy."""
+def finding(reader: Reader, data: bytes, patience: float = 1) -> str | None:
+    """Why this input is a finding, or None. A slow one is measured again: the machine may have been busy.
+
+    `patience` times the reader's limit is slow: more than 1 where the interpreter is being traced.
+    """
+    limit = reader.limit * patience
     fastest = float("inf")
     for _ in range(3):
         start = time.perf_counter()
@@ -109,9 +113,9 @@ def finding(reader: Reader, data: bytes) -> str | None:
         except BaseException:
             return traceback.format_exc()
         fastest = min(fastest, time.perf_counter() - start)
-        if fastest <= reader.limit:
+        if fastest <= limit:
             return None
-    return f"slow: {fastest:.3f} s for {len(data)} octets, more than {reader.limit} s"
+    return f"slow: {fastest:.3f} s for {len(data)} octets, more than {limit} s"
 
 
 def save(reader: str, data: bytes) -> Path:

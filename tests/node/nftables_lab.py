@@ -94,7 +94,9 @@ class Lab:
             self._ip("link set lo up", namespace)
         self._ip(f"link add vetha address {NODE_MAC.hex(':')} type veth peer name eth0 netns {self.pod}", self.node)
         self._ip(f"link add vethb address {NODE_MAC.hex(':')} type veth peer name eth0 netns {self.other}", self.node)
-        self._ip(f"link add uplink address {UPLINK_MAC.hex(':')} type veth peer name eth0 netns {self.world}", self.node)
+        self._ip(
+            f"link add uplink address {UPLINK_MAC.hex(':')} type veth peer name eth0 netns {self.world}", self.node
+        )
         self._sysctls()
         for namespace, mac in ((self.pod, POD_MAC), (self.other, POD_MAC), (self.world, WORLD_MAC)):
             self._ip(f"link set eth0 address {mac.hex(':')} addrgenmode none", namespace)
@@ -321,7 +323,5 @@ async def start(lab: Lab, layout: Layout = LAYOUT, *, own: bool | None = None) -
     records = Records()
     acknowledge: Callable[..., None] = lambda upto, refused: records.acknowledged.append((upto, dict(refused)))  # noqa: E731
     with inside(lab.node):
-        enforcer = await NftEnforcer.create(
-            layout, acknowledge, records.damage.append, records.denials.append, own=own
-        )
+        enforcer = await NftEnforcer.create(layout, acknowledge, records.damage.append, records.denials.append, own=own)
     return Subject(lab, enforcer, records)

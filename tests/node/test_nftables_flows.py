@@ -10,7 +10,24 @@ from dnsguard.core.model import Action, Flow, Packet, Program, Protocol
 from dnsguard.enforce.nftables import elements
 from dnsguard.engine.contracts import Desired, Element, Write
 from tests.node.nftables_lab import (
-    ACK, OTHER, OTHER6, PEER, PEER6, POD, POD6, RST, SYN, SYN_ACK, TCP, UDP, Lab, Subject, addr, ip, tcp, udp,
+    ACK,
+    OTHER,
+    OTHER6,
+    PEER,
+    PEER6,
+    POD,
+    POD6,
+    RST,
+    SYN,
+    SYN_ACK,
+    TCP,
+    UDP,
+    Lab,
+    Subject,
+    addr,
+    ip,
+    tcp,
+    udp,
 )  # fmt: skip
 from tests.node.test_nftables_decision import ANY, HOUR, leasing
 
@@ -198,7 +215,8 @@ def icmp_error(kind: int, code: int, inner: bytes, lab: Lab) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("pod", "peer", "protocol", "kind"), [(POD, PEER, 1, 3), (POD, PEER, 1, 11), (POD6, PEER6, 58, 1), (POD6, PEER6, 58, 2)]
+    ("pod", "peer", "protocol", "kind"),
+    [(POD, PEER, 1, 3), (POD, PEER, 1, 11), (POD6, PEER6, 58, 1), (POD6, PEER6, 58, 2)],
 )
 async def test_an_icmp_error_passes_about_an_open_flow_and_to_its_peer_only(
     subject: Subject, pod: bytes, peer: bytes, protocol: int, kind: int

@@ -15,7 +15,24 @@ import pytest
 from dnsguard.core.model import Action, Packet, Program, Protocol
 from dnsguard.engine.contracts import Desired
 from tests.node.nftables_lab import (
-    LAYOUT, LISTEN_PORT, OTHER, PEER, PEER6, POD, POD6, SYN, TCP, UDP, Lab, Subject, addr, inside, ip, start, tcp, udp,
+    LAYOUT,
+    LISTEN_PORT,
+    OTHER,
+    PEER,
+    PEER6,
+    POD,
+    POD6,
+    SYN,
+    TCP,
+    UDP,
+    Lab,
+    Subject,
+    addr,
+    inside,
+    ip,
+    start,
+    tcp,
+    udp,
 )  # fmt: skip
 
 pytestmark = pytest.mark.node
@@ -121,9 +138,7 @@ async def test_a_connected_client_is_answered_from_the_address_it_asked(
         assert client.recv(64) == b"answer"
 
 
-@pytest.mark.parametrize(
-    ("family", "server"), [(socket.AF_INET, "8.8.8.8"), (socket.AF_INET6, "2001:4860:4860::8888")]
-)
+@pytest.mark.parametrize(("family", "server"), [(socket.AF_INET, "8.8.8.8"), (socket.AF_INET6, "2001:4860:4860::8888")])
 async def test_a_tcp_query_is_answered_from_the_address_it_asked(
     subject: Subject, listener: Listener, family: int, server: str
 ) -> None:
@@ -217,7 +232,9 @@ async def test_the_listening_port_is_closed_to_the_world_the_pods_and_the_node(
     lab = subject.lab
     data = udp(40000, LISTEN_PORT, lab.nonce()) if protocol == UDP else tcp(40000, LISTEN_PORT, SYN)
     lab.send(ip(POD, addr("198.51.100.1"), protocol, data))
-    lab.frames[lab.world].send(bytes([2, 0, 0, 0, 0, 4, 2, 0, 0, 0, 0, 3, 8, 0]) + ip(PEER, addr("198.51.100.1"), protocol, data))
+    lab.frames[lab.world].send(
+        bytes([2, 0, 0, 0, 0, 4, 2, 0, 0, 0, 0, 3, 8, 0]) + ip(PEER, addr("198.51.100.1"), protocol, data)
+    )
     with inside(lab.node), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as local:
         local.sendto(b"hello", ("127.0.0.1", LISTEN_PORT))
     lab.send(query(lab, POD, PEER))  # what is heard now came before
@@ -238,7 +255,7 @@ async def test_neighbours_and_address_assignment_are_let_through_to_the_node_onl
         assert not arrived(ip(link_local, PEER6, 58, nd(kind), hop_limit=255))
     assert arrived(ip(unspecified, addr("ff02::1:ff00:1"), 58, nd(135), hop_limit=255))
     assert not arrived(ip(link_local, addr("fe80::1"), 58, nd(134), hop_limit=255))  # a pod is no router
-    everyone, nobody = addr("255.255.255.255"), addr("0.0.0.0")  # noqa: S104
+    everyone, nobody = addr("255.255.255.255"), addr("0.0.0.0")
     assert arrived(ip(nobody, everyone, UDP, udp(68, 67)))
     assert arrived(ip(POD, addr("198.51.100.1"), UDP, udp(68, 67)))
     assert not arrived(ip(POD, PEER, UDP, udp(68, 67)))
@@ -275,7 +292,7 @@ async def counted(subject: Subject, reason: str) -> int:
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (set by another thread or process)
             await asyncio.sleep(0.01)
 
 
@@ -302,7 +319,9 @@ async def test_a_denied_packet_is_counted_and_reported_with_its_pod_and_rule(sub
         (link, POD6, 6, 84, "default", None),
         (link, OTHER, 6, 85, "unknown", None),
     ]
-    counts = {(each.reason, each.rule, each.pod or each.link): each.packets for each in await subject.enforcer.dropped()}
+    counts = {
+        (each.reason, each.rule, each.pod or each.link): each.packets for each in await subject.enforcer.dropped()
+    }
     assert counts == {
         ("rule", 0, POD): 1,
         ("rule", 1, POD6): 1,
@@ -342,5 +361,3 @@ async def test_reports_are_limited_for_each_link_and_counters_are_not(lab: Lab) 
         assert await counted(subject, "unknown") == 20
     finally:
         await subject.close()
-
-

@@ -219,3 +219,10 @@ _WORST = {
 @pytest.mark.parametrize("text", _WORST.values(), ids=_WORST)
 def test_a_large_file_full_of_mistakes_is_not_checked_for_ever(text: str) -> None:
     assert diagnose(text.encode(), "a") != []
+
+
+def test_the_nearest_word_is_not_looked_for_without_end() -> None:
+    found = diagnose(_WORST["wrong references"].encode(), "a")
+
+    hinted = [one for one in found if "did you mean" in one.text]
+    assert 0 < len(hinted) < 100

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import suppress
 from struct import pack
 
 import pytest
-from dnslib import QTYPE, DNSRecord
+from dnslib import QTYPE, DNSError, DNSRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from dnsguard.core.model import Name
 from dnsguard.core.names import parse_name, to_text
 from dnsguard.core.protected import DEFAULT_PROTECTED, Protected
 from dnsguard.core.wire import Question
+from tests.hostile.readers import check_reply
 from tests.unit.messages import NAME, SOA, address, answer, ask, ede, judge, protected, query, read, shown
 
 CHAIN = """
@@ -211,8 +213,20 @@ def test_a_denial_without_a_soa_is_passed_and_not_kept() -> None:
     assert (vetted.answer.negative, vetted.answer.ttl, view(vetted.answer).auth) == (True, 0, [])
 
 
-def test_a_soa_of_a_zone_that_holds_no_name_of_the_chain_is_left_out() -> None:
-    assert judge(answer(authority=SOA.replace("example.com.", "other.test."))).answer.ttl == 0
+@pytest.mark.parametrize("zone", ["other.test.", "example.org.", "le.com.", "www.www.example.com.", "w.example.com."])
+def test_a_soa_of_a_zone_that_holds_no_name_of_the_chain_is_left_out(zone: str) -> None:
+    vetted = judge(answer(authority=SOA.replace("example.com.", zone, 1)))
+
+    assert (vetted.answer.ttl, view(vetted.answer).auth) == (0, [])
+
+
+@pytest.mark.parametrize("zone", [".", "com.", "Example.com.", "www.example.com."])
+@pytest.mark.parametrize("more", ["", "\nexample.com. 60 NS ns.example.com."])
+def test_a_soa_at_or_above_the_name_is_shown(zone: str, more: str) -> None:
+    vetted = judge(answer(authority=f"{zone} 60 SOA ns.test. host.test. 1 2 3 4 60{more}"))
+
+    assert [str(r.rname).lower() for r in view(vetted.answer).auth] == [zone.lower()]
+    assert str(view(vetted.answer).auth[0].rdata) == "ns.test. host.test. 1 2 3 4 60"
 
 
 def test_nxdomain_shows_the_chain_and_never_an_address() -> None:
@@ -563,6 +577,15 @@ def test_the_question_may_come_back_in_other_letters_but_not_as_another_type() -
         judge(raw(qtype=ord("a")), ask(qtype="HTTPS"))
 
 
+def test_a_pointer_into_the_header_is_no_name() -> None:
+    # Read from octet 11, a count of 4 and the question behind it would be a name.
+    packet = bytearray(raw(rr(b"\xc0\x0b", 5), rr(b"\xc0\0\2\1", owner=b"\xc0\x2d")))
+    packet[11] = 4
+
+    with pytest.raises(UpstreamError, match="malformed"):
+        judge(bytes(packet))
+
+
 def test_an_answer_that_would_outgrow_a_message_is_refused() -> None:
     suffix = b"\x3f" + b"x" * 63
     long = rr(suffix * 3 + b"\0", 12)
@@ -679,10 +702,10 @@ def check(packet: bytes, question: Question) -> None:
     given = vetted.answer
     assert 0 <= given.ttl <= 3600
     assert not any(a in guard for a in given.addresses)
-    message = view(given, question)
-    assert {bytes(r.rdata.data) for r in message.rr if r.rtype in (1, 28)} == set(given.addresses)
-    assert {r.ttl for r in (*message.rr, *message.auth)} <= {given.ttl}
-    assert all(r.rclass == 1 for r in message.rr)
+    packet = reply(given, question, given.ttl, stream=True)
+    check_reply(packet, question, given.addresses)
+    with suppress(DNSError):  # dnslib takes no label that is not UTF-8; what it can read must be the same
+        assert {bytes(r.rdata.data) for r in read(packet).rr if r.rtype in (1, 28)} == set(given.addresses)
     if given.addresses:
         assert without(given, given.addresses[:1]).addresses == given.addresses[1:]
 
@@ -742,5 +765,5 @@ def expected_addresses(message: DNSRecord) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def test_helpers_speak_of_the_same_name() -> None:
+def test_these_messages_speak_of_the_same_name() -> None:
     assert Name(parse_name(NAME)) == ask().name == query()[12:-15][: len(ask().name)]

@@ -236,18 +236,21 @@ async def test_what_cannot_be_read_is_an_error_like_any_other(
     assert line.startswith(f"{path}:1:1: error: {words}")
 
 
-def test_a_file_that_is_being_written_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "growing.yaml"
+@pytest.mark.parametrize("mode", ["ab", "r+b"], ids=["growing", "overwritten in place"])
+def test_a_file_that_is_being_written_is_refused(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "list.yaml"
     path.touch()
     os.truncate(path, 32 << 20)
     done = threading.Event()
 
-    def write() -> None:
-        with path.open("ab", buffering=0) as file:
+    def write_on() -> None:
+        with path.open(mode, buffering=0) as file:
             while not done.is_set():
+                if mode == "r+b":
+                    file.seek(0)
                 file.write(b"#")
 
-    writer = threading.Thread(target=write)
+    writer = threading.Thread(target=write_on)
     writer.start()
     try:
         deadline = time.monotonic() + 20
@@ -284,11 +287,15 @@ async def test_a_child_without_memory_is_an_error(config: Path, allowlist: Path,
     assert "there is not enough memory to read it" in line
 
 
-async def test_a_child_that_takes_too_long_is_given_up(config: Path, allowlist: Path, runtime: Path) -> None:
-    loaded = await load(config, allowlist, runtime, bounds=Bounds(deadline=0.001))
+async def test_a_child_that_hangs_is_given_up_and_ended(config: Path, allowlist: Path, runtime: Path) -> None:
+    loading = asyncio.create_task(load(config, allowlist, runtime, bounds=Bounds(deadline=0.5)))
+    await until(children)
 
-    (line,) = told(loaded)
-    assert line.endswith("reading it took longer than 0.001 s and was given up")
+    os.kill(children()[0], signal.SIGSTOP)
+
+    (line,) = told(await loading)
+    assert line.endswith("reading it took longer than 0.5 s and was given up")
+    assert children() == []
 
 
 @pytest.mark.parametrize(
@@ -320,6 +327,7 @@ async def test_a_runtime_directory_that_is_not_there_is_an_error(config: Path, a
 async def test_cancelling_a_load_ends_its_child(config: Path, allowlist: Path, runtime: Path) -> None:
     loading = asyncio.create_task(load(config, allowlist, runtime))
     await until(children)
+    os.kill(children()[0], signal.SIGSTOP)
 
     loading.cancel()
 

@@ -16,7 +16,7 @@ from dnsguard.core import chain
 from dnsguard.core.errors import UpstreamError
 from dnsguard.core.model import Address, Name
 from dnsguard.core.protected import DEFAULT_PROTECTED, Protected
-from dnsguard.core.records import Body, read_rdata, read_records
+from dnsguard.core.records import Body, read_name, read_rdata, read_records
 from dnsguard.core.wire import (
     AD,
     FLAG_BYTES,
@@ -38,12 +38,13 @@ from dnsguard.core.wire import (
 
 __all__ = ["DEFAULT_PROTECTED", "Answer", "Outcome", "Protected", "Vetted", "classify", "reply", "vet", "without"]
 
-LARGEST_BODY = 65_000
+LARGEST_MESSAGE = 65_500
 """The largest answer, in octets: over TCP a message has 65,535, and OPT and EDE need some."""
 
 _HEADER = Struct(">HHHH").unpack_from
 _POINTED_RECORD = Struct(">HHHIH").unpack_from
 _RECORD = Struct(">HHIH").unpack_from
+_MINIMUM = Struct(">I").unpack_from
 _COUNTS = Struct(">HHH").pack
 _FEW = tuple(_COUNTS(1, count, 0) for count in range(32))
 _BASE_FLAGS = QR | RA
@@ -128,13 +129,17 @@ def vet(packet: bytes, question: Question, guard: Protected, *, cap: int, allowe
             raise UpstreamError("truncated")
         if flags & 15 != Rcode.NXDOMAIN:
             raise UpstreamError("rcode")
-    elif answers and (question.qtype == 1 or question.qtype == 28) and not (authority and question.dnssec_ok):
+    answer = None
+    if not answers:
+        if authority == 1 and not question.dnssec_ok:
+            answer = _vet_denial(packet, question, cap)
+    elif (question.qtype == 1 or question.qtype == 28) and not ((authority and question.dnssec_ok) or flags & 15):
         answer = _vet_plain(packet, question, guard, cap)
-        if answer is not None:
-            vetted = _new_vetted(Vetted)
-            vetted.answer = answer
-            vetted.removed = vetted.counts = ()
-            return vetted
+    if answer is not None:
+        vetted = _new_vetted(Vetted)
+        vetted.answer = answer
+        vetted.removed = vetted.counts = ()
+        return vetted
     return _vet_thoroughly(packet, question, chain.Rules(guard, allowed, cap))
 
 
@@ -188,11 +193,12 @@ def _vet_plain(packet: bytes, question: Question, guard: Protected, cap: int) ->
     """The answer when all of it may be shown: CNAMEs in order, then addresses. None: look at it thoroughly.
 
     It is kept as it came, with holes where the TTLs stand: a reply's question has the same length at the same offset,
-    so every compression pointer stays valid. One function without calls: 1.3 us for one address, 12 when thorough.
+    so every compression pointer stays valid. One long function with few calls: 1.3 us for one address, against 10 the
+    thorough way.
     """
     section = question.section
     at = copied = question_end = 12 + len(section)
-    if len(packet) > LARGEST_BODY:
+    if len(packet) > LARGEST_MESSAGE:
         return None
     owner = question.name
     pointer_here = 0xC00C
@@ -282,6 +288,35 @@ def _end_of_target(targets: dict[int, int], at: int) -> int:
     return next((end for end, start in targets.items() if start <= at < end), -1)
 
 
+def _vet_denial(packet: bytes, question: Question, cap: int) -> Answer | None:
+    """The answer when it is one SOA above the question's name, the commonest denial. None: look at it thoroughly."""
+    known: dict[int, bytes] = {}
+    try:
+        owner, at = read_name(packet, 12 + len(question.section), known)
+        rtype, rclass, ttl, length = _RECORD(packet, at)
+        start = at + 10
+        primary, at = read_name(packet, start, known)
+        mailbox, at = read_name(packet, at, known)
+        (minimum,) = _MINIMUM(packet, at + 16)
+    except (IndexError, StructError, ValueError):
+        return None
+    name = question.name
+    skipped = len(name) - len(owner)
+    at_label = 0
+    while at_label < skipped:
+        at_label += name[at_label] + 1
+    if at_label != skipped or name[skipped:] != fold(owner) or rtype != 6 or rclass != 1 or at + 20 != start + length:
+        return None
+    lowest = min(cap, ttl if ttl < 0x80000000 else 0, minimum if minimum < 0x80000000 else 0)
+    rdata = primary + mailbox + packet[at : at + 20]
+    answer = _withheld(name, cap, None)
+    answer.rcode = answer._flags = packet[3] & 15
+    answer._flags |= packet[3] & AD
+    answer.ttl = lowest
+    answer._fragments = ((0xC00C + skipped).to_bytes(2, "big") + b"\0\6\0\1", len(rdata).to_bytes(2, "big") + rdata)
+    return answer
+
+
 def _vet_thoroughly(packet: bytes, question: Question, rules: chain.Rules) -> Vetted:
     try:
         found = chain.select(packet, question, rules)
@@ -305,7 +340,7 @@ def _vet_thoroughly(packet: bytes, question: Question, rules: chain.Rules) -> Ve
 def _build(
     name: Name, body: Body, counts: Iterable[int], *, flags: int, ttl: int, addresses: Iterable[Address]
 ) -> Answer:
-    if body.message_size > LARGEST_BODY:
+    if body.message_size > LARGEST_MESSAGE:
         raise UpstreamError("too_large")
     answer = _new_answer(Answer)
     answer.rcode = flags & 15

@@ -7,7 +7,6 @@ section is taken out and counted; of the authority section a denial's SOA stays 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
 from struct import error as StructError  # noqa: N812
 from typing import NamedTuple
@@ -61,8 +60,7 @@ class Losses:
             yield reason, ", ".join(texts) + (f" and {more} more" if more else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """What is left of a message."""
 
     body: Body

@@ -132,7 +132,7 @@ class Lab:
     # -- doing things in a place ----------------------------------------------------------------------------------
 
     def ip(self, place: str, *commands: str) -> None:
-        """Run `ip` commands in one go. Raises CalledProcessError with the text of the first that failed."""
+        """Run `ip` commands in one go. Raises CalledProcessError with what was said of the first that failed."""
         _batch(commands, place)
 
     def run(self, place: str, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -272,7 +272,13 @@ def _entering(place: str, argv: Iterable[str]) -> list[str]:
 def _batch(commands: Iterable[str], place: str | None = None) -> None:
     where = ["-n", place] if place else []
     text = "".join(f"{command}\n" for command in commands)
-    subprocess.run(["ip", *where, "-batch", "-"], input=text, text=True, check=True, capture_output=True, timeout=60)
+    try:
+        subprocess.run(
+            ["ip", *where, "-batch", "-"], input=text, text=True, check=True, capture_output=True, timeout=60
+        )
+    except subprocess.CalledProcessError as error:
+        error.add_note(error.stderr)
+        raise
 
 
 def _write_sysctls(values: dict[str, int | str]) -> None:

@@ -46,6 +46,7 @@ class Writer:
         self._jobs: deque[Armed | _Job] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._idle = False
+        self._waking = False
         self._stopped = False
         self.busy_since: float | None = None
         """The monotonic time at which the work under way began; a watchdog's measure of progress."""
@@ -53,11 +54,12 @@ class Writer:
         self._thread.start()
 
     def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
-        # For every answer: an append, and a wake-up only when the thread sleeps (a token too many does no harm).
+        # For every answer: an append. The thread is woken once the loop has done all that it has at hand, so that the
+        # answers of one wake-up go into one transaction; woken at the first, it took 70 us of CPU for an answer, not 25.
         self._jobs.append((ticket, writes))
-        if self._idle:
-            self._idle = False
-            self._wake.put(None)
+        if not self._waking:
+            self._waking = True
+            self._loop.call_soon(self._wake_up)
 
     def do(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """Have `call` made in the thread, behind everything handed in before; its result or error is the future's."""
@@ -65,10 +67,15 @@ class Writer:
             raise RuntimeError("the writer has stopped")
         future: asyncio.Future[T] = self._loop.create_future()
         self._jobs.append(_Job(call, future))
+        self._wake_up()
+        return future
+
+    def _wake_up(self) -> None:
+        """A token too many does no harm."""
+        self._waking = False
         if self._idle:
             self._idle = False
             self._wake.put(None)
-        return future
 
     async def stop(self) -> None:
         """Do what was handed in, then end the thread. A second call does nothing."""

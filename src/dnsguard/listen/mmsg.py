@@ -24,7 +24,9 @@ ROOM = 4 * 65_535
 """Octets of replies for one call; each may be as long as UDP allows."""
 
 _SPOILT = socket.MSG_TRUNC | socket.MSG_CTRUNC
-_libc = ctypes.CDLL(None, use_errno=True)
+# PyDLL keeps the interpreter's lock: these calls never wait, and giving it up at each would hand the processor to the
+# kernel writer's thread and back.
+_libc = ctypes.PyDLL(None, use_errno=True)
 
 
 class _Header(ctypes.Structure):

@@ -73,7 +73,7 @@ class Conntrack:
 
     def _begun_by(self, wanted: frozenset[Address]) -> list[Flow]:
         families = {socket.AF_INET if len(address) == 4 else socket.AF_INET6 for address in wanted}
-        return [flow for family in sorted(families) for flow in self._dump(family, wanted)]
+        return list(dict.fromkeys(flow for family in sorted(families) for flow in self._dump(family, wanted)))
 
     def _dump(self, family: int, wanted: frozenset[Address]) -> Iterator[Flow]:
         end = _SOURCE + (4 if family == socket.AF_INET else 16)

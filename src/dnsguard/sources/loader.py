@@ -226,7 +226,8 @@ _OUT_OF_MEMORY = 12
 
 def _child(descriptor: int) -> int:
     request = json.load(sys.stdin)
-    os.nice(10)
+    # Below the daemon, but not so far that a busy node never gets its new policy.
+    os.nice(5)
     resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
     allowlist = None if request["allowlist"] is None else Path(request["allowlist"])
     own = [Address(bytes.fromhex(address)) for address in request["own"]]

@@ -152,12 +152,19 @@ class LeaseSets:
             refused = self._session.transact(batch)
             if not refused:
                 break
-            bad = {owner[index]: number for index, number in refused.items() if index != BATCH}
+            bad = self._blamed(refused, owner)
             if not bad:  # not about any element, and for the second time
                 bad = dict.fromkeys(range(len(waiting)), refused[BATCH])
             failed.update({_element(waiting[i]): errno.errorcode.get(number, str(number)) for i, number in bad.items()})
             waiting = [item for i, item in enumerate(waiting) if i not in bad]
         return failed
+
+    def _blamed(self, refused: Mapping[int, int], owner: Sequence[int]) -> dict[int, int]:
+        """The elements that a refused transaction failed for. Of an add;del;add only its first message counts: one
+        element too many leaves no room for the last message of the others either."""
+        bad = {index: number for index, number in refused.items() if index != BATCH}
+        first = {index: number for index, number in bad.items() if index == 0 or owner[index - 1] != owner[index]}
+        return {owner[index]: number for index, number in (first or bad).items()}
 
     def _single_parts(self, items: Sequence[tuple[SetName, Key, Milliseconds]]) -> tuple[list[Part], list[int]]:
         batch: list[Part] = []

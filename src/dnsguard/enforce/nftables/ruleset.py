@@ -84,7 +84,9 @@ def static_sets(layout: Layout) -> Sets:
         timed = "flags dynamic,timeout; timeout 10m;"
         sets[f"pods{family}"] = f"map {{ type iface_index . {kind} : verdict; }}"
         sets[f"excluded{family}"] = f"set {{ type iface_index . {kind}; }}"
-        sets[f"cut{family}"] = f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.flows + 1024}; }}"
+        sets[f"cut{family}"] = (
+            f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.flows + 1024}; }}"
+        )
         sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} size {layout.flows // 16 + 1024}; }}"
     return sets
 

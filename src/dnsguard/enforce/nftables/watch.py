@@ -12,7 +12,7 @@ import ctypes
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from dnsguard.enforce.nftables import netlink
 from dnsguard.enforce.nftables.session import TABLE
@@ -36,6 +36,7 @@ class Watch:
 
     def __init__(self, own_port: int, on_damage: OnDamage) -> None:
         self._on_damage = on_damage
+        self._changes = Changes()
         self._loop = asyncio.get_running_loop()
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_NETFILTER
@@ -51,31 +52,38 @@ class Watch:
         self._socket.close()
 
     def _readable(self) -> None:
-        damage = None
         for _ in range(_READS):
             try:
-                damage = foreign_change(self._socket.recv(65536)) or damage
+                data = self._socket.recv(65536)
             except BlockingIOError:
-                break
+                return
             except OSError as error:
-                damage = f"notifications were lost ({errno.errorcode.get(error.errno or 0, error)})"
-        if damage:
-            self._on_damage(damage)
+                self._on_damage(f"notifications were lost ({errno.errorcode.get(error.errno or 0, error)})")
+                continue
+            for damage in self._changes.read(data):
+                self._on_damage(damage)
 
 
-def foreign_change(data: bytes) -> str | None:
-    """What these notifications say was done to our table, and by whom; None when it was not touched."""
-    what = by = None
-    for message in netlink.messages(data):
-        kind = message.kind & 0xFF
-        if message.kind >> 8 != netlink.SUBSYSTEM or len(message.payload) < 4:
-            continue
-        found = netlink.attributes(message.payload, 4)
-        if kind == netlink.NEWGEN:
-            by = _program(found)
-        elif message.payload[0] == netlink.INET and netlink.string(found.get(1, b"")) == TABLE:
-            what = what or _WHAT.get(kind, "changed")
-    return f"{what}{by or ''}" if what else None
+class Changes:
+    """Reads notifications. Each transaction ends with one about the new generation, which tells whose it was; a
+    transaction that touched our table is then reported, once."""
+
+    def __init__(self) -> None:
+        self._what: str | None = None
+
+    def read(self, data: bytes) -> Iterator[str]:
+        """What was done to our table, for each transaction that ends in this datagram."""
+        for message in netlink.messages(data):
+            kind = message.kind & 0xFF
+            if message.kind >> 8 != netlink.SUBSYSTEM or len(message.payload) < 4:
+                continue
+            found = netlink.attributes(message.payload, 4)
+            if kind == netlink.NEWGEN:
+                what, self._what = self._what, None
+                if what:
+                    yield what + _program(found)
+            elif message.payload[0] == netlink.INET and netlink.string(found.get(1, b"")) == TABLE:
+                self._what = self._what or _WHAT.get(kind, "changed")
 
 
 def _program(generation: dict[int, bytes]) -> str:

@@ -1,0 +1,72 @@
+"""Elements as bytes, merging, and the messages they travel in."""
+
+from __future__ import annotations
+
+import struct
+from itertools import chain
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnsguard.core.model import Address, Flow, LinkIndex
+from dnsguard.enforce.nftables import elements, netlink
+from dnsguard.engine.contracts import Write
+
+KEYS = st.binary(min_size=8, max_size=8) | st.binary(min_size=32, max_size=32)
+WRITES = st.lists(st.builds(Write, st.sampled_from(["a", "b"]), KEYS, st.integers(1, 1 << 40)), max_size=40)
+POD, PEER, OTHER = Address(bytes([10, 0, 0, 5])), Address(bytes([192, 0, 2, 1])), Address(bytes([192, 0, 2, 2]))
+
+
+@given(KEYS, st.integers(1, (1 << 63) - 1))
+def test_a_timed_element_reads_back_as_it_was_packed(key: bytes, ms: int) -> None:
+    ((kind, body),) = netlink.each(elements.timed(key, ms))
+    element = netlink.attributes(body)
+    assert kind == 1
+    assert elements.element_key(element) == key
+    assert elements.remaining_ms(element) == ms == int.from_bytes(element[4], "big")
+
+
+@given(WRITES)
+def test_merging_keeps_every_key_once_with_its_longest_timeout(writes: list[Write]) -> None:
+    merged = elements.merged(writes)
+    flat = {(name, key): ms for name, keys in merged.items() for key, ms in keys.items()}
+    longest: dict[tuple[str, bytes], int] = {}
+    for scope, key, ms in writes:
+        where = (elements.lease_set(scope, key), key)
+        longest[where] = max(ms, longest.get(where, 0))
+    assert flat == longest
+
+
+@given(st.lists(KEYS, max_size=4000))
+def test_messages_stay_below_the_length_of_an_attribute_and_lose_nothing(keys: list[bytes]) -> None:
+    packed = [elements.timed(key, 1) for key in keys]
+    parts = list(elements.parts(netlink.NEWSETELEM, "a_v4", packed))
+    lists = [netlink.attributes(part.body)[3] for part in parts]
+    assert all(0 < len(each) <= netlink.LIST_LIMIT for each in lists)
+    assert b"".join(lists) == b"".join(packed)
+
+
+def test_an_element_of_a_verdict_map_names_its_chain() -> None:
+    key = elements.pair_key(LinkIndex(7), POD)
+    ((_, body),) = netlink.each(elements.jump_to(key, "program_x"))
+    assert elements.goto_chain(netlink.attributes(body)) == "program_x"
+    assert elements.element_key(netlink.attributes(body)) == struct.pack("=I", 7) + POD
+
+
+def test_a_flow_is_cut_as_the_pod_sees_it_and_as_its_replies_arrive() -> None:
+    plain = Flow(6, POD, 4000, PEER, 443, PEER, 443)
+    translated = Flow(6, POD, 4000, PEER, 443, OTHER, 8443)
+    assert len(list(elements.cut_keys(plain))) == 1
+    assert {key[4:8] for _, key in elements.cut_keys(translated)} == {PEER, OTHER}
+
+
+def test_a_protocol_without_ports_is_cut_by_its_addresses_and_icmp_not_at_all() -> None:
+    assert [name for name, _ in elements.cut_keys(Flow(47, POD, 0, PEER, 0, PEER, 0))] == ["cut_portless4"]
+    assert list(elements.cut_keys(Flow(1, POD, 9, PEER, 0, PEER, 0))) == []
+
+
+@given(st.binary(max_size=400))
+def test_readers_of_messages_take_any_bytes(data: bytes) -> None:
+    for message in netlink.messages(data):
+        assert list(chain.from_iterable(netlink.each(message.payload))) is not None
+        netlink.error_number(message.payload)
