@@ -1,4 +1,4 @@
-"""Which packet may answer which question, and how the stream of a TCP connection is cut."""
+"""Which packet may answer which question, and what is held against a question."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnsguard.upstream.framing import FrameReader, framed
 from dnsguard.upstream.matching import MAX_DISCARDS, Suspicions, identifiers, objection
 from tests.upstreams import Ask, question
 
@@ -113,30 +112,3 @@ def test_identifiers_are_two_octets_and_spread() -> None:
 
     assert {len(one) for one in drawn} == {2}
     assert len(set(drawn)) > 4000
-
-
-class TestFraming:
-    @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(1, 50), max_size=40))
-    def test_messages_come_out_whole_however_the_stream_was_split(self, messages: list[bytes], cuts: list[int]) -> None:
-        stream = b"".join(framed(message) for message in messages)
-        reader = FrameReader()
-        found = []
-        for cut in cuts:
-            found += reader.feed(stream[:cut])
-            stream = stream[cut:]
-
-        found += reader.feed(stream)
-
-        assert found == messages
-
-    @given(st.lists(st.binary(max_size=400), max_size=20))
-    def test_any_bytes_are_read_and_at_most_one_message_is_held(self, chunks: list[bytes]) -> None:
-        reader = FrameReader()
-
-        taken = sum(len(message) + 2 for chunk in chunks for message in reader.feed(chunk))
-
-        assert 0 <= sum(map(len, chunks)) - taken <= 65_536
-
-    def test_a_message_longer_than_a_frame_is_refused(self) -> None:
-        with pytest.raises(OverflowError):
-            framed(bytes(65_536))

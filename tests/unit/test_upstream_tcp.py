@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from dnsguard.core.framing import framed
 from dnsguard.upstream import tcp
-from dnsguard.upstream.framing import framed
 from dnsguard.upstream.matching import MAX_DISCARDS
 from dnsguard.upstream.tcp import TcpUpstream
 from dnsguard.upstream.transport import abandon
@@ -244,10 +244,21 @@ async def test_wrong_answers_are_counted_and_twenty_fail_the_question(line: Line
     assert line.inbox.reasons == {"id": MAX_DISCARDS}
 
 
-@pytest.mark.parametrize(
-    "noise", [b"\x00\x00" * 50, b"\x00\x05hello", framed(bytes(11)), framed(bytes(12)), framed(b"\xff" * 600)]
-)
-async def test_noise_in_the_stream_is_thrown_away(line: Line, noise: bytes) -> None:
+@pytest.mark.parametrize("noise", [bytes(12), b"\xff" * 600, b"\x00\x00\x81\x80\x00\x01" + bytes(60)])
+async def test_messages_that_are_no_answers_are_thrown_away(line: Line, noise: bytes) -> None:
+    attempt = line.ask("a.test")
+    peer = await line.listener.peer()
+    query = await peer.query()
+
+    peer.writer.write(framed(noise) + framed(answer(query)))
+    await until(lambda: line.inbox.ended == 1)
+
+    assert list(line.inbox.answered) == [attempt]
+    assert line.inbox.reasons == {"id": 1}
+
+
+@pytest.mark.parametrize("noise", [b"\x00\x00", b"\x00\x05hello", framed(bytes(11))])
+async def test_a_stream_that_cannot_be_messages_fails_what_waits_and_is_closed(line: Line, noise: bytes) -> None:
     attempt = line.ask("a.test")
     peer = await line.listener.peer()
     query = await peer.query()
@@ -255,8 +266,8 @@ async def test_noise_in_the_stream_is_thrown_away(line: Line, noise: bytes) -> N
     peer.writer.write(noise + framed(answer(query)))
     await until(lambda: line.inbox.ended == 1)
 
-    assert list(line.inbox.answered) == [attempt]
-    assert sum(line.inbox.reasons.values()) >= 1
+    assert line.inbox.failed == {attempt: "garbage"}
+    assert await peer.at_end()
 
 
 async def test_a_server_that_takes_no_more_fails_further_questions(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
