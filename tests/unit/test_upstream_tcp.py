@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -79,8 +80,13 @@ class Line:
 
 
 @pytest.fixture
-async def line() -> AsyncIterator[Line]:
-    listener, inbox = Listener(), Inbox()
+def inbox() -> Inbox:
+    return Inbox()
+
+
+@pytest.fixture
+async def line(inbox: Inbox) -> AsyncIterator[Line]:
+    listener = Listener()
     server = await listener.start()
     upstream = TcpUpstream([server], inbox.reports)
     yield Line(upstream, listener, inbox, server)
@@ -219,15 +225,19 @@ async def test_a_connection_that_saw_a_time_out_is_not_used_again_but_its_last_a
     assert question("next.test") in await new.query()
 
 
-async def test_giving_up_the_last_attempt_ends_an_unfinished_connect(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempt = line.ask("a.test")
+async def test_giving_up_the_last_attempt_ends_an_unfinished_connect(inbox: Inbox) -> None:
+    # A listener whose queue is full ignores further SYNs, so that a connect hangs.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
+        upstream = TcpUpstream([Server(*full.getsockname())], inbox.reports)
+        attempt = ask("a.test", stream=True)
+        upstream.ask(attempt)
+        await asyncio.sleep(0)
 
-    abandon(attempt, timed_out=True)
+        abandon(attempt, timed_out=True)
+        await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
-    assert line.upstream.connections == 0
-    assert line.inbox.ended == 0
+    assert upstream.connections == 0
+    assert inbox.ended == 0
 
 
 async def test_wrong_answers_are_counted_and_twenty_fail_the_question(line: Line) -> None:
