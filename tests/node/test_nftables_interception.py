@@ -292,7 +292,7 @@ async def counted(subject: Subject, reason: str) -> int:
 
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 (set by another thread or process)
+        while not condition():
             await asyncio.sleep(0.01)
 
 
