@@ -35,7 +35,7 @@ from tests.node.nftables_lab import (
     start,
     tcp,
 )  # fmt: skip
-from tests.node.test_nftables_decision import ANY, HOUR, WEB, leasing
+from tests.node.nftables.test_nftables_decision import ANY, HOUR, WEB, leasing
 from tests.node.test_nftables_interception import until
 
 pytestmark = pytest.mark.node

@@ -297,7 +297,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
 
 
 async def test_a_denied_packet_is_counted_and_reported_with_its_pod_and_rule(subject: Subject) -> None:
-    from tests.node.test_nftables_decision import blocks
+    from tests.node.nftables.test_nftables_decision import blocks
 
     program = Program("p_deny", (blocks(Action.DENY, "192.0.2.80/32"), blocks(Action.DENY, "2001:db8::/64")))
     link = subject.lab.link()
