@@ -36,7 +36,7 @@ from tests.node.nftables_lab import (
     tcp,
 )  # fmt: skip
 from tests.node.nftables.test_nftables_decision import ANY, HOUR, WEB, leasing
-from tests.node.test_nftables_interception import until
+from tests.node.nftables.test_nftables_interception import until
 
 pytestmark = pytest.mark.node
 KEY, KEY6 = POD + PEER, POD6 + PEER6
