@@ -154,7 +154,7 @@ class Changes:
             await self._enforcer.apply(self._desired(), changed.write, changed.remove)
         except KernelError as error:
             self.unapplied = True
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, reason=str(error))
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the programs of pods", reason=str(error))
 
     def _tell_purged(self, changed: Changed) -> None:
         self._counters.leases_purged += len(changed.purged)
@@ -162,7 +162,9 @@ class Changes:
             self._events.emit(EventKind.LEASES_PURGED, count=len(changed.purged))
         if changed.refused:
             self._counters.limited["leasesPerPod"] += changed.refused
-            self._events.emit(EventKind.LEASE_REFUSED, count=changed.refused, reason="no room for leases")
+            self._events.emit(
+                EventKind.LEASE_REFUSED, address=f"{changed.refused} addresses", name="names", reason="no room for leases"
+            )
 
     # ---- pods
 
@@ -237,10 +239,11 @@ class Changes:
         if assignment.policy is not pod.policy:
             item = _Staged(pod, assignment, program, (pod.policy, pod.program))
             _merge(changed, self._adopt(item, assignment.policy, program))
-        self._tell_pod(EventKind.POD_CHANGED, pod)
+        self._tell_pod(EventKind.POD_CHANGED, pod, reason=f"its addresses are {_texts(addresses)}")
 
-    def _tell_pod(self, kind: EventKind, pod: Pod) -> None:
-        self._events.emit(kind, pod=pod.name, pod_ip=_texts(pod.addresses), link=pod.link_name, policy=pod.policy.label)
+    def _tell_pod(self, kind: EventKind, pod: Pod, **more: object) -> None:
+        addresses, policy = _texts(pod.addresses), pod.policy.label
+        self._events.emit(kind, pod=pod.name, pod_ip=addresses, link=pod.link_name, policy=policy, **more)
 
     # ---- the enforcer
 
@@ -256,7 +259,7 @@ class Changes:
             self.unapplied = False
         except KernelError as error:
             self.unapplied = True
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, reason=str(error))
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the programs of pods", reason=str(error))
 
     async def apply_again(self) -> None:
         """Try what the kernel refused before."""

@@ -163,7 +163,7 @@ class Exchanges:
         share = pod.share
         if (over := share.connection()) is not None:
             self._counters.limited[over] += 1
-            self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, reason=over)
+            self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, limit=over)
             return None
         return share.disconnection
 
@@ -188,7 +188,7 @@ class Exchanges:
 
     def _limit(self, limit: str, question: Question, pod: Pod, client: Client) -> None:
         self._counters.limited[limit] += 1
-        self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, name=question.name, reason=limit)
+        self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, name=question.name, limit=limit)
         now = self._now()
         if self._settings.drop_over_limit or (limit == QUERIES and not pod.share.refusal(now)):
             self._counters.dropped[limit] += 1
@@ -294,7 +294,13 @@ class Exchanges:
         if entry is None or now - entry.ends > self._settings.serve_stale or not self._settings.serve_stale:
             return False
         self._counters.stale += 1
-        self._events.emit(EventKind.ANSWER_STALE, pod=exchange.pod.name, name=exchange.question.name)
+        self._events.emit(
+            EventKind.ANSWER_STALE,
+            pod=exchange.pod.name,
+            name=exchange.question.name,
+            type=type_text(exchange.question.qtype),
+            reason="no upstream has answered",
+        )
         self._finish(exchange, entry.answer, min(STALE_TTL, entry.answer.ttl), now, stale=True)
         return True
 
