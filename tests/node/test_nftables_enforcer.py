@@ -385,6 +385,18 @@ async def test_verify_names_what_is_missing(lab: Lab) -> None:
         await subject.close()
 
 
+async def test_a_program_without_rules_lets_nothing_through(lab: Lab) -> None:
+    subject = await start(lab, own=False)
+    try:
+        await subject.enforcer.apply(desired(subject, Program("p_all", (), Action.ACCEPT)))
+        subject.enforcer._close.remove(subject.enforcer._watch.close)
+        subject.enforcer._watch.close()
+        lab.nft("flush chain inet dnsguard program_p_all\nflush chain inet dnsguard drop_unknown")
+        assert not lab.decide(Packet(POD, PEER, Protocol.TCP, 443))
+    finally:
+        await subject.close()
+
+
 async def test_close_leaves_enforcement_in_place_and_cleanup_leaves_nothing_but_what_others_made(lab: Lab) -> None:
     lab.nft("add table inet another")
     subject = await start(lab)

@@ -116,8 +116,7 @@ class Table:
         ]
 
     def _held(self, name: SetName) -> dict[Key, int]:
-        found = elements.dump_set(self._session, name)
-        return {elements.element_key(each): elements.remaining_ms(each) for each in found}
+        return elements.dump_leases(self._session, name)
 
     def _drop(self, gone: Collection[Element]) -> None:
         for element in gone:
