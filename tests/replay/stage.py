@@ -214,7 +214,14 @@ def _text(record: RR) -> str:
 
 
 def query(  # noqa: PLR0913
-    name: str, qtype: str = "A", *, ident: int = 1, edns: int | None = 1232, do: bool = False, cd: bool = False, rd: bool = True
+    name: str,
+    qtype: str = "A",
+    *,
+    ident: int = 1,
+    edns: int | None = 1232,
+    do: bool = False,
+    cd: bool = False,
+    rd: bool = True,
 ) -> bytes:
     """A pod's packet."""
     message = DNSRecord(DNSHeader(id=ident, rd=int(rd), cd=int(cd)), q=DNSQuestion(name, QTYPE.reverse[qtype]))
@@ -223,7 +230,9 @@ def query(  # noqa: PLR0913
     return bytes(message.pack())
 
 
-def respond(zone: str = "", *, authority: str = "", rcode: int = 0, flags: Iterable[str] = (), opt: bool = True) -> Callable[[bytes], bytes]:
+def respond(
+    zone: str = "", *, authority: str = "", rcode: int = 0, flags: Iterable[str] = (), opt: bool = True
+) -> Callable[[bytes], bytes]:
     """An upstream's whole reply to a whole query: the sections are lines of a zone file."""
 
     def answer(asked: bytes) -> bytes:
@@ -531,4 +540,16 @@ def _points(ports: Collection[Any]) -> list[tuple[int, int]]:
     return [(p.protocol, n) for p in ports for n in (p.first, p.last)] or [(6, 1), (6, 65535), (17, 53), (1, 0)]
 
 
-__all__ = ["Asked", "Entries", "Reply", "Stage", "Told", "address", "allowlist", "query", "replace", "respond", "settings"]
+__all__ = [
+    "Asked",
+    "Entries",
+    "Reply",
+    "Stage",
+    "Told",
+    "address",
+    "allowlist",
+    "query",
+    "replace",
+    "respond",
+    "settings",
+]
