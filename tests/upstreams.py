@@ -72,7 +72,7 @@ class Inbox:
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     """Wait for a condition. Raises TimeoutError when it does not come true."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what it waits for has no event
+        while not condition():
             await asyncio.sleep(0.002)
 
 

@@ -15,6 +15,7 @@ from dnsguard.engine.change import ChangeSettings
 from dnsguard.engine.engine import EngineSettings
 from dnsguard.engine.exchange import ExchangeSettings
 from dnsguard.engine.fetches import FetchLimits
+from dnsguard.node.routing import InterceptionRoute
 
 _DENY_RCODES = {
     DenyResponse.NXDOMAIN: Rcode.NXDOMAIN,
@@ -78,3 +79,8 @@ def protected(settings: Settings, own: Iterable[Address]) -> Protected:
         return Protected(answers.protected_networks)
     return Protected((*DEFAULT_PROTECTED, *answers.protected_networks), own)
 
+
+def interception_route(settings: Settings) -> InterceptionRoute:
+    """For the rule and the route that deliver intercepted packets."""
+    interception = settings.interception
+    return InterceptionRoute(interception.mark, interception.rule_priority, interception.table)

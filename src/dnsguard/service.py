@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +39,8 @@ from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
-from dnsguard.node.routing import Routing
+from dnsguard.node.routing import Interception
+from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.health import HealthServer
 from dnsguard.observe.log import LEVELS, open_log
@@ -81,8 +82,18 @@ def cleanup(settings: Settings) -> int:
     """Remove every trace from the kernel; returns the exit code. Raises CallError while a daemon runs."""
     with _lock(settings.paths.runtime):
         remove_table()
-        Routing.remove_for(settings.interception)
+        asyncio.run(_remove_routes(settings))
     return 0
+
+
+async def _remove_routes(settings: Settings) -> None:
+    interception = Interception(assembly.interception_route(settings), lambda what: None, lambda text: None)
+    watch = Watch([interception], lambda text: None)
+    try:
+        await watch.start()
+        await interception.remove()
+    finally:
+        watch.stop()
 
 
 @contextlib.contextmanager
@@ -125,6 +136,7 @@ class Service:
         )
         self._counters = Counters()
         self._stop = asyncio.Event()
+        self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
         self._started = time.monotonic()
@@ -150,7 +162,9 @@ class Service:
                     loop.add_signal_handler(number, self._stop.set)
                 background = await self._start(rooms)
                 owned = [tasks.create_task(work) for work in background]
-                loop.add_signal_handler(signal.SIGHUP, lambda: owned.append(tasks.create_task(self._reload_on_signal())))
+                loop.add_signal_handler(
+                    signal.SIGHUP, lambda: owned.append(tasks.create_task(self._reload_on_signal()))
+                )
                 await self._stop.wait()
                 await self._drain()
                 for task in owned:
@@ -165,8 +179,10 @@ class Service:
     async def _start(self, rooms: contextlib.AsyncExitStack) -> list[Coroutine[Any, Any, None]]:
         """Open every room; what runs until the stop is returned, to be started."""
         settings = self._settings
-        self._links = Links(settings.pods.interfaces, on_link=self._on_link, on_own=self._on_own, on_problem=self._on_problem)
-        rooms.push_async_callback(self._links.stop)
+        links = Links(settings.pods.interfaces, self._on_link, self._on_problem, self._on_own)
+        interception = Interception(assembly.interception_route(settings), self._on_route_repair, self._on_problem)
+        watch = Watch([links, interception], self._on_problem)
+        rooms.callback(watch.stop)
         sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
         rooms.callback(sockets.close)
         self._enforcer = await NftEnforcer.create(
@@ -181,17 +197,13 @@ class Service:
             Surroundings(self._enforcer, self._conntrack, self._events, self._counters, time.monotonic, servers),
         )
         engine = self._engine
-        self._transport = Transport(
-            settings.upstreams, UpstreamReports(engine.fetches.answered, engine.fetches.failed)
-        )
+        self._transport = Transport(settings.upstreams, UpstreamReports(engine.fetches.answered, engine.fetches.failed))
         rooms.callback(self._transport.close)
         engine.connect(self._transport)
-        await self._links.start()
+        await watch.start()
         await self._load_first()
         await self._restore()
-        self._routing = Routing(settings.interception, on_repair=self._on_route_repair)
-        rooms.push_async_callback(self._routing.stop)
-        await self._routing.start()
+        await interception.install()
         self._listen(sockets)
         rooms.callback(self._udp.close)
         rooms.callback(self._tcp.close)
@@ -222,7 +234,11 @@ class Service:
         exchanges, tcp = self._engine.exchanges, self._settings.tcp
         self._udp = UdpListener(sockets.udp, exchanges.question, self._on_error)
         self._tcp = TcpListener(
-            sockets.tcp, exchanges.question, self._on_error, admit=exchanges.admit, limits=TcpLimits(tcp.idle, tcp.total)
+            sockets.tcp,
+            exchanges.question,
+            self._on_error,
+            admit=exchanges.admit,
+            limits=TcpLimits(tcp.idle, tcp.total),
         )
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
@@ -260,14 +276,15 @@ class Service:
     # ---- policy
 
     async def _load(self) -> Loaded:
-        own = self._links.own_addresses
-        return await load(self._config, self._settings.allowlist, self._settings.paths.runtime, own=own)
+        return await load(self._config, self._settings.allowlist, self._settings.paths.runtime, own=self._own)
 
     async def _load_first(self) -> None:
         loaded = await self._load()
         _print(loaded.diagnostics)
         if loaded.store is None:
-            raise CallError(f"{self._settings.allowlist} cannot be used; the errors are above", exit_code(loaded.diagnostics))
+            raise CallError(
+                f"{self._settings.allowlist} cannot be used; the errors are above", exit_code(loaded.diagnostics)
+            )
         self._store_is(loaded.store)
         self._told(loaded)
 
@@ -381,8 +398,9 @@ class Service:
         self._seen[link] = None if addresses is None else (name, addresses)
         self._links_changed.set()
 
-    def _on_own(self, own: Collection[Address]) -> None:
+    def _on_own(self, own: frozenset[Address]) -> None:
         """The node has other addresses of its own now: no answer may contain them."""
+        self._own = own
         self._engine.fetches.guard = assembly.protected(self._settings, own)
         self._engine.cache.clear()
 

@@ -142,11 +142,11 @@ def fuzz(name: str, seconds: float, seed: int) -> int:
             where = "\n".join(line for line in reason.splitlines() if "line " in line) or "slow"
             if where not in found:
                 found.add(where)
-                print(f"{save(name, data)}\n{reason}")  # noqa: T201
+                print(f"{save(name, data)}\n{reason}")
         elif runs % _LEARN_EVERY == 0 and len(pool) < _LARGEST_POOL and (new := reached(reader, data)) - known:
             known |= new
             pool.append(data)
-    print(f"{name}: {runs} inputs, pool {len(pool)}, {len(known)} lines reached, {len(found)} findings (seed {seed})")  # noqa: T201
+    print(f"{name}: {runs} inputs, pool {len(pool)}, {len(known)} lines reached, {len(found)} findings (seed {seed})")
     return len(found)
 
 

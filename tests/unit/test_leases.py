@@ -24,8 +24,8 @@ A = Name(b"\1a\0")
 B = Name(b"\1b\0")
 
 
-def table(capacity: Capacity = Capacity(), *addresses: Address) -> Leases:
-    leases = Leases(capacity)
+def table(capacity: Capacity | None = None, *addresses: Address) -> Leases:
+    leases = Leases(capacity or Capacity())
     leases.add_pod(POD, addresses or (ME,))
     leases.add_pod(OTHER, (YOU,))
     return leases
@@ -33,9 +33,7 @@ def table(capacity: Capacity = Capacity(), *addresses: Address) -> Leases:
 
 def arm(leases: Leases, *addresses: Address, name: Name = A, scope: Scope = HTTPS, now: float = 0.0, need: float = 30.0,
         grace: float = 10.0, ticket: int = 1, pod: PodId = POD) -> Armed | str:  # fmt: skip
-    return leases.arm(
-        pod, name, (scope,), addresses, now=now, need=now + need, until=now + need + grace, ticket=ticket
-    )
+    return leases.arm(pod, name, (scope,), addresses, now=now, need=now + need, until=now + need + grace, ticket=ticket)
 
 
 def armed(*args: object, **kwargs: object) -> Armed:

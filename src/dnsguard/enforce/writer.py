@@ -55,7 +55,7 @@ class Writer:
 
     def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
         # For every answer: an append. The thread is woken once the loop has done all that it has at hand, so that the
-        # answers of one wake-up go into one transaction; woken at the first, it took 70 us of CPU for an answer, not 25.
+        # answers of one wake-up go into one transaction: woken at the first, it made one for every second answer.
         self._jobs.append((ticket, writes))
         if not self._waking:
             self._waking = True

@@ -163,7 +163,10 @@ class Changes:
         if changed.refused:
             self._counters.limited["leasesPerPod"] += changed.refused
             self._events.emit(
-                EventKind.LEASE_REFUSED, address=f"{changed.refused} addresses", name="names", reason="no room for leases"
+                EventKind.LEASE_REFUSED,
+                address=f"{changed.refused} addresses",
+                name="names",
+                reason="no room for leases",
             )
 
     # ---- pods

@@ -85,7 +85,7 @@ class Conntrack:
         return [
             flow
             for family in sorted(families)
-            for flow in self._entries(family, lambda entry: any(address in entry for address in wanted))
+            for flow in self._entries(family, lambda entry: any(bytes(address) in entry for address in wanted))
             if not wanted.isdisjoint((flow.pod, flow.peer, flow.reply_peer))
         ]
 

@@ -29,7 +29,7 @@ from tests.node.nftables_lab import (
     tcp,
     udp,
 )  # fmt: skip
-from tests.node.test_nftables_decision import ANY, HOUR, leasing
+from tests.node.nftables.test_nftables_decision import ANY, HOUR, leasing
 
 pytestmark = pytest.mark.node
 GRE_LIKE = 254
