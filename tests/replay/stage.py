@@ -213,7 +213,7 @@ def _text(record: RR) -> str:
     return f"{str(record.rname).rstrip('.')} {QTYPE[record.rtype]} {rdata}"
 
 
-def query(  # noqa: PLR0913
+def query(
     name: str,
     qtype: str = "A",
     *,

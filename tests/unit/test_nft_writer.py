@@ -142,5 +142,5 @@ async def test_it_tells_since_when_it_is_busy() -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (set by another thread)
+        while not condition():
             await asyncio.sleep(0)

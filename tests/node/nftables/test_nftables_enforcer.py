@@ -17,6 +17,8 @@ from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Flow, Packet, Program, Protocol
 from dnsguard.enforce.nftables import remove_table
 from dnsguard.engine.contracts import Desired, Write
+from tests.node.nftables.test_nftables_decision import ANY, HOUR, WEB, leasing
+from tests.node.nftables.test_nftables_interception import until
 from tests.node.nftables_lab import (
     LAYOUT,
     NODE_MAC,
@@ -35,8 +37,6 @@ from tests.node.nftables_lab import (
     start,
     tcp,
 )  # fmt: skip
-from tests.node.nftables.test_nftables_decision import ANY, HOUR, WEB, leasing
-from tests.node.nftables.test_nftables_interception import until
 
 pytestmark = pytest.mark.node
 KEY, KEY6 = POD + PEER, POD6 + PEER6
