@@ -5,6 +5,7 @@ Two real PostgreSQL servers, names served by a real CoreDNS, real `psql` in the 
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -16,11 +17,12 @@ import pytest
 
 from dnsguard.demo.lab import Lab, Pod
 from tests.coredns import CoreDns, running_coredns
-from tests.node.daemon import ANY_RESOLVER, connects, run_in_pod, running_dnsguard, wait_for
+from tests.node.daemon import ANY_RESOLVER, PROGRAM, connects, run_in_pod, running_dnsguard, wait_for
 from tests.node.postgres import PORT, USER, Cluster, running_cluster
 
 pytestmark = pytest.mark.node
 
+PAGE = Path(__file__).parents[2] / "docs/database-cluster.md"
 ONE, TWO = "10.99.1.10", "10.99.1.11"
 DOMAIN = "db.example.test"
 WRITER, READER = f"shop.cluster.{DOMAIN}", f"shop.cluster-ro.{DOMAIN}"
@@ -151,6 +153,16 @@ def test_a_backend_reaches_the_reader_neither_by_name_nor_by_address(shared: Sit
     assert not connects(shared.lab, backend.namespace, TWO, PORT)
 
 
+def test_the_instance_behind_the_alias_is_not_allowed_by_its_own_name(shared: Site) -> None:
+    backend = shared.backend()
+
+    by_alias = shared.server(backend, WRITER)
+    by_name = shared.psql(backend, f"instance-1.{DOMAIN}", "select 1")
+
+    assert by_alias == f"{ONE}|f"
+    assert "could not translate host name" in by_name.stderr
+
+
 def test_the_writer_is_open_on_its_port_alone_and_only_once_resolved(shared: Site) -> None:
     backend = shared.backend()
     unresolved = connects(shared.lab, backend.namespace, ONE, PORT)
@@ -199,3 +211,15 @@ def test_a_session_outlives_the_lease_that_let_it_begin(fresh: Site) -> None:
 
         assert asked.stdout.split() == ["still", "here"]
         assert not connects(site.lab, backend.namespace, ONE, PORT)
+
+
+def test_the_page_about_this_scenario_shows_an_allowlist_that_can_be_used(tmp_path: Path) -> None:
+    shown = re.search(r"```yaml\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert shown is not None
+    (tmp_path / "allowlist.yaml").write_text(shown[1])
+    (tmp_path / "config.yaml").write_text("apiVersion: dnsguard/v1\nkind: Configuration\nupstreams: [10.96.0.10]\n")
+    files = ("--config", str(tmp_path / "config.yaml"), "--allowlist", str(tmp_path / "allowlist.yaml"))
+
+    checked = subprocess.run([*PROGRAM, "check", *files], capture_output=True, text=True, timeout=60, check=False)
+
+    assert (checked.returncode, checked.stderr) == (0, "")
