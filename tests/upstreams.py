@@ -58,7 +58,7 @@ class Inbox:
     @property
     def reasons(self) -> dict[str, int]:
         """Discards by reason."""
-        return {reason: count for (_, reason), count in self.reports.discarded.items()}
+        return dict(self.reports.discarded)
 
     def _answer(self, attempt: Attempt, packet: bytes) -> None:
         assert attempt not in self.answered and attempt not in self.failed, "ended twice"

@@ -208,7 +208,8 @@ class Service:
             Surroundings(self._enforcer, self._conntrack, self._events, self._counters, time.monotonic, servers),
         )
         engine = self._engine
-        self._transport = Transport(settings.upstreams, UpstreamReports(engine.fetches.answered, engine.fetches.failed))
+        reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
+        self._transport = Transport(settings.upstreams, reports)
         rooms.callback(self._transport.close)
         engine.connect(self._transport)
         await watch.start()

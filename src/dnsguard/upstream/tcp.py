@@ -87,7 +87,7 @@ class _Connection(asyncio.Protocol):
         self._identifier, self._owner = identifier, owner
         self._pending: dict[bytes, Attempt] = {}
         self._repeatable: set[bytes] = set()
-        self._suspicions = Suspicions(server, self._pending, reports.discarded)
+        self._suspicions = Suspicions(self._pending, reports.discarded)
         self._frames = FrameReader()
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None

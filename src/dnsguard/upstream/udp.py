@@ -63,7 +63,7 @@ class UdpUpstream:
     def __init__(self, servers: Sequence[Endpoint], reports: Reports) -> None:
         self._identifier = identifiers().__next__
         self._failed = reports.failed
-        self._pools = [_Pool(number, server, reports, self._identifier) for number, server in enumerate(servers)]
+        self._pools = [_Pool(server, reports, self._identifier) for server in servers]
         self._loop = asyncio.get_running_loop()
         self._sender = Sender()
         self._laden: list[_Port] = []
@@ -112,8 +112,8 @@ class UdpUpstream:
 class _Pool:
     """The sockets of one server."""
 
-    def __init__(self, number: int, server: Endpoint, reports: Reports, identifier: Callable[[], bytes]) -> None:
-        self.number, self.reports = number, reports
+    def __init__(self, server: Endpoint, reports: Reports, identifier: Callable[[], bytes]) -> None:
+        self.reports = reports
         self.active: _Port | None = None
         self.ports: set[_Port] = set()
         self._place = place(server)
@@ -197,7 +197,7 @@ class _Port:
         self.fd, self._receive = connected.fileno(), pool.receiver.receive
         self.pending: dict[bytes, Attempt] = {}
         self.outgoing: list[bytes] = []
-        self._suspicions = Suspicions(pool.number, self.pending, pool.reports.discarded)
+        self._suspicions = Suspicions(self.pending, pool.reports.discarded)
         self.burst, self.burst_ends = 0, now
 
     def worn(self, now: Seconds) -> bool:
