@@ -9,6 +9,7 @@ DNS behaviour it belongs to, `config` and `allowlist` are the files, `pods` the 
                                           a list of these, the last of which stays. `... A server 1` is for one only
     POD asks: www.example.com A           or a mapping: question, edns (null: none), do, cd, rd, tcp, id, source;
                                           again: LABEL is a retry of that query; as: LABEL names it
+    POD asks many: {question: ..., times: 9}   many were: {NOERROR: 5, nothing: 4}
     POD sends: "0001..."                  any octets, in hexadecimal
     reply: {...}  reply to LABEL: {...}   of rcode, answer, authority, ttl, flags, ede, edns, size; all are compared
     no reply: [LABEL...]                  none so far (`~`: the last query)
@@ -18,9 +19,18 @@ DNS behaviour it belongs to, `config` and `allowlist` are the files, `pods` the 
     POD cannot reach: [192.0.2.1 80]      it does not
     POD connects: {c1: 192.0.2.1 443}     opens a flow and calls it c1
     flowing: [c1]    cut: [c1]            whether its packets still pass
-    kernel: hold | release | relent | {refuse: REASON, pods: [...]} | {refuse changes: REASON} | {latency: 1.5}
+    kernel: hold | release | relent | {refuse: REASON, pods: [...], scopes: [...]} |
+            {refuse changes: REASON} | {latency: 1.5}
     reload: |...     reload fails: {allowlist: |..., because: TEXT}    reload begins: |...    reload ends: ~
-    pod came: {db: [10.244.0.6]}          pod went: db
+    reload failed: TEXT                   changed pods: 1
+    pod came: {db: [10.244.0.6]}          pod went: db        pods changed: {...} all at once
+    pod changes: {...}  pod leaves: db    the same, but the kernel is not waited for
+    stranger: {new: 10.244.0.9}           this is what the link and address will be, when they are known
+    forgotten: [10.244.0.6]               addresses whose flows connection tracking was made to forget
+    flows refuse: REASON                  connection tracking does nothing any more; `~`: it does again
+    owed: true          apply again: ~    what the kernel would not do
+    remember: ~                           the minute's look at which flows are still open
+    why closed: {web 192.0.2.1: TEXT}
     upstream was asked: [...]             since this was last looked at: `name TYPE [server N] [tcp]`
     events: [...]                         since this was last looked at, at least these, with these fields or texts
     counted: {answers_withheld.kernel: 1}
@@ -32,6 +42,7 @@ After the last step everything gets its time, and nothing may be left; I1 and I2
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -39,6 +50,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from dnslib import DNSRecord
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Protocol
@@ -97,6 +109,8 @@ class _Player:
         self.flows: dict[str, Any] = {}
         self.looked_at = {"asked": 0, "events": 0}
         self.reload: Any = None
+        self.outcome: Any = None
+        self.many: list[Asked] = []
 
     def play(self, steps: list[dict[str, Any]]) -> None:
         for number, step in enumerate(steps, 1):
@@ -146,7 +160,15 @@ class _Player:
             self.sent[label] = (question, {k: v for k, v in options.items() if k not in ("socket", "ident")})
 
     def pod_sends(self, pod: str, value: str) -> None:
-        self.last = self.stage.send(pod, bytes.fromhex(value))
+        self.last = self.stage.send(pod, bytes.fromhex(str(value)))
+
+    def pod_asks_many(self, pod: str, value: dict[str, Any]) -> None:
+        name, _, qtype = value["question"].partition(" ")
+        self.many = [self.stage.ask(pod, name, qtype) for _ in range(value["times"])]
+
+    def do_many_were(self, value: dict[str, int]) -> None:
+        found = Counter("nothing" if asked.open else asked.reply.rcode for asked in self.many)
+        assert found == value, f"they were {dict(found)}"
 
     def do_reply(self, value: Any) -> None:
         assert self.last is not None
@@ -239,19 +261,24 @@ class _Player:
 
     def do_kernel(self, value: Any) -> None:
         enforcer = self.stage.enforcer
+        if value == "hold" or "latency" in value:
+            self.stage.slack = 2.0
         if isinstance(value, str):
             {"hold": enforcer.hold, "release": enforcer.release, "relent": enforcer.relent}[value]()
             self.stage.spin_if_busy()
         elif "refuse" in value:
             pods = [a for pod in value.get("pods", ()) for a in self.stage.addresses[pod]]
-            enforcer.refuse(value["refuse"], pods=pods)
+            enforcer.refuse(value["refuse"], pods=pods, scopes=value.get("scopes", ()))
         elif "refuse changes" in value:
             enforcer.refuse_changes(value["refuse changes"])
         else:
             enforcer.latency = float(value["latency"])
 
     def do_reload(self, value: str) -> None:
-        self.stage.reload(value)
+        self.outcome = self.stage.reload(value)
+
+    def do_changed_pods(self, value: int) -> None:
+        assert self.outcome.pods == value, self.outcome
 
     def do_reload_fails(self, value: dict[str, str]) -> None:
         try:
@@ -276,8 +303,53 @@ class _Player:
         for pod, texts in value.items():
             self.stage.came(pod, *_list(texts))
 
+    def do_reload_failed(self, value: str) -> None:
+        self.stage.spin()
+        error = self.reload.exception()
+        assert isinstance(error, KernelError)
+        assert value in str(error)
+
+    def do_stranger(self, value: dict[str, Any]) -> None:
+        for pod, texts in value.items():
+            self.stage.seen(pod, *_list(texts))
+
+    def do_pods_changed(self, value: dict[str, Any]) -> None:
+        seen = {
+            link: state for pod, texts in value.items() for link, state in self.stage.seen(pod, *_list(texts)).items()
+        }
+        self.stage.finish(self.stage.engine.changes.links(seen))
+
+    def do_pod_changes(self, value: dict[str, Any]) -> None:
+        for pod, texts in value.items():
+            self.stage.start(self.stage.engine.changes.links(self.stage.seen(pod, *_list(texts))))
+
     def do_pod_went(self, value: str) -> None:
         self.stage.went(value)
+
+    def do_pod_leaves(self, value: str) -> None:
+        self.stage.forget_promises(value)
+        self.stage.start(self.stage.engine.changes.links({self.stage.links[value]: None}))
+
+    def do_forgotten(self, value: Any) -> None:
+        assert self.stage.flows.forgotten == [address(text) for text in _list(value)]
+
+    def do_flows_refuse(self, value: str | None) -> None:
+        self.stage.flows.refuse(value)
+
+    def do_owed(self, value: bool) -> None:
+        assert self.stage.engine.changes.unapplied is value
+
+    def do_apply_again(self, value: None) -> None:
+        self.stage.finish(self.stage.engine.changes.apply_again())
+
+    def do_remember(self, value: None) -> None:
+        self.stage.finish(self.stage.engine.revocation.remember(self.stage.engine.pods, self.stage.clock.now))
+
+    def do_why_closed(self, value: dict[str, str]) -> None:
+        for one, expected in value.items():
+            pod, text = one.split()
+            found = self.stage.engine.why_closed(self.stage.pod(pod), address(text), self.stage.clock.now)
+            assert found == expected, found
 
     # ---- what was told
 
@@ -292,6 +364,10 @@ class _Player:
             for a in asked
         ]
         assert found == _list(value), f"asked {found}"
+
+    def do_upstream_was_asked_with_EDNS(self, value: list[bool]) -> None:
+        found = [DNSRecord.parse(b"id" + query).header.ar == 1 for query in self.stage.wire.sent]
+        assert found == value, f"EDNS {found}"
 
     def do_events(self, value: list[Any]) -> None:
         events = self.stage.told.events[self.looked_at["events"] :]
