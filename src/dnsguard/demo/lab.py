@@ -2,7 +2,8 @@
 
 Needs root, iproute2 and util-linux. A pod hangs on a routed veth as under the AWS VPC CNI or Calico: host routes on the
 node, a default route through 169.254.1.1 and fe80::1 in the pod. The machine's own network namespace gets nothing, and
-nothing stays behind: not after an exception, SIGINT or SIGTERM; what SIGKILL leaves, the next `sweep` removes.
+nothing stays behind: not after an exception, SIGINT or SIGTERM (unless the caller has a handler of its own for it,
+which then sees to it); what SIGKILL leaves, the next `sweep` removes.
 """
 
 from __future__ import annotations
@@ -319,7 +320,8 @@ def _pod_side(addresses: Iterable[str]) -> Iterable[str]:
 
 def _register(lab: Lab) -> None:
     _open[lab._stem] = lab
-    if not _handlers and threading.current_thread() is threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not _handlers and ours:
         _handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, _close_all)
 
 
