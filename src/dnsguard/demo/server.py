@@ -231,7 +231,10 @@ async def serve(zone: Zone, sockets: Iterable[socket.socket]) -> None:
 @contextlib.contextmanager
 def served(zone: Zone, sockets: Sequence[socket.socket]) -> Iterator[Zone]:
     """Serve in a thread of its own while the `with` block runs, for callers that have no event loop."""
-    with in_a_thread(serve(zone, sockets), "authoritative"):
+    with contextlib.ExitStack() as closing:
+        for each in sockets:
+            closing.callback(each.close)  # those too that `serve` has not come to yet when it is cancelled
+        closing.enter_context(in_a_thread(serve(zone, sockets), "authoritative"))
         yield zone
 
 
