@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -68,7 +68,7 @@ class Lab:
         self._stem = ""
 
     def __enter__(self) -> Self:
-        _require_tools()
+        require(TOOLS)
         sweep(self._prefix)
         stem = f"{self._prefix}-{os.getpid()}"
         self._stem = next(
@@ -247,10 +247,13 @@ def _owner(namespace: str, prefix: str) -> str:
     return namespace.removeprefix(f"{prefix}-").partition("-")[0].partition(".")[0]
 
 
-def _require_tools() -> None:
+def require(tools: Mapping[str, str]) -> None:
+    """Raises MissingFeatureError when not root, or when a program is missing (`tools`: program -> Debian package)."""
     if os.geteuid() != 0:
         raise MissingFeatureError("network namespaces need root: run it again with sudo")
-    for tool, package in TOOLS.items():
+    if not Path("/proc/sys/net/ipv6").is_dir():
+        raise MissingFeatureError("the kernel has no IPv6: start it without ipv6.disable=1")
+    for tool, package in tools.items():
         if shutil.which(tool) is None:
             raise MissingFeatureError(f"the program `{tool}` is missing: apt-get install -y {package}")
 
