@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from dnsguard.core.framing import framed
 from dnsguard.core.model import LinkIndex
 from dnsguard.demo.lab import Lab, Pod
 from dnsguard.engine.contracts import Client
-from dnsguard.listen.framing import framed
 from dnsguard.listen.tcp import WRITE_PAUSE, Release, TcpConnection, TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets
 from tests.node.intercepted import client, intercept, link_index, on_uvloop, received, until

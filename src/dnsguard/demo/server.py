@@ -222,10 +222,12 @@ def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
 
 async def serve(zone: Zone, sockets: Iterable[socket.socket]) -> None:
     """Answer on these sockets until cancelled, then close them."""
-    async with asyncio.TaskGroup() as tasks:
-        for each in sockets:
-            serving = _datagrams if each.type == socket.SOCK_DGRAM else _streams
-            tasks.create_task(serving(zone, each))
+    with contextlib.ExitStack() as closing:
+        async with asyncio.TaskGroup() as tasks:
+            for each in sockets:
+                closing.callback(each.close)
+                serving = _datagrams if each.type == socket.SOCK_DGRAM else _streams
+                tasks.create_task(serving(zone, each))
 
 
 @contextlib.contextmanager
@@ -250,6 +252,8 @@ def in_a_thread(serving: Coroutine[Any, Any, None], name: str) -> Iterator[None]
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
+        for each in sockets:
+            each.close()  # Cancelled before it began, it has not closed them.
 
 
 def _run(loop: asyncio.AbstractEventLoop, serving: asyncio.Task[None]) -> None:

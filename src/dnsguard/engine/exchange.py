@@ -19,7 +19,7 @@ from dnsguard.core.leases import Leases
 from dnsguard.core.limits import QUERIES
 from dnsguard.core.model import Address, LinkIndex, Scope, Seconds
 from dnsguard.core.pods import Pod, PodTable
-from dnsguard.core.policy import Denied, behind_barriers
+from dnsguard.core.policy import Denied
 from dnsguard.core.wire import (
     Ede,
     Qtype,
@@ -337,7 +337,7 @@ class Exchanges:
         """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for."""
         pod, name = exchange.pod, exchange.question.name
         addresses: Sequence[Address] = answer.addresses
-        if any(map(behind_barriers, scopes)):
+        if exchange.verdict.barred:
             addresses = [a for a in addresses if not all(closed(pod.program, scope, a) for scope in scopes)]
             answer = without(answer, _but(answer.addresses, addresses))
             if not addresses:
