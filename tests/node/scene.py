@@ -70,16 +70,21 @@ class Scene:
         """A socket of the pod that is connected to port 53 of `to`."""
         family = socket.AF_INET6 if ":" in to else socket.AF_INET
         client = self.lab.socket(pod.namespace, family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
-        client.settimeout(1.5)
-        scope = self.lab.inside(pod.namespace, lambda: socket.if_nametoindex("eth0")) if to.startswith("fe80:") else 0
+        client.settimeout(1.2)
         try:
             if source:
-                client.bind((source, 0, 0, scope) if family == socket.AF_INET6 else (source, 0))
-            client.connect((to, 53, 0, scope) if family == socket.AF_INET6 else (to, 53))
+                client.bind(self.place(pod, source, 0))
+            client.connect(self.place(pod, to, 53))
         except BaseException:
             client.close()
             raise
         return client
+
+    def place(self, pod: Pod, address: str, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+        """A socket's address; a link-local one is on the pod's own link."""
+        if not address.startswith("fe80:"):
+            return address, port
+        return address, port, 0, self.lab.inside(pod.namespace, lambda: socket.if_nametoindex("eth0"))
 
     def silent(self, pod: Pod, name: str, **how: Any) -> bool:
         """Whether a question gets no reply at all."""
@@ -104,7 +109,7 @@ class Scene:
             if source:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 client.bind(source)
-            client.connect((address, port))
+            client.connect(self.place(pod, address, port))
         except TimeoutError:
             client.close()
             return None
@@ -240,8 +245,7 @@ def echoing(lab: Lab) -> Iterator[None]:
 
 
 def _listening(family: socket.AddressFamily, port: int) -> socket.socket:
-    opened = socket.create_server(("", port), family=family, backlog=1024)
-    return opened
+    return socket.create_server(("", port), family=family, backlog=1024)
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
