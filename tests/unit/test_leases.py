@@ -261,3 +261,15 @@ def test_names_are_counted_once_for_each_lease(count: int) -> None:
     for ticket in range(count):
         armed(leases, DB, now=ticket * 25.0, ticket=ticket + 1)
     assert leases.pods[POD].per_name == {A: 1}
+
+
+def test_a_lease_whose_time_is_over_counts_as_ended_before_it_is_cleared_away() -> None:
+    leases = table()
+    armed(leases, DB, need=30.0, grace=10.0)
+
+    told = leases.last_ended(POD, DB, 40.0)
+
+    assert told is not None and told.until == 40.0
+    assert leases.open_in(POD, DB, 40.0) == []
+    assert leases.last_ended(POD, DB, 39.9) is None
+    assert leases.open_in(POD, DB, 39.9) == ["tcp_443"]

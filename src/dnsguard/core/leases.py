@@ -345,17 +345,20 @@ class Leases:
                 names.update((lease.scope, name) for name in (*lease.names, *lease.past))
         return found
 
-    def last_ended(self, pod: PodId, address: Address) -> Lease | None:
-        """The lease on `address` that ended last, for telling why a packet was dropped."""
-        ended = (lease for lease in self.pods[pod].ended.values() if lease.address == address)
+    def last_ended(self, pod: PodId, address: Address, now: Seconds) -> Lease | None:
+        """The lease on `address` that ended last, for telling why a packet was dropped. `due` may not know yet."""
+        table = self.pods[pod]
+        known = (lease for leases in (table.by_key, table.ended) for lease in leases.values())
+        ended = (lease for lease in known if lease.address == address and lease.until <= now)
         return max(ended, key=lambda lease: lease.until, default=None)
 
     def is_open(self, pod: PodId, address: Address, scope: str) -> bool:
         return (scope, address) in self.pods[pod].by_key
 
-    def open_in(self, pod: PodId, address: Address) -> list[str]:
+    def open_in(self, pod: PodId, address: Address, now: Seconds) -> list[str]:
         """The scopes in which `address` is open."""
-        return [scope for scope, peer in self.pods[pod].by_key if peer == address]
+        leases = self.pods[pod].by_key.values()
+        return [lease.scope for lease in leases if lease.address == address and lease.until > now]
 
     # ---- changes
 

@@ -118,7 +118,11 @@ def story(allowlist: str) -> tuple[Step, ...]:
         step(
             "dnsguard tells who is governed, and what is open",
             shows("pods", "both pods, with their policies", r"shop/backend .* backend (?s:.*)shop/cron .* cron "),
-            shows("leases", "the one address that is open now", r"shop/backend +198\.51\.100\.20 +tcp/7 tcp/80 +files\.exa"),
+            shows(
+                "leases",
+                "the one address that is open now",
+                r"shop/backend +198\.51\.100\.20 +tcp/7 tcp/80 +files\.exa",
+            ),
         ),
     )
 

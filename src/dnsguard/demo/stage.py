@@ -219,7 +219,9 @@ def stage(allowlist: str, interrupts: Interrupts) -> Iterator[Stage]:
     """Raises MissingFeatureError when something is missing here, DnsguardError when dnsguard does not start."""
     require({**TOOLS, "curl": "curl", "unshare": "util-linux", "mount": "mount"})
     if not Path("/etc/resolv.conf").exists():
-        raise MissingFeatureError("/etc/resolv.conf is missing, a pod's can only be put over it: touch /etc/resolv.conf")
+        raise MissingFeatureError(
+            "/etc/resolv.conf is missing, a pod's can only be put over it: touch /etc/resolv.conf"
+        )
     with _folder() as folder, _lab() as lab, outside_world(lab, SITES, TTL) as zone:
         made = Stage(lab, folder, zone, interrupts)
         _write_doors(made, made._pods)

@@ -87,11 +87,12 @@ class Engine:
 
     def why_closed(self, pod: Pod, address: Address, now: Seconds) -> str:
         """In words for a log, why a packet of `pod` to `address` found it closed."""
-        lease = self.leases.last_ended(pod.id, address)
+        lease = self.leases.last_ended(pod.id, address, now)
         if lease is not None:
-            names = ", ".join(sorted(to_text(name) for name in lease.past if name)) or "an earlier process"
+            stood_on = {*lease.names, *lease.past}
+            names = ", ".join(sorted(to_text(name) for name in stood_on if name)) or "an earlier process"
             return f"lease of {names} ended {max(0.0, now - lease.until):.0f} s ago"
-        if self.leases.open_in(pod.id, address):
+        if self.leases.open_in(pod.id, address, now):
             return "its leases open other ports only"
         return "never resolved"
 
