@@ -474,13 +474,15 @@ class Stage:
     def look(self) -> None:
         """I1 and I2, for everything told and everything open."""
         now = self.clock.now
+        if any(not task.done() for task in self.tasks):
+            return
         self.promises = [p for p in self.promises if p.until > now and p.pod.link in self.engine.pods.by_link]
         for promise in list(self.promises):
             if not isinstance(promise.pod.policy.verdict(promise.name), Allowed):
                 self.promises.remove(promise)
             else:
                 self._check(promise)
-        if not any(not task.done() for task in self.tasks):
+        if not self.engine.changes.unapplied:
             self._check_justified()
 
     def _check(self, promise: Promise) -> None:

@@ -10,7 +10,7 @@ judged last, by the names that let them open. What the kernel would not do is ow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.compile import compile_program
@@ -126,7 +126,7 @@ class Changes:
                 await self._roll_back(staged, ticket)
                 raise
             self._exchanges.gate.end_change(ticket, done=True)
-            self._refused, self._owed = False, []
+            self._done()
             self._lookup = lookup
             self.generation += 1
             self._tell_purged(changed)
@@ -209,13 +209,14 @@ class Changes:
         async with self._one:
             links = await self._decide(seen)
             changed = Changed()
-            policies = {pod.id: pod.policy for pod in self._pods}
+            before = {pod.id: (pod.policy, pod.addresses) for pod in self._pods}
             for one in links:
                 self._unforgotten |= self._link(one, changed)
             changed.remove += restore(self._now())
-            await self._apply(changed)
+            new = [pod for pod in self._pods if before.get(pod.id) != (pod.policy, pod.addresses)]
+            await self._apply(changed, new=new)
             self._exchanges.pods_changed()
-            await self._judge([pod for pod in self._pods if policies.get(pod.id, pod.policy) is not pod.policy])
+            await self._judge([pod for pod in new if pod.id in before])
             await self._forget()
 
     async def _decide(self, seen: Seen) -> list[_Link]:
@@ -306,8 +307,9 @@ class Changes:
         changed.remove = [element for element in (*self._owed, *changed.remove) if element not in written]
         return self._exchanges.gate.begin_change(changed.leases, self._now())
 
-    async def _apply(self, changed: Changed, after: Ticket | None = None) -> None:
-        """Hand a change to the enforcer; what it refuses is owed. `after` is a change that it takes the place of."""
+    async def _apply(self, changed: Changed, *, new: Sequence[Pod] = (), after: Ticket | None = None) -> None:
+        """Hand a change to the enforcer; what it refuses is owed. `new` are pods that the kernel knows otherwise, or not
+        at all; `after` is a change that this one takes the place of."""
         gate = self._exchanges.gate
         ticket = self._begin(changed)
         if after is not None:
@@ -315,11 +317,18 @@ class Changes:
         self._refused, self._owed = True, changed.remove
         try:
             await self._enforcer.apply(self._desired(), changed.write, changed.remove)
-            self._refused, self._owed = False, []
+            self._done()
         except KernelError as error:
             self._damaged("the programs of pods", error)
         finally:
-            gate.end_change(ticket, done=not self._refused)
+            if self._refused:
+                self._exchanges.unenforced |= {pod.id for pod in new}
+            gate.end_change(ticket, done=not self._refused, pods=self._exchanges.unenforced)
+
+    def _done(self) -> None:
+        """The kernel does all that it should."""
+        self._refused, self._owed = False, []
+        self._exchanges.unenforced.clear()
 
     async def _judge(self, pods: list[Pod]) -> int:
         """Judge the open flows of these pods; the number that was cut. Those that cannot be judged now are owed."""

@@ -104,6 +104,8 @@ class Exchanges:
             None
         )
         """Told of leases about to be written, so that flows that were cut there are opened with them."""
+        self.unenforced: set[PodId] = set()
+        """Pods whose program or addresses the kernel would not take: a lease opens nothing to them."""
 
     def __len__(self) -> int:
         return len(self._open)
@@ -360,6 +362,9 @@ class Exchanges:
                 return None
             self._counters.limited["addressesPerName"] += 1
             answer, addresses = without(answer, _but(addresses, fits)), fits
+        if pod.id in self.unenforced:
+            self._withhold(exchange, "the kernel refused what the pod may do")
+            return None
         gate = self.gate
         lasting = now + max(exchange.ttl, self._settings.floor)
         armed = self._leases.arm(
@@ -472,6 +477,7 @@ class Exchanges:
 
     def pod_went(self, pod: Pod) -> None:
         """A pod is gone: its queries get no answer, for the address may be another's by now."""
+        self.unenforced.discard(pod.id)
         for exchange in [e for e in self._open if e.pod is pod]:
             self._close(exchange)
 

@@ -134,13 +134,14 @@ class Gate(Generic[T]):
             lease.ticket = ticket
         return ticket
 
-    def end_change(self, ticket: Ticket, *, done: bool) -> None:
-        """The enforcer has ended the change; if not `done`, whoever counts on its leases must arm them again."""
+    def end_change(self, ticket: Ticket, *, done: bool, pods: Collection[PodId] = ()) -> None:
+        """The enforcer has ended the change. When it is not `done`, whoever counts on its leases must arm them again,
+        and so must every answer for one of `pods`."""
         self._changes[ticket] = True
         if not done:
             leases = self._batches[ticket].leases
             Leases.refuse(leases, ticket)
-            self._doubt({lease.pod for lease in leases})
+            self._doubt({*pods, *(lease.pod for lease in leases)})
         self._advance()
 
     # ---- time
