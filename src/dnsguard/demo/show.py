@@ -63,6 +63,7 @@ CAST: Final = (
 )
 
 ENDED: Final = r"lease of api\.example\.com ended \d+ s ago"
+TAKEN_BACK: Final = r"lease of api\.example\.com was taken back, the policy no longer allows it"
 
 
 def story(allowlist: str) -> tuple[Step, ...]:
@@ -111,14 +112,18 @@ def story(allowlist: str) -> tuple[Step, ...]:
             still_talks("backend"),
             reloads(allowlist.replace(*EDIT), f"{EDIT[0]} becomes {EDIT[1]}"),
             talks_no_more("backend"),
-            is_dropped("backend", f"http://{API}/", because=""),
+            is_dropped("backend", f"http://{API}/", because=TAKEN_BACK),
             cannot_resolve("backend", "http://api.example.com/"),
             gets_page("backend", "http://files.example.net/"),
         ),
         step(
             "dnsguard tells who is governed, and what is open",
             shows("pods", "both pods, with their policies", r"shop/backend .* backend (?s:.*)shop/cron .* cron "),
-            shows("leases", "the one address that is open now", r"shop/backend +198\.51\.100\.20 +tcp/7 tcp/80 +files\.exa"),
+            shows(
+                "leases",
+                "the one address that is open now",
+                r"shop/backend +198\.51\.100\.20 +tcp/7 tcp/80 +files\.exa",
+            ),
         ),
     )
 
