@@ -5,6 +5,7 @@ Ends at the first act that is not as expected. Leaves nothing behind, however it
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -131,8 +132,8 @@ def story(allowlist: str) -> tuple[Step, ...]:
 def main(keep: bool, *, allowlist: str = ALLOWLIST) -> int:
     """Show every step and return the exit code: 0, 1 when one is not as expected, 128 + the signal that ended it.
 
-    With `keep` everything stays until Ctrl-C after the last step. Raises MissingFeatureError, and DnsguardError when
-    dnsguard does not start.
+    With `keep` everything stays after the last step until Ctrl-C, which is then a good end. Raises MissingFeatureError,
+    and DnsguardError when dnsguard does not start.
     """
     teller = Teller()
     with Interrupts() as interrupts:
@@ -197,8 +198,9 @@ def stay(made: Stage, allowlist: str, teller: Teller) -> None:
         teller.say(f"  {what}", "cyan")
         for command in commands:
             teller.say(f"    {command}")
-    teller.say("\nCtrl-C here ends it.", "bold")
-    made.interrupts.forever()
+    teller.say("\nCtrl-C here ends it, and what was started in the pods.", "bold")
+    with contextlib.suppress(Interrupted):
+        made.interrupts.forever()
 
 
 def things_to_try(made: Stage, dnsguard: str) -> Sequence[tuple[str, Sequence[str]]]:
@@ -209,7 +211,7 @@ def things_to_try(made: Stage, dnsguard: str) -> Sequence[tuple[str, Sequence[st
             (
                 "curl http://api.example.com/             # backend may, cron may not",
                 "curl http://files.example.net/           # the other way round",
-                f"curl -m 2 http://{EVIL}/         # dropped",
+                f"curl -m 2 http://{EVIL}/           # dropped",
                 "curl telnet://api.example.com:7          # a connection that stays: type something",
             ),
         ),

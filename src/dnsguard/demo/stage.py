@@ -28,7 +28,7 @@ from dnsguard.control.client import ControlClient, NotRunningError
 from dnsguard.core.errors import DnsguardError, MissingFeatureError
 from dnsguard.core.model import Seconds
 from dnsguard.demo.interrupts import Interrupts
-from dnsguard.demo.lab import TOOLS, Lab, Pod, require
+from dnsguard.demo.lab import TOOLS, Lab, Pod, require, sweep
 from dnsguard.demo.server import Zone
 from dnsguard.demo.world import DNS_SERVER, outside_world
 
@@ -213,9 +213,7 @@ def stage(allowlist: str, interrupts: Interrupts) -> Iterator[Stage]:
     """Raises MissingFeatureError when something is missing here, DnsguardError when dnsguard does not start."""
     require({**TOOLS, "curl": "curl", "unshare": "util-linux", "mount": "mount"})
     if not Path("/etc/resolv.conf").exists():
-        raise MissingFeatureError(
-            "/etc/resolv.conf is missing, a pod's can only be put over it: touch /etc/resolv.conf"
-        )
+        raise MissingFeatureError("/etc/resolv.conf is missing, a pod's is mounted over it: touch /etc/resolv.conf")
     with _folder() as folder, _lab() as lab, outside_world(lab, SITES, TTL) as zone:
         made = Stage(lab, folder, zone, interrupts)
         _write_doors(made)
@@ -226,17 +224,18 @@ def stage(allowlist: str, interrupts: Interrupts) -> Iterator[Stage]:
 
 @contextlib.contextmanager
 def _lab() -> Iterator[Lab]:
-    with contextlib.ExitStack() as closing:
-        try:
-            lab = closing.enter_context(Lab(PREFIX))
-        except subprocess.CalledProcessError as error:
-            raise MissingFeatureError(f"the kernel refuses namespaces, veth links or routes: {error.stderr}") from None
-        yield lab
+    try:
+        with Lab(PREFIX) as lab:
+            yield lab
+    except subprocess.CalledProcessError as error:
+        told = str(error.stderr).strip()
+        raise MissingFeatureError(f"the kernel refuses network namespaces, veth links or routes: {told}") from None
 
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """A folder for this process; those of processes that are gone are removed."""
+    """A folder for this process; those of processes that are gone are removed, after what still ran from them."""
+    sweep(PREFIX)
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*-*"):
         owner = left.name.removeprefix(f"{PREFIX}-").partition("-")[0]
         if owner.isdecimal() and not Path("/proc", owner).exists() and left.lstat().st_uid == os.geteuid():
