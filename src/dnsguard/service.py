@@ -63,6 +63,14 @@ REMEMBER: Final = 60.0
 """Seconds between two looks at which open flows still need what ended leases stood on."""
 DROPPED: Final = 5.0
 """Seconds between two readings of the kernel's counters of dropped packets."""
+_WHY_DROPPED: Final = {
+    "source": "its source address is not routed to that link",
+    "unknown": "its source address is no pod's on that link",
+    "listener": "a query, and nobody listened",
+    "rule": "a Deny rule closes it",
+    "cut": "the flow was cut, the policy no longer allows it",
+}
+"""Reasons of the kernel that say it all; behind `default` the leases are asked."""
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
@@ -430,6 +438,9 @@ class Service:
     def _on_denial(self, denial: Denial) -> None:
         """A packet that the kernel dropped, with what the leases know of its address."""
         pod = self._engine.pods.by_link.get(denial.link)
+        reason = _WHY_DROPPED.get(denial.reason, denial.reason)
+        if pod and denial.reason == "default":
+            reason = self._engine.why_closed(pod, denial.peer, time.monotonic())
         self._events.emit(
             EventKind.FLOW_DENIED,
             pod=pod.name if pod else None,
@@ -438,7 +449,7 @@ class Service:
             port=denial.port,
             protocol=_PROTOCOLS.get(denial.protocol, denial.protocol),
             verdict="denied",
-            reason=self._engine.why_closed(pod, denial.peer, time.monotonic()) if pod else denial.reason,
+            reason=reason,
             rule=denial.rule,
         )
 

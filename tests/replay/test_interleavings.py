@@ -47,7 +47,9 @@ steps = st.lists(
         st.tuples(st.just("ask"), pods, names),
         st.tuples(st.just("upstream"), names, st.one_of(answers, st.sampled_from(["silence", "refused", "servfail"]))),
         st.tuples(st.just("time"), st.sampled_from([0.05, 0.3, 0.9, 2.0, 7.0, 41.0])),
-        st.tuples(st.just("kernel"), st.sampled_from(["hold", "release", "relent", "refuse", "refuse changes", "late"])),
+        st.tuples(
+            st.just("kernel"), st.sampled_from(["hold", "release", "relent", "refuse", "refuse changes", "late"])
+        ),
         st.tuples(st.just("refuse"), pods),
         st.tuples(st.just("reload"), st.sampled_from(range(len(POLICIES)))),
         st.tuples(st.just("abandon")),

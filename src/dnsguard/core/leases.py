@@ -348,8 +348,8 @@ class Leases:
     def last_ended(self, pod: PodId, address: Address, now: Seconds) -> Lease | None:
         """The lease on `address` that ended last, for telling why a packet was dropped. `due` may not know yet."""
         table = self.pods[pod]
-        known = (lease for leases in (table.by_key, table.ended) for lease in leases.values())
-        ended = (lease for lease in known if lease.address == address and lease.until <= now)
+        over = (lease for lease in table.by_key.values() if lease.until <= now)
+        ended = (lease for lease in (*table.ended.values(), *over) if lease.address == address)
         return max(ended, key=lambda lease: lease.until, default=None)
 
     def is_open(self, pod: PodId, address: Address, scope: str) -> bool:

@@ -12,6 +12,7 @@ import re
 import select
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,10 +28,11 @@ from dnsguard.control.client import ControlClient, NotRunningError
 from dnsguard.core.errors import DnsguardError, MissingFeatureError
 from dnsguard.core.model import Seconds
 from dnsguard.demo.interrupts import Interrupts
-from dnsguard.demo.lab import TOOLS, Lab, Pod, require
+from dnsguard.demo.lab import TOOLS, Lab, Pod, require, sweep
 from dnsguard.demo.server import Zone
 from dnsguard.demo.world import DNS_SERVER, outside_world
 
+PROGRAM: Final = (sys.executable, "-m", "dnsguard")
 PREFIX: Final = "dnsguard-demo"
 PODS: Final = {"backend": "10.244.0.5", "cron": "10.244.0.6"}
 SITES: Final = {
@@ -104,13 +106,15 @@ class Stage:
         self.node = lab.node
         self.conversation: Conversation | None = None
         self._lab = lab
-        self._pods = {name: lab.pod(name, address) for name, address in PODS.items()}
+        self._control = ControlClient(folder / "run")
+        self._mark = 0
+        self.pods = {name: lab.pod(name, address) for name, address in PODS.items()}
 
     # -- clients ------------------------------------------------------------------------------------------------------
 
     def run_in_pod(self, pod: str, *argv: str) -> Finished:
         """Run a program as it would run in the pod: its network, and a resolv.conf that names RESOLVER."""
-        return self._run(self._pods[pod].namespace, "sh", str(self.door(pod)), *argv)
+        return self._run(self.pods[pod].namespace, "sh", str(self.door(pod)), *argv)
 
     def run_on_node(self, *argv: str) -> Finished:
         return self._run(self.node, *argv)
@@ -122,7 +126,7 @@ class Stage:
     def converse(self, pod: str, *argv: str) -> Conversation:
         """Start a program in the pod that stays, and talk to it."""
         process = self._lab.popen(
-            self._pods[pod].namespace,
+            self.pods[pod].namespace,
             *("sh", str(self.door(pod)), *argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -134,8 +138,7 @@ class Stage:
         """The rcode of a query (A, with EDNS) that the pod sends to RESOLVER, and the reason it was given."""
         query = DNSRecord.question(name)
         query.add_ar(EDNS0(udp_len=1232))
-        family = self._lab.socket(self._pods[pod].namespace, 2)
-        with family as client, self.interrupts.waiting():
+        with self._lab.socket(self.pods[pod].namespace, socket.AF_INET) as client, self.interrupts.waiting():
             client.sendto(query.pack(), (RESOLVER, 53))
             try:
                 reply = DNSRecord.parse(client.recv(4096))
@@ -195,14 +198,8 @@ class Stage:
         """From now on `reason_of_drop` looks only at what comes after."""
         self._mark = self.log.stat().st_size
 
-    _mark = 0
-
     def _new_log(self) -> str:
         return self.log.read_bytes()[self._mark :].decode()
-
-    @property
-    def _control(self) -> ControlClient:
-        return ControlClient(self.folder / "run")
 
     def _ready(self) -> bool:
         try:
@@ -211,20 +208,15 @@ class Stage:
             return False
 
 
-PROGRAM: Final = (sys.executable, "-m", "dnsguard")
-
-
 @contextlib.contextmanager
 def stage(allowlist: str, interrupts: Interrupts) -> Iterator[Stage]:
     """Raises MissingFeatureError when something is missing here, DnsguardError when dnsguard does not start."""
     require({**TOOLS, "curl": "curl", "unshare": "util-linux", "mount": "mount"})
     if not Path("/etc/resolv.conf").exists():
-        raise MissingFeatureError(
-            "/etc/resolv.conf is missing, a pod's can only be put over it: touch /etc/resolv.conf"
-        )
+        raise MissingFeatureError("/etc/resolv.conf is missing, a pod's is mounted over it: touch /etc/resolv.conf")
     with _folder() as folder, _lab() as lab, outside_world(lab, SITES, TTL) as zone:
         made = Stage(lab, folder, zone, interrupts)
-        _write_doors(made, made._pods)
+        _write_doors(made)
         made.allow(allowlist)
         made.start_dnsguard()
         yield made
@@ -232,17 +224,18 @@ def stage(allowlist: str, interrupts: Interrupts) -> Iterator[Stage]:
 
 @contextlib.contextmanager
 def _lab() -> Iterator[Lab]:
-    with contextlib.ExitStack() as closing:
-        try:
-            lab = closing.enter_context(Lab(PREFIX))
-        except subprocess.CalledProcessError as error:
-            raise MissingFeatureError(f"the kernel refuses namespaces, veth links or routes: {error.stderr}") from None
-        yield lab
+    try:
+        with Lab(PREFIX) as lab:
+            yield lab
+    except subprocess.CalledProcessError as error:
+        told = str(error.stderr).strip()
+        raise MissingFeatureError(f"the kernel refuses network namespaces, veth links or routes: {told}") from None
 
 
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
-    """A folder for this process; those of processes that are gone are removed."""
+    """A folder for this process; those of processes that are gone are removed, after what still ran from them."""
+    sweep(PREFIX)
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*-*"):
         owner = left.name.removeprefix(f"{PREFIX}-").partition("-")[0]
         if owner.isdecimal() and not Path("/proc", owner).exists() and left.lstat().st_uid == os.geteuid():
@@ -254,11 +247,11 @@ def _folder() -> Iterator[Path]:
 # -- entering a pod ---------------------------------------------------------------------------------------------------
 
 
-def _write_doors(made: Stage, pods: dict[str, Pod]) -> None:
+def _write_doors(made: Stage) -> None:
     (made.folder / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:2 attempts:1\n")
     # Whatever the machine asks otherwise (systemd-resolved, for one) does not live in the pod's network.
     (made.folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
-    for name, pod in pods.items():
+    for name, pod in made.pods.items():
         made.door(name).write_text(_door(made.folder, pod))
 
 

@@ -91,7 +91,9 @@ class Engine:
         if lease is not None:
             stood_on = {*lease.names, *lease.past}
             names = ", ".join(sorted(to_text(name) for name in stood_on if name)) or "an earlier process"
-            return f"lease of {names} ended {max(0.0, now - lease.until):.0f} s ago"
+            if lease.until > now:  # not by itself
+                return f"lease of {names} was taken back, the policy no longer allows it"
+            return f"lease of {names} ended {now - lease.until:.0f} s ago"
         if self.leases.open_in(pod.id, address, now):
             return "its leases open other ports only"
         return "never resolved"
