@@ -58,7 +58,7 @@ class Inbox:
     @property
     def reasons(self) -> dict[str, int]:
         """Discards by reason."""
-        return {reason: count for (_, reason), count in self.reports.discarded.items()}
+        return dict(self.reports.discarded)
 
     def _answer(self, attempt: Attempt, packet: bytes) -> None:
         assert attempt not in self.answered and attempt not in self.failed, "ended twice"
@@ -115,7 +115,13 @@ class Query(NamedTuple):
     def send(self, packet: bytes) -> None:
         self.socket.sendto(packet, self.peer)
 
-    def reply(self, *, ident: bytes | None = None, section: bytes | None = None, flags: bytes = b"\x81\x80") -> bytes:
+    def reply(
+        self,
+        *,
+        ident: bytes | None = None,
+        section: bytes | None = None,
+        flags: bytes = b"\x81\x80",
+        counts: bytes = b"\x00\x01" + bytes(6),
+    ) -> bytes:
         """A well-formed reply with no records, unless told otherwise."""
-        section = self.packet[12:] if section is None else section
-        return (ident or self.packet[:2]) + flags + b"\x00\x01" + bytes(6) + section
+        return (ident or self.packet[:2]) + flags + counts + (self.packet[12:] if section is None else section)

@@ -7,10 +7,11 @@ names behind it are not known any more, so it is never extended and goes at the 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from dnsguard.core.leases import Element, Held, Leases
-from dnsguard.core.model import Address, Pair, Seconds
+from dnsguard.core.model import Address, Pair, PodId, Seconds
 from dnsguard.core.pods import Pod, PodTable
 
 
@@ -20,13 +21,18 @@ def restore(
     """Take up what is still justified; returns the elements that are not."""
     owners = {address: pod for pod in pods for address in pod.addresses}
     unjustified: list[Element] = []
+    found: defaultdict[tuple[PodId, str, Address], dict[Address, Seconds]] = defaultdict(dict)
     for scope, key, remaining in held:
         source, peer = Address(key[: len(key) // 2]), Address(key[len(key) // 2 :])
         pod = owners.get(source)
         if pod is not None and _still_runs(pod, source, scope, running):
-            leases.restore(pod.id, scope, peer, {}, now + remaining / 1000.0)
+            found[pod.id, scope, peer][source] = now + remaining / 1000.0
         else:
             unjustified.append(Element(scope, key))
+    for (number, scope, peer), ends in found.items():
+        # Of a pod with several addresses, one may lack its element or lose it earlier.
+        ends_of_all = [ends.get(source, 0.0) for source in leases.pods[number].sources(peer)]
+        leases.restore(number, scope, peer, until=max(ends_of_all), written=min(ends_of_all))
     return unjustified
 
 

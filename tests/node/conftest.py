@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.demo.lab import Lab
-from tests.node import nftables_lab
 
 
 @pytest.fixture
@@ -19,15 +18,3 @@ def lab() -> Iterator[Lab]:
             yield made
     except MissingFeatureError as error:
         pytest.exit(str(error), returncode=77)
-
-
-@pytest.fixture
-async def subject() -> AsyncIterator[nftables_lab.Subject]:
-    """An nftables enforcer at work in a node of its own, with pods around it."""
-    lab = nftables_lab.Lab()
-    try:
-        subject = await nftables_lab.start(lab)
-        yield subject
-        await subject.close()
-    finally:
-        lab.close()

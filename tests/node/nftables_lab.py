@@ -92,11 +92,12 @@ class Lab:
             self._ip(f"netns add {namespace}")
             self._stack.callback(self._ip, f"netns del {namespace}")
             self._ip("link set lo up", namespace)
-        self._ip(f"link add vetha address {NODE_MAC.hex(':')} type veth peer name eth0 netns {self.pod}", self.node)
-        self._ip(f"link add vethb address {NODE_MAC.hex(':')} type veth peer name eth0 netns {self.other}", self.node)
-        self._ip(
-            f"link add uplink address {UPLINK_MAC.hex(':')} type veth peer name eth0 netns {self.world}", self.node
-        )
+        for link, mac, end in (
+            ("vetha", NODE_MAC, self.pod),
+            ("vethb", NODE_MAC, self.other),
+            ("uplink", UPLINK_MAC, self.world),
+        ):
+            self._ip(f"link add {link} address {mac.hex(':')} type veth peer name eth0 netns {end}", self.node)
         self._sysctls()
         for namespace, mac in ((self.pod, POD_MAC), (self.other, POD_MAC), (self.world, WORLD_MAC)):
             self._ip(f"link set eth0 address {mac.hex(':')} addrgenmode none", namespace)

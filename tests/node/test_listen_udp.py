@@ -12,9 +12,9 @@ import pytest
 from dnsguard.core.model import LinkIndex
 from dnsguard.demo.lab import Lab
 from dnsguard.engine.contracts import Client
-from dnsguard.listen.mmsg import BATCH, LONGEST_QUERY, ROOM
 from dnsguard.listen.transparent import ListenSockets, adopt_sockets
 from dnsguard.listen.udp import OnQuery, UdpListener
+from dnsguard.mmsg import BATCH, LONGEST, ROOM
 from tests.node.intercepted import PORT, REPLY_MARK, ask, client, intercept, link_index, on_uvloop, received, until
 
 pytestmark = pytest.mark.node
@@ -160,11 +160,11 @@ async def test_empty_and_overlong_datagrams_are_discarded_and_counted(lab: Lab) 
     pod = lab.pod("a", "10.244.0.5")
     recorder = Recorder()
     with listening(intercept(lab), recorder) as listener, client(lab, pod, "8.8.8.8") as asking:
-        for packet in (b"", bytes(LONGEST_QUERY + 1), bytes(LONGEST_QUERY)):
+        for packet in (b"", bytes(LONGEST + 1), bytes(LONGEST)):
             asking.send(packet)
         await until(lambda: recorder.queries)
         assert listener.counts[0].discarded == 2
-    assert [len(query[0]) for query in recorder.queries] == [LONGEST_QUERY]
+    assert [len(query[0]) for query in recorder.queries] == [LONGEST]
 
 
 @on_uvloop

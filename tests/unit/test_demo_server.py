@@ -87,7 +87,12 @@ def test_an_entry_may_fail_truncate_drop_and_spoil(zone: Zone) -> None:
 def test_what_does_not_fit_is_truncated_over_udp_only(zone: Zone) -> None:
     zone.put("many.test", "A", *(f"192.0.2.{n}" for n in range(100)))
 
+    query = DNSRecord.question("many.test")
+    query.add_ar(EDNS0(udp_len=1232))
+    with_edns = DNSRecord.parse(zone.respond(bytes(query.pack()), stream=False).packets[0])
+
     assert told(zone, "many.test").header.tc == 1
+    assert with_edns.header.tc == 1
     assert len(told(zone, "many.test", stream=True).rr) == 100
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnsguard.listen.framing import HEADER_LENGTH, FrameReader, framed
+from dnsguard.core.framing import HEADER_LENGTH, FrameReader, framed
 
 messages = st.lists(st.binary(min_size=HEADER_LENGTH, max_size=300), max_size=5)
 

@@ -26,6 +26,18 @@ def test_a_timed_element_reads_back_as_it_was_packed(key: bytes, ms: int) -> Non
     assert elements.remaining_ms(element) == ms == int.from_bytes(element[4], "big")
 
 
+@given(st.dictionaries(st.binary(min_size=8, max_size=8), st.integers(1, (1 << 63) - 1), max_size=30))
+def test_a_list_of_leases_reads_back_as_it_was_packed(leases: dict[bytes, int]) -> None:
+    assert elements.read_leases(b"".join(elements.timed(key, ms) for key, ms in leases.items()), 8) == leases
+
+
+def test_a_list_with_an_element_of_another_form_is_read_all_the_same() -> None:
+    odd = [elements.plain(bytes(8)), elements.plain(b"x" * 8), elements.timed(b"y" * 8, 7)]
+    assert elements.read_leases(b"".join(odd), 8) == {bytes(8): 0, b"x" * 8: 0, b"y" * 8: 7}
+    assert len(b"".join(elements.plain(bytes([n]) * 8) for n in range(11))) == 5 * 44
+    assert len(elements.read_leases(b"".join(elements.plain(bytes([n]) * 8) for n in range(11)), 8)) == 11
+
+
 @given(WRITES)
 def test_merging_keeps_every_key_once_with_its_longest_timeout(writes: list[Write]) -> None:
     merged = elements.merged(writes)

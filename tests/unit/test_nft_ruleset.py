@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dnsguard.core.model import Address
-from dnsguard.enforce.nftables.ruleset import Layout, add_chains, static_chains
+from dnsguard.enforce.nftables.ruleset import Layout, add_chains, denial_chain, static_chains
 
 
 @pytest.mark.parametrize("pattern", ["", "veth**", "a b", 'x" drop', "x/y", "abcdefghijklmnop"])
@@ -47,3 +47,11 @@ def test_chains_are_made_before_any_rule_goes_to_them() -> None:
     commands = add_chains(static_chains(Layout(("veth*",))))
     kinds = [command.split()[1] for command in commands]
     assert kinds == sorted(kinds)
+
+
+def test_every_chain_for_unwanted_packets_ends_in_a_drop() -> None:
+    layout = Layout(("veth*",))
+    chains = static_chains(layout) | {"denied_3": denial_chain("3", layout)}
+    ends = {name: rules[-1] for name, rules in chains.items() if name.startswith(("drop_", "denied_"))}
+    assert set(ends.values()) == {"drop"}
+    assert {rules[-1] for name, rules in chains.items() if name.endswith("_out")} == {"goto drop_cut"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
@@ -133,12 +133,14 @@ async def test_it_tells_since_when_it_is_busy() -> None:
     release = threading.Event()
     writer = Writer(Kernel().commit, Answers().acknowledge)
     job = writer.do(lambda: release.wait(5))
-    async with asyncio.timeout(5):
-        while writer.busy_since is None:
-            await asyncio.sleep(0)
+    await until(lambda: writer.busy_since is not None)
     release.set()
     await job
-    async with asyncio.timeout(5):
-        while writer.busy_since is not None:
-            await asyncio.sleep(0)
+    await until(lambda: writer.busy_since is None)
     await writer.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Which packet may answer which question, and how the stream of a TCP connection is cut."""
+"""Which packet may answer which question, and what is held against a question."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnsguard.upstream.framing import FrameReader, framed
 from dnsguard.upstream.matching import MAX_DISCARDS, Suspicions, identifiers, objection
 from tests.upstreams import Ask, question
 
@@ -60,22 +59,22 @@ class TestObjection:
 
 class TestSuspicions:
     def test_twenty_wrong_answers_to_one_question_are_garbage(self) -> None:
-        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, {})
+        suspicions = Suspicions({b"\x12\x34": Ask(SECTION)}, {})
 
         judged = [suspicions.weigh(reply(ident=bytes((1, n)))) for n in range(MAX_DISCARDS)]
 
         assert judged == [None] * 19 + [(b"\x12\x34", "garbage")]
 
     def test_wrong_answers_to_other_questions_count_against_nobody(self) -> None:
-        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, {})
+        suspicions = Suspicions({b"\x12\x34": Ask(SECTION)}, {})
 
         judged = [suspicions.weigh(reply(question("other.test"), ident=b"\x00\x01")) for _ in range(3 * MAX_DISCARDS)]
 
         assert set(judged) == {None}
 
     def test_each_is_counted_by_server_and_reason(self) -> None:
-        discarded: dict[tuple[int, str], int] = {}
-        suspicions = Suspicions(3, {b"\x12\x34": Ask(SECTION)}, discarded)
+        discarded: dict[str, int] = {}
+        suspicions = Suspicions({b"\x12\x34": Ask(SECTION)}, discarded)
         suspicions.abandoned(b"\x77\x77")
 
         for packet in (
@@ -87,10 +86,10 @@ class TestSuspicions:
         ):
             suspicions.weigh(packet)
 
-        assert discarded == {(3, reason): 1 for reason in ("short", "id", "qr", "question", "late")}
+        assert discarded == dict.fromkeys(("short", "id", "qr", "question", "late"), 1)
 
     def test_late_answers_are_not_held_against_the_question_when_it_is_asked_again(self) -> None:
-        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, {})
+        suspicions = Suspicions({b"\x12\x34": Ask(SECTION)}, {})
         suspicions.abandoned(b"\x77\x77")
 
         judged = [suspicions.weigh(reply(ident=b"\x77\x77")) for _ in range(2 * MAX_DISCARDS)]
@@ -99,8 +98,8 @@ class TestSuspicions:
 
     @given(st.lists(st.binary(max_size=40), max_size=60))
     def test_any_packets_are_weighed(self, packets: list[bytes]) -> None:
-        discarded: dict[tuple[int, str], int] = {}
-        suspicions = Suspicions(0, {b"\x12\x34": Ask(SECTION)}, discarded)
+        discarded: dict[str, int] = {}
+        suspicions = Suspicions({b"\x12\x34": Ask(SECTION)}, discarded)
 
         judged = [suspicions.weigh(packet) for packet in packets]
 
@@ -113,30 +112,3 @@ def test_identifiers_are_two_octets_and_spread() -> None:
 
     assert {len(one) for one in drawn} == {2}
     assert len(set(drawn)) > 4000
-
-
-class TestFraming:
-    @given(st.lists(st.binary(max_size=300), max_size=8), st.lists(st.integers(1, 50), max_size=40))
-    def test_messages_come_out_whole_however_the_stream_was_split(self, messages: list[bytes], cuts: list[int]) -> None:
-        stream = b"".join(framed(message) for message in messages)
-        reader = FrameReader()
-        found = []
-        for cut in cuts:
-            found += reader.feed(stream[:cut])
-            stream = stream[cut:]
-
-        found += reader.feed(stream)
-
-        assert found == messages
-
-    @given(st.lists(st.binary(max_size=400), max_size=20))
-    def test_any_bytes_are_read_and_at_most_one_message_is_held(self, chunks: list[bytes]) -> None:
-        reader = FrameReader()
-
-        taken = sum(len(message) + 2 for chunk in chunks for message in reader.feed(chunk))
-
-        assert 0 <= sum(map(len, chunks)) - taken <= 65_536
-
-    def test_a_message_longer_than_a_frame_is_refused(self) -> None:
-        with pytest.raises(OverflowError):
-            framed(bytes(65_536))

@@ -84,12 +84,13 @@ async def test_what_is_no_answer_is_counted_and_waiting_goes_on(
 
     query.send(query.reply(ident=other))
     query.send(query.reply(section=question("b.test")))
+    query.send(query.reply(counts=b"\x00\x02" + bytes(6)))
     query.send(query.reply(flags=b"\x01\x00"))
     query.send(query.packet[:5])
     query.send(query.reply())
     await until(lambda: inbox.ended == 1)
 
-    assert inbox.reasons == {"id": 1, "question": 1, "qr": 1, "short": 1}
+    assert inbox.reasons == {"id": 1, "question": 2, "qr": 1, "short": 1}
     assert list(inbox.answered) == [attempt]
 
 

@@ -43,6 +43,8 @@ class Servers:
 
         The first in configured order that is up; when all are down, the one whose last failure is longest ago.
         """
+        if not tried and not self._servers[0].down:
+            return 0
         left = [index for index in range(len(self._servers)) if index not in tried]
         for index in left:
             if not self._servers[index].down:

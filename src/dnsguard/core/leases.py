@@ -54,9 +54,12 @@ _write = cast(Callable[[type[Write], tuple[str, bytes, int]], Write], tuple.__ne
 
 
 class Lease:
-    """One lease. `names` maps each justifying name to the end of its justification; `past` held it open before."""
+    """One lease. `names` maps each justifying name to the end of its justification; `past` held it open before.
 
-    __slots__ = ("address", "names", "past", "pod", "scope", "ticket", "until", "written")
+    `bucket` is the second in which its end is looked at, 0 for none.
+    """
+
+    __slots__ = ("address", "bucket", "names", "past", "pod", "scope", "ticket", "until", "written")
 
     def __init__(self, pod: PodId, scope: str, address: Address) -> None:
         self.pod = pod
@@ -67,6 +70,7 @@ class Lease:
         self.until: Seconds = 0.0
         self.written: Seconds = 0.0
         self.ticket = 0
+        self.bucket = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,14 @@ class PodLeases:
     def count(self, name: Name) -> None:
         self.per_name[name] = self.per_name.get(name, 0) + 1
 
+    def rename(self, lease: Lease, names: dict[Name, Seconds]) -> None:
+        """Exactly these names justify the lease now."""
+        for name in lease.names.keys() - names.keys():
+            self.discount(name)
+        for name in names.keys() - lease.names.keys():
+            self.count(name)
+        lease.names = names
+
     def discount(self, name: Name) -> None:
         left = self.per_name.get(name, 1) - 1
         if left > 0:
@@ -122,9 +134,11 @@ class PodLeases:
 
 @dataclass(slots=True)
 class Changed:
-    """What a change asks of the enforcer. `refused` counts leases for which there was no room: they stay closed."""
+    """What a change asks of the enforcer. `leases` are those that `write` is about; `refused` counts leases for which
+    there was no room: they stay closed."""
 
     write: list[Write] = field(default_factory=list)
+    leases: list[Lease] = field(default_factory=list)
     remove: list[Element] = field(default_factory=list)
     purged: list[Lease] = field(default_factory=list)
     refused: int = 0
@@ -210,7 +224,7 @@ class Leases:
                     lease = self._open(table, pod, label, address)
                 ends = until
                 if lease.written < need:
-                    if lease.written <= REFUSED:
+                    if not lease.bucket:
                         self._bucket(lease, until)
                     lease.written = until
                     lease.ticket = ticket
@@ -264,7 +278,11 @@ class Leases:
     # ---- time
 
     def _bucket(self, lease: Lease, until: Seconds) -> None:
+        """Look at the lease when `until` has come, unless that is done earlier anyway: then it is put off."""
         second = int(until) + 1
+        if lease.bucket and second >= lease.bucket:
+            return
+        lease.bucket = second
         bucket = self._buckets.get(second)
         if bucket is None:
             self._buckets[second] = [lease]
@@ -276,6 +294,9 @@ class Leases:
         ended: list[Lease] = []
         for second in sorted(s for s in self._buckets if s <= now):
             for lease in self._buckets.pop(second):
+                if lease.bucket != second:
+                    continue
+                lease.bucket = 0
                 table = self.pods.get(lease.pod)
                 if table is None or table.by_key.get((lease.scope, lease.address)) is not lease:
                     continue
@@ -331,6 +352,9 @@ class Leases:
         ended = (lease for lease in known if lease.address == address and lease.until <= now)
         return max(ended, key=lambda lease: lease.until, default=None)
 
+    def is_open(self, pod: PodId, address: Address, scope: str) -> bool:
+        return (scope, address) in self.pods[pod].by_key
+
     def open_in(self, pod: PodId, address: Address, now: Seconds) -> list[str]:
         """The scopes in which `address` is open."""
         leases = self.pods[pod].by_key.values()
@@ -358,7 +382,10 @@ class Leases:
         for lease in table.by_key.values():
             timeout = int((lease.written - now) * 1000.0)
             after = _elements(table, lease)
-            changed.write += [Write(*e, timeout) for e in after if e not in before and timeout > 0]
+            gained = [Write(*e, timeout) for e in after if e not in before and timeout > 0]
+            if gained:
+                changed.write += gained
+                changed.leases.append(lease)
             before.difference_update(after)
         changed.remove += before
         self.elements = sum(len(t.sources(lease.address)) for t in self.pods.values() for lease in t.by_key.values())
@@ -406,19 +433,13 @@ class Leases:
                 changed.refused += 1
                 return
             lease = self._open(table, pod, scope, address)
-        dropped = [name for name in lease.names if name not in names]
-        for name in dropped:
-            table.discount(name)
-        for name in names:
-            if name not in lease.names:
-                table.count(name)
-        lease.past = frozenset([*dropped, *lease.past][:NAMES_PER_LEASE])
-        lease.names = names
+        lease.past = frozenset([*(lease.names.keys() - names.keys()), *lease.past][:NAMES_PER_LEASE])
+        table.rename(lease, names)
         until = max(names.values())
         if abs(until - lease.written) > 1e-3 and (until > lease.written or until < lease.until):
             lease.written = until
             self._bucket(lease, until)
-            changed.write += [Write(*e, max(1, int((until - now) * 1000.0))) for e in _elements(table, lease)]
+            _write_out(changed, table, lease, now)
         lease.until = until
 
     def checkpoint(self, pod: PodId) -> Checkpoint:
@@ -434,23 +455,24 @@ class Leases:
             changed.remove += _elements(table, table.by_key[key])
             self._end(table, table.by_key[key])
         for (scope, address), (names, until) in before.items():
-            self.restore(pod, scope, address, names, until)
-            changed.write += [
-                Write(*element, max(1, int((until - now) * 1000.0)))
-                for element in _elements(table, table.by_key[scope, address])
-            ]
+            lease = table.by_key.get((scope, address)) or self._open(table, pod, scope, address)
+            table.rename(lease, names)
+            lease.until = lease.written = until
+            self._bucket(lease, until)
+            _write_out(changed, table, lease, now)
         return changed
 
-    def restore(self, pod: PodId, scope: str, address: Address, names: dict[Name, Seconds], until: Seconds) -> None:
-        """Take up a lease that the kernel holds until `until`; without names it is kept and never extended."""
+    def restore(
+        self, pod: PodId, scope: str, address: Address, *, until: Seconds, written: Seconds | None = None
+    ) -> None:
+        """Take up a lease of unknown names that the kernel holds until `until`: kept, and never extended. `written` is
+        earlier when not all its elements last so long (0: one is missing), so that the next answer writes it anew."""
         table = self.pods[pod]
-        lease = table.by_key.get((scope, address)) or self._open(table, pod, scope, address)
-        for name, ends in (names or {UNKNOWN: until}).items():
-            if name not in lease.names:
-                table.count(name)
-            lease.names[name] = max(min(ends, until), lease.names.get(name, 0.0))
-        lease.until = lease.written = max(until, lease.written)
-        self._bucket(lease, lease.until)
+        lease = self._open(table, pod, scope, address)
+        table.rename(lease, {UNKNOWN: until})
+        lease.until = until
+        lease.written = max(REFUSED, until if written is None else written)
+        self._bucket(lease, until)
 
     def writes(self, now: Seconds) -> list[Write]:
         """Every element that should be in the kernel, with the time it has left: what a repair puts back."""
@@ -465,6 +487,13 @@ class Leases:
 
 def _elements(table: PodLeases, lease: Lease) -> list[Element]:
     return [Element(lease.scope, source + lease.address) for source in table.sources(lease.address)]
+
+
+def _write_out(changed: Changed, table: PodLeases, lease: Lease, now: Seconds) -> None:
+    """Have the enforcer open the lease until `written`, and no longer."""
+    timeout = max(1, int((lease.written - now) * 1000.0))
+    changed.write += [Write(*element, timeout) for element in _elements(table, lease)]
+    changed.leases.append(lease)
 
 
 def _wanted(

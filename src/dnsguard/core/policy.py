@@ -59,6 +59,8 @@ class Allowed:
     rules: tuple[EffectiveRule, ...]
     scopes: tuple[Scope, ...]
     labels: str
+    barred: bool = False
+    """Deny or Pass rules stand before one of the scopes: an address may be closed in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +347,8 @@ class _Names:
             rules = tuple(self._rules[index] for index in indices)
             scopes = tuple({rule.scope.name: rule.scope for rule in rules}.values())
             labels = "+".join(dict.fromkeys(rule.policy for rule in rules))
-            found = self._allowed[indices] = Allowed(rules, scopes, labels)
+            barred = any(map(behind_barriers, scopes))
+            found = self._allowed[indices] = Allowed(rules, scopes, labels, barred)
         return found
 
     def _add_ancestors(self) -> None:

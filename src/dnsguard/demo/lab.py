@@ -2,7 +2,8 @@
 
 Needs root, iproute2 and util-linux. A pod hangs on a routed veth as under the AWS VPC CNI or Calico: host routes on the
 node, a default route through 169.254.1.1 and fe80::1 in the pod. The machine's own network namespace gets nothing, and
-nothing stays behind: not after an exception, SIGINT or SIGTERM; what SIGKILL leaves, the next `sweep` removes.
+nothing stays behind: not after an exception, SIGINT or SIGTERM (unless the caller has a handler of its own for it,
+which then sees to it); what SIGKILL leaves, the next `sweep` removes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -67,7 +68,7 @@ class Lab:
         self._stem = ""
 
     def __enter__(self) -> Self:
-        _require_tools()
+        require(TOOLS)
         sweep(self._prefix)
         stem = f"{self._prefix}-{os.getpid()}"
         self._stem = next(
@@ -246,10 +247,13 @@ def _owner(namespace: str, prefix: str) -> str:
     return namespace.removeprefix(f"{prefix}-").partition("-")[0].partition(".")[0]
 
 
-def _require_tools() -> None:
+def require(tools: Mapping[str, str]) -> None:
+    """Raises MissingFeatureError when not root, or when a program is missing (`tools`: program -> Debian package)."""
     if os.geteuid() != 0:
         raise MissingFeatureError("network namespaces need root: run it again with sudo")
-    for tool, package in TOOLS.items():
+    if not Path("/proc/sys/net/ipv6").is_dir():
+        raise MissingFeatureError("the kernel has no IPv6: start it without ipv6.disable=1")
+    for tool, package in tools.items():
         if shutil.which(tool) is None:
             raise MissingFeatureError(f"the program `{tool}` is missing: apt-get install -y {package}")
 
@@ -319,7 +323,8 @@ def _pod_side(addresses: Iterable[str]) -> Iterable[str]:
 
 def _register(lab: Lab) -> None:
     _open[lab._stem] = lab
-    if not _handlers and threading.current_thread() is threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if not _handlers and ours:
         _handlers[signal.SIGTERM] = signal.signal(signal.SIGTERM, _close_all)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ PLAIN_SIZE = 512
 
 Spoil = Callable[[bytes], Iterable[bytes]]
 """What to send instead of the right reply: a fault that a test wants."""
+Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""One connection's conversation. That the other side goes away is no error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,29 +222,44 @@ def _bound(address: str, port: int, kind: socket.SocketKind) -> socket.socket:
 
 async def serve(zone: Zone, sockets: Iterable[socket.socket]) -> None:
     """Answer on these sockets until cancelled, then close them."""
-    async with asyncio.TaskGroup() as tasks:
-        for each in sockets:
-            serving = _datagrams if each.type == socket.SOCK_DGRAM else _streams
-            tasks.create_task(serving(zone, each))
+    with contextlib.ExitStack() as closing:
+        async with asyncio.TaskGroup() as tasks:
+            for each in sockets:
+                closing.callback(each.close)
+                serving = _datagrams if each.type == socket.SOCK_DGRAM else _streams
+                tasks.create_task(serving(zone, each))
 
 
 @contextlib.contextmanager
 def served(zone: Zone, sockets: Sequence[socket.socket]) -> Iterator[Zone]:
     """Serve in a thread of its own while the `with` block runs, for callers that have no event loop."""
+    with contextlib.ExitStack() as closing:
+        for each in sockets:
+            closing.callback(each.close)  # those too that `serve` has not come to yet when it is cancelled
+        closing.enter_context(in_a_thread(serve(zone, sockets), "authoritative"))
+        yield zone
+
+
+@contextlib.contextmanager
+def in_a_thread(serving: Coroutine[Any, Any, None], name: str) -> Iterator[None]:
+    """Run `serving` in a loop and a thread of their own while the `with` block runs, then cancel it."""
     loop = asyncio.new_event_loop()
-    serving = loop.create_task(serve(zone, sockets))
-    thread = threading.Thread(target=_run, args=(loop, serving), name="authoritative", daemon=True)
+    task = loop.create_task(serving)
+    thread = threading.Thread(target=_run, args=(loop, task), name=name, daemon=True)
     thread.start()
     try:
-        yield zone
+        yield
     finally:
-        loop.call_soon_threadsafe(serving.cancel)
+        loop.call_soon_threadsafe(task.cancel)
         thread.join()
+        for each in sockets:
+            each.close()  # Cancelled before it began, it has not closed them.
 
 
 def _run(loop: asyncio.AbstractEventLoop, serving: asyncio.Task[None]) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         loop.run_until_complete(serving)
+    loop.run_until_complete(asyncio.sleep(0))  # transports close their sockets one turn later
     loop.close()
 
 
@@ -265,27 +282,36 @@ async def _send_datagrams(stream: Any, peer: Any, reply: Reply) -> None:
 
 
 async def _streams(zone: Zone, listening: socket.socket) -> None:
+    await serve_streams(listening, lambda reader, writer: _stream(zone, reader, writer))
+
+
+async def serve_streams(listening: socket.socket, speak: Speak) -> None:
+    """Let `speak` have every connection, several at once, until cancelled; each is closed when it returns."""
     async with asyncio.TaskGroup() as connections:
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            connections.create_task(_stream(zone, reader, writer))
+            connections.create_task(_spoken(speak, reader, writer))
 
         server = await asyncio.start_server(accepted, sock=listening)
         async with server:
             await server.serve_forever()
 
 
-async def _stream(zone: Zone, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _spoken(speak: Speak, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
-        async with asyncio.TaskGroup() as replies:
-            while True:
-                length = int.from_bytes(await reader.readexactly(2))
-                reply = zone.respond(await reader.readexactly(length), stream=True)
-                replies.create_task(_send_frames(writer, reply))
+        await speak(reader, writer)
     except* (OSError, asyncio.IncompleteReadError):
         pass  # The client has gone: nobody is left to tell.
     finally:
         writer.close()
+
+
+async def _stream(zone: Zone, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async with asyncio.TaskGroup() as replies:
+        while True:
+            length = int.from_bytes(await reader.readexactly(2))
+            reply = zone.respond(await reader.readexactly(length), stream=True)
+            replies.create_task(_send_frames(writer, reply))
 
 
 async def _send_frames(writer: asyncio.StreamWriter, reply: Reply) -> None:

@@ -3,7 +3,8 @@
 A change is anything but an answer that alters what is open: a new policy, a pod that came, went, or got another
 address. Changes happen one after another. Each decides everything first (in slices, so that the loop goes on), then
 in one step without a pause hands the whole to the enforcer and lets new queries be judged by it: whatever those
-queries arm is queued behind it. Open flows are judged last, by the names that let them open.
+queries arm is queued behind it, and the gate holds what counts on the change itself until it has ended. Open flows are
+judged last, by the names that let them open. What the kernel would not do is owed, and done by `apply_again`.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from dnsguard.core.compile import compile_program
 from dnsguard.core.errors import KernelError, PolicyError
 from dnsguard.core.leases import Changed, Checkpoint, Element, Lease
 from dnsguard.core.limits import Limits, Share
-from dnsguard.core.model import Action, Address, LinkIndex, Pair, Program, Seconds
+from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodId, Program, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign
 from dnsguard.core.policy import EffectivePolicy, deny_all
-from dnsguard.engine.contracts import Desired, Enforcer, EventKind, Flows
+from dnsguard.engine.contracts import Desired, Enforcer, EventKind, Flows, Ticket
 from dnsguard.engine.exchange import Exchanges, Stores
 from dnsguard.engine.revoke import Revocation, justify
 
@@ -59,8 +60,19 @@ class _Staged:
     pod: Pod
     assignment: Assignment
     program: Program
-    before: tuple[EffectivePolicy, Program]
-    checkpoint: Checkpoint | None = None
+    before: tuple[str, Origin | None, EffectivePolicy, Program]
+    checkpoint: Checkpoint = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """What a link is from now on; `assigned` when its pod is new or has other addresses."""
+
+    link: LinkIndex
+    name: str
+    governed: tuple[Address, ...]
+    excluded: frozenset[Address]
+    assigned: tuple[Assignment, Program] | None
 
 
 class Changes:
@@ -83,29 +95,42 @@ class Changes:
         self._one = asyncio.Lock()
         self._excluded: set[Pair] = set()
         self._lookup: Lookup | None = None
+        self._left_out: dict[LinkIndex, tuple[str, frozenset[Address]]] = {}
+        """Links for which there was no room."""
+        self._refused = False
+        self._owed: list[Element] = []
+        self._unjudged: dict[PodId, Pod] = {}
+        self._unforgotten: set[Address] = set()
         self.generation = 0
-        self.unapplied = False
-        """The kernel refused the last change of pods; the next `apply` tries again."""
+
+    @property
+    def unapplied(self) -> bool:
+        """Something is owed that the kernel would not do; `apply_again` tries once more."""
+        return self._refused or bool(self._unjudged) or bool(self._unforgotten)
 
     # ---- a new policy
 
     async def policy(self, lookup: Lookup) -> Outcome:
-        """Go over to what `lookup` says. In force when it returns; KernelError leaves the old policy in force."""
+        """Go over to what `lookup` says. In force when it returns. When the kernel refuses (KernelError), or whoever
+        waits for it gives up before it is in force, the old policy stays."""
         async with self._one:
             staged = await self._stage(lookup)
             changed = Changed()
             for item in staged:
                 item.checkpoint = self._leases.checkpoint(item.pod.id)
-                _merge(changed, self._adopt(item, item.assignment.policy, item.program))
+                _merge(changed, self._adopt(item))
+            ticket = self._begin(changed)
             try:
                 await self._enforcer.apply(self._desired(), changed.write, changed.remove)
-            except KernelError:
-                await self._roll_back(staged)
+            except BaseException:
+                await self._roll_back(staged, ticket)
                 raise
+            self._exchanges.gate.end_change(ticket, done=True)
+            self._refused, self._owed = False, []
             self._lookup = lookup
             self.generation += 1
             self._tell_purged(changed)
-            cut = await self._revocation.judge([item.pod for item in staged])
+            cut = await self._judge([item.pod for item in staged])
             return Outcome(len(staged), len(changed.write), len(changed.remove), cut)
 
     async def _stage(self, lookup: Lookup) -> list[_Staged]:
@@ -113,13 +138,17 @@ class Changes:
         for number, pod in enumerate(list(self._pods)):
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
-            assignment, program = self._assign(pod.addresses, lookup, pod.link_name)
-            if assignment.policy is not pod.policy or assignment.name != pod.name:
-                staged.append(_Staged(pod, assignment, program, (pod.policy, pod.program)))
+            assignment, program = self._assign(pod.addresses, pod.link_name, lookup)
+            if assignment.policy is not pod.policy or assignment.name not in (None, pod.name):
+                staged.append(_staged(pod, assignment, program))
         return staged
 
-    def _assign(self, addresses: tuple[Address, ...], lookup: Lookup, link: str) -> tuple[Assignment, Program]:
+    def _assign(
+        self, addresses: tuple[Address, ...], link: str, lookup: Lookup | None = None
+    ) -> tuple[Assignment, Program]:
         """What the allowlist says of these addresses; contradictions and too large programs deny all, with an event."""
+        lookup = lookup or self._lookup
+        assert lookup is not None
         try:
             assignment = assign(addresses, lookup, self._settings.default)
             program = compile_program(assignment.policy)
@@ -134,27 +163,24 @@ class Changes:
             )
         return assignment, program
 
-    def _adopt(self, item: _Staged, policy: EffectivePolicy, program: Program) -> Changed:
-        """From here on the pod's queries are judged by `policy`; what that leaves of its leases."""
-        pod = item.pod
+    def _adopt(self, item: _Staged) -> Changed:
+        """From here on the pod's queries are judged by the new policy; what that leaves of its leases."""
+        pod, policy, program = item.pod, item.assignment.policy, item.program
         same = program.name == pod.program.name
         pod.policy, pod.program = policy, program
         pod.name = item.assignment.name or pod.name
         pod.entry_origin = item.assignment.origin
         return self._leases.rejustify(pod.id, justify(policy, program), self._now(), same_program=same)
 
-    async def _roll_back(self, staged: list[_Staged]) -> None:
-        """The kernel refused the new programs: judge by the old ones again, with the leases they had."""
+    async def _roll_back(self, staged: list[_Staged], refused: Ticket) -> None:
+        """The new programs are not in force: judge by the old ones again, with the leases they had."""
         changed = Changed()
         for item in staged:
-            assert item.checkpoint is not None
-            item.pod.policy, item.pod.program = item.before
-            _merge(changed, self._leases.roll_back(item.pod.id, item.checkpoint, self._now()))
-        try:
-            await self._enforcer.apply(self._desired(), changed.write, changed.remove)
-        except KernelError as error:
-            self.unapplied = True
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the programs of pods", reason=str(error))
+            pod = item.pod
+            pod.name, pod.entry_origin, pod.policy, pod.program = item.before
+            _merge(changed, self._leases.roll_back(pod.id, item.checkpoint, self._now()))
+        # Whoever was answered meanwhile is judged by the old policy again, and waits for its leases.
+        await self._apply(changed, after=refused)
 
     def _tell_purged(self, changed: Changed) -> None:
         self._counters.leases_purged += len(changed.purged)
@@ -181,50 +207,66 @@ class Changes:
     async def links(self, seen: Seen, restore: Callable[[Seconds], list[Element]] = lambda now: []) -> None:
         """Pods came, went, or have other addresses now."""
         async with self._one:
+            links = await self._decide(seen)
             changed = Changed()
-            forget: set[Address] = set()
-            for number, (link, state) in enumerate(seen.items()):
-                if number % SLICE == SLICE - 1:
-                    await asyncio.sleep(0)
-                name, addresses = state if state is not None else ("", frozenset[Address]())
-                forget |= self._link(link, name, addresses, changed)
+            policies = {pod.id: pod.policy for pod in self._pods}
+            for one in links:
+                self._unforgotten |= self._link(one, changed)
             changed.remove += restore(self._now())
             await self._apply(changed)
             self._exchanges.pods_changed()
-            if forget:
-                await self._flows.forget(forget)
+            await self._judge([pod for pod in self._pods if policies.get(pod.id, pod.policy) is not pod.policy])
+            await self._forget()
 
-    def _link(self, link: LinkIndex, name: str, addresses: frozenset[Address], changed: Changed) -> set[Address]:
+    async def _decide(self, seen: Seen) -> list[_Link]:
+        """What each link is from now on, those first that give room to others."""
+        links = []
+        for number, (link, state) in enumerate({**self._left_out, **seen}.items()):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            self._left_out.pop(link, None)
+            name, addresses = state if state is not None else ("", frozenset[Address]())
+            excluded = addresses & self._settings.exclude
+            governed = tuple(sorted(addresses - excluded))
+            pod = self._pods.by_link.get(link)
+            known = governed and pod is not None and set(pod.addresses) == set(governed)
+            assigned = self._assign(governed, name) if governed and not known else None
+            links.append(_Link(link, name, governed, excluded, assigned))
+        return sorted(links, key=lambda one: bool(one.governed))
+
+    def _link(self, one: _Link, changed: Changed) -> set[Address]:
         """One link is now like this; the addresses whose flows must be forgotten."""
-        excluded = addresses & self._settings.exclude
-        self._excluded = {pair for pair in self._excluded if pair[0] != link} | {(link, a) for a in excluded}
-        governed = tuple(sorted(addresses - excluded))
-        pod = self._pods.by_link.get(link)
+        self._excluded = {pair for pair in self._excluded if pair[0] != one.link}
+        self._excluded |= {(one.link, address) for address in one.excluded}
+        pod = self._pods.by_link.get(one.link)
         if pod is None:
-            if governed and self._room(name, governed):
-                self._came(link, name, governed)
+            if one.assigned is not None and self._room(one):
+                self._came(one, one.assigned)
             return set()
-        lost = set(pod.addresses) - set(governed)
-        if not governed:
+        lost = set(pod.addresses) - set(one.governed)
+        if not one.governed:
             self._went(pod, changed)
-        elif set(governed) != set(pod.addresses):
-            self._readdressed(pod, governed, changed)
+        elif one.assigned is not None:
+            self._readdressed(pod, one.governed, one.assigned, changed)
         return lost
 
-    def _room(self, link: str, addresses: tuple[Address, ...]) -> bool:
+    def _room(self, one: _Link) -> bool:
         if len(self._pods) < self._settings.most_pods:
             return True
+        self._left_out[one.link] = one.name, frozenset(one.governed) | one.excluded
         self._events.emit(
-            EventKind.POD_CONFLICT, pod_ip=_texts(addresses), link=link, reason="tables.pods is full: raise it"
+            EventKind.POD_CONFLICT,
+            pod_ip=_texts(one.governed),
+            link=one.name,
+            reason="tables.pods is full: raise it",
         )
         return False
 
-    def _came(self, link: LinkIndex, link_name: str, addresses: tuple[Address, ...]) -> None:
-        assert self._lookup is not None
-        assignment, program = self._assign(addresses, self._lookup, link_name)
+    def _came(self, one: _Link, assigned: tuple[Assignment, Program]) -> None:
+        assignment, program = assigned
         share = Share(self._settings.limits, self._now())
-        pod = self._pods.came(link, link_name, addresses, assignment=assignment, program=program, share=share)
-        self._leases.add_pod(pod.id, addresses)
+        pod = self._pods.came(one.link, one.name, one.governed, assignment=assignment, program=program, share=share)
+        self._leases.add_pod(pod.id, one.governed)
         self._tell_pod(EventKind.POD_CAME, pod)
 
     def _went(self, pod: Pod, changed: Changed) -> None:
@@ -234,14 +276,17 @@ class Changes:
         self._revocation.pod_went(pod)
         self._tell_pod(EventKind.POD_WENT, pod)
 
-    def _readdressed(self, pod: Pod, addresses: tuple[Address, ...], changed: Changed) -> None:
-        assert self._lookup is not None
+    def _readdressed(
+        self, pod: Pod, addresses: tuple[Address, ...], assigned: tuple[Assignment, Program], changed: Changed
+    ) -> None:
         self._pods.readdressed(pod, addresses)
-        _merge(changed, self._leases.set_addresses(pod.id, addresses, self._now()))
-        assignment, program = self._assign(addresses, self._lookup, pod.link_name)
-        if assignment.policy is not pod.policy:
-            item = _Staged(pod, assignment, program, (pod.policy, pod.program))
-            _merge(changed, self._adopt(item, assignment.policy, program))
+        moved = self._leases.set_addresses(pod.id, addresses, self._now())
+        if assigned[0].policy is not pod.policy:
+            adopted = self._adopt(_staged(pod, *assigned))
+            gone = set(adopted.remove)
+            moved.write = [write for write in moved.write if (write.scope, write.key) not in gone]
+            _merge(moved, adopted)
+        _merge(changed, moved)
         self._tell_pod(EventKind.POD_CHANGED, pod, reason=f"its addresses are {_texts(addresses)}")
 
     def _tell_pod(self, kind: EventKind, pod: Pod, **more: object) -> None:
@@ -253,21 +298,62 @@ class Changes:
     def _desired(self) -> Desired:
         return Desired(self._pods.programs(), self._pods.pairs(), frozenset(self._excluded))
 
-    async def _apply(self, changed: Changed) -> None:
-        """Hand a change of pods to the enforcer; what it refuses stays closed and is tried again."""
+    def _begin(self, changed: Changed) -> Ticket:
+        """Complete a change by what is owed, and let the gate hold whatever counts on it. It is handed over next."""
+        if self._refused:
+            changed.write, changed.leases = self._leases.writes(self._now()), list(self._leases)
         written = {(write.scope, write.key) for write in changed.write}
-        remove = [element for element in changed.remove if element not in written]
+        changed.remove = [element for element in (*self._owed, *changed.remove) if element not in written]
+        return self._exchanges.gate.begin_change(changed.leases, self._now())
+
+    async def _apply(self, changed: Changed, after: Ticket | None = None) -> None:
+        """Hand a change to the enforcer; what it refuses is owed. `after` is a change that it takes the place of."""
+        gate = self._exchanges.gate
+        ticket = self._begin(changed)
+        if after is not None:
+            gate.end_change(after, done=False)
+        self._refused, self._owed = True, changed.remove
         try:
-            await self._enforcer.apply(self._desired(), changed.write, remove)
-            self.unapplied = False
+            await self._enforcer.apply(self._desired(), changed.write, changed.remove)
+            self._refused, self._owed = False, []
         except KernelError as error:
-            self.unapplied = True
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the programs of pods", reason=str(error))
+            self._damaged("the programs of pods", error)
+        finally:
+            gate.end_change(ticket, done=not self._refused)
+
+    async def _judge(self, pods: list[Pod]) -> int:
+        """Judge the open flows of these pods; the number that was cut. Those that cannot be judged now are owed."""
+        self._unjudged |= {pod.id: pod for pod in pods}
+        here = [pod for pod in self._unjudged.values() if pod.id in self._pods.by_id]
+        try:
+            cut = await self._revocation.judge(here)
+        except KernelError as error:
+            self._damaged("open flows", error)
+            return 0
+        self._unjudged.clear()
+        return cut
+
+    async def _forget(self) -> None:
+        """Whoever has these addresses next inherits no flow."""
+        if not self._unforgotten:
+            return
+        try:
+            await self._flows.forget(self._unforgotten)
+        except KernelError as error:
+            self._damaged("open flows", error)
+        else:
+            self._unforgotten = set()
+
+    def _damaged(self, what: str, error: KernelError) -> None:
+        self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=what, reason=str(error))
 
     async def apply_again(self) -> None:
         """Try what the kernel refused before."""
         async with self._one:
-            await self._apply(Changed(write=self._leases.writes(self._now())))
+            if self._refused:
+                await self._apply(Changed())
+            await self._judge([])
+            await self._forget()
 
     # ---- time
 
@@ -284,8 +370,13 @@ class Changes:
         )
 
 
+def _staged(pod: Pod, assignment: Assignment, program: Program) -> _Staged:
+    return _Staged(pod, assignment, program, (pod.name, pod.entry_origin, pod.policy, pod.program))
+
+
 def _merge(into: Changed, more: Changed) -> None:
     into.write += more.write
+    into.leases += more.leases
     into.remove += more.remove
     into.purged += more.purged
     into.refused += more.refused

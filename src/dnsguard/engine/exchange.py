@@ -17,9 +17,9 @@ from dnsguard.core.answers import Answer, Vetted, reply, without
 from dnsguard.core.compile import closed
 from dnsguard.core.leases import Leases
 from dnsguard.core.limits import QUERIES
-from dnsguard.core.model import Address, LinkIndex, Scope, Seconds
+from dnsguard.core.model import Address, LinkIndex, PodId, Scope, Seconds
 from dnsguard.core.pods import Pod, PodTable
-from dnsguard.core.policy import Denied, behind_barriers
+from dnsguard.core.policy import Denied
 from dnsguard.core.wire import (
     Ede,
     Qtype,
@@ -36,13 +36,13 @@ from dnsguard.engine.cache import AnswerCache
 from dnsguard.engine.contracts import Client, Enforcer, EventKind, Events
 from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters
 from dnsguard.engine.fetches import Fetches
-from dnsguard.engine.gate import Gate
+from dnsguard.engine.gate import PATIENCE, Exits, Gate
 from dnsguard.engine.state import Exchange, Fetch
 
 STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
 
-STRANGERS = 1000
+STRANGE_LINKS = 1000
 STRANGERS_PER_LINK = 10
 """Packets kept from sources that are no pod yet: the kernel's word about a new pod's route is on its way."""
 STRANGER_WAIT: Seconds = 1.0
@@ -74,7 +74,8 @@ class Stores:
     counters: Counters
 
 
-Stranger = tuple[bytes, str, LinkIndex, Client, Seconds]
+Stranger = tuple[bytes, str, Client, Seconds]
+"""A packet, the source it came from as text, the way back, and when it came."""
 
 
 class Exchanges:
@@ -96,9 +97,9 @@ class Exchanges:
         self._counters = stores.counters
         self._fetches = fetches
         self._now = now
-        self.gate: Gate[Exchange] = Gate(enforcer, self._release, self._withhold)
+        self.gate: Gate[Exchange] = Gate(enforcer, Exits(self._release, self._withhold, self._doubt))
         self._open: dict[Exchange, None] = {}
-        self._strangers: list[Stranger] = []
+        self._strangers: dict[LinkIndex, list[Stranger]] = {}
         self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
             None
         )
@@ -114,7 +115,7 @@ class Exchanges:
         now = self._now()
         pod = self._pods.by_source.get((source, link))
         if pod is None:
-            self._keep_stranger((packet, source, link, client, now))
+            self._keep_stranger(link, (packet, source, client, now))
             return
         question = read_question(packet)
         if isinstance(question, Rejection):
@@ -231,26 +232,34 @@ class Exchanges:
 
     # ---- strangers: sources that are no pod yet
 
-    def _keep_stranger(self, stranger: Stranger) -> None:
-        waiting = self._strangers
-        if len(waiting) >= STRANGERS or sum(s[2] == stranger[2] for s in waiting) >= STRANGERS_PER_LINK:
+    def _keep_stranger(self, link: LinkIndex, stranger: Stranger) -> None:
+        waiting = self._strangers.get(link, [])
+        if len(waiting) >= STRANGERS_PER_LINK or (not waiting and len(self._strangers) >= STRANGE_LINKS):
             self._counters.dropped["unknown source"] += 1
             return
-        waiting.append(stranger)
+        self._strangers[link] = [*waiting, stranger]
 
     def pods_changed(self) -> None:
         """A pod came: ask again on behalf of those who asked before it was known."""
-        known = [s for s in self._strangers if (s[1], s[2]) in self._pods.by_source]
-        self._strangers = [s for s in self._strangers if (s[1], s[2]) not in self._pods.by_source]
-        for packet, source, link, client, _ in known:
-            self.question(packet, source, link, client)
+        before, self._strangers = self._strangers, {}
+        for link, waiting in before.items():
+            for stranger in waiting:
+                packet, source, client, _ = stranger
+                if (source, link) in self._pods.by_source:
+                    self.question(packet, source, link, client)
+                else:
+                    self._strangers.setdefault(link, []).append(stranger)
 
     def _drop_strangers(self, now: Seconds) -> None:
-        gone = [s for s in self._strangers if now - s[4] >= STRANGER_WAIT]
-        self._strangers = [s for s in self._strangers if now - s[4] < STRANGER_WAIT]
-        for source, link in {(s[1], s[2]) for s in gone}:
-            self._events.emit(EventKind.QUERY_UNKNOWN_SOURCE, pod_ip=source, link=link)
-        self._counters.dropped["unknown source"] += len(gone)
+        for link, waiting in list(self._strangers.items()):
+            gone = [stranger for stranger in waiting if now - stranger[3] >= STRANGER_WAIT]
+            self._counters.dropped["unknown source"] += len(gone)
+            for source in {stranger[1] for stranger in gone}:
+                self._events.emit(EventKind.QUERY_UNKNOWN_SOURCE, pod_ip=source, link=link)
+            if len(gone) == len(waiting):
+                del self._strangers[link]
+            elif gone:
+                self._strangers[link] = waiting[len(gone) :]
 
     # ---- answer
 
@@ -278,15 +287,14 @@ class Exchanges:
     def unanswered(self, fetch: Fetch, rcode: int, reason: str) -> None:
         """A fetch ended without one. Stale data, if it may still be served, beats a failure."""
         for exchange in list(fetch.waiters.values()):
-            exchange.fetch = None
             if not self._serve_stale(exchange, fetch.key):
+                exchange.fetch = None
                 self._fail(exchange, reason, rcode=rcode, ede=Ede.NO_REACHABLE_AUTHORITY)
 
     def late(self, fetch: Fetch) -> None:
         """The upstreams take long: those who wait get the stale answer now, while the fetch goes on."""
         for exchange in list(fetch.waiters.values()):
-            if self._serve_stale(exchange, fetch.key):
-                self._fetches.leave(exchange)
+            self._serve_stale(exchange, fetch.key)
 
     def _serve_stale(self, exchange: Exchange, key: Hashable) -> bool:
         now = self._now()
@@ -301,12 +309,14 @@ class Exchanges:
             type=type_text(exchange.question.qtype),
             reason="no upstream has answered",
         )
-        self._finish(exchange, entry.answer, min(STALE_TTL, entry.answer.ttl), now, stale=True)
+        self._fetches.leave(exchange)
+        exchange.stale = True
+        self._finish(exchange, entry.answer, min(STALE_TTL, entry.answer.ttl), now)
         return True
 
     # ---- leases and gate
 
-    def _finish(self, exchange: Exchange, answer: Answer, ttl: int, now: Seconds, *, stale: bool = False) -> None:
+    def _finish(self, exchange: Exchange, answer: Answer, ttl: int, now: Seconds) -> None:
         """Open what the answer names, for this pod, then let the reply through the gate."""
         pod = exchange.pod
         if exchange.policy is not pod.policy and not self._judge_again(exchange, now):
@@ -317,15 +327,14 @@ class Exchanges:
         wait = 0
         ede = None
         if answer.addresses and scopes:
-            exchange.need = now + max(ttl, self._settings.floor)
-            outcome = self._arm(exchange, answer, scopes, now)
-            if isinstance(outcome, str):
-                self._limit_leases(exchange, outcome)
+            armed = self._arm(exchange, answer, scopes, now)
+            if armed is None:
                 return
-            answer, wait = outcome
+            answer, wait = armed
             if not answer.addresses:
+                ttl = min(ttl, answer.ttl)
                 ede = (Ede.BLOCKED, "an earlier rule denies every address of this name")
-        if stale:
+        if exchange.stale:
             ede = (Ede.STALE_NXDOMAIN_ANSWER if answer.rcode == Rcode.NXDOMAIN else Ede.STALE_ANSWER, "")
         exchange.packet = reply(answer, question, ttl, stream=exchange.client.stream, ede=ede)
         if wait <= self.gate.settled or not self.gate.hold(exchange, wait, now):
@@ -333,11 +342,12 @@ class Exchanges:
 
     def _arm(
         self, exchange: Exchange, answer: Answer, scopes: Sequence[Scope], now: Seconds
-    ) -> tuple[Answer, int] | str:
-        """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for."""
+    ) -> tuple[Answer, int] | None:
+        """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for; None when
+        there is no room or no kernel for them, and the exchange has been failed."""
         pod, name = exchange.pod, exchange.question.name
         addresses: Sequence[Address] = answer.addresses
-        if any(map(behind_barriers, scopes)):
+        if exchange.verdict.barred:
             addresses = [a for a in addresses if not all(closed(pod.program, scope, a) for scope in scopes)]
             answer = without(answer, _but(answer.addresses, addresses))
             if not addresses:
@@ -346,37 +356,47 @@ class Exchanges:
         fits = self._leases.fitting(pod.id, name, scopes, addresses)
         if fits is not addresses:
             if not fits:
-                return "addressesPerName"
+                self._limit_leases(exchange, "addressesPerName")
+                return None
             self._counters.limited["addressesPerName"] += 1
             answer, addresses = without(answer, _but(addresses, fits)), fits
         gate = self.gate
+        lasting = now + max(exchange.ttl, self._settings.floor)
         armed = self._leases.arm(
             pod.id,
             name,
             scopes,
             addresses,
             now=now,
-            need=exchange.need,
-            until=exchange.need + self._settings.grace,
+            need=lasting + PATIENCE,  # for so long the gate may hold what is shown from then on
+            until=lasting + self._settings.grace,
             ticket=gate.next_ticket,
         )
         if isinstance(armed, str):
-            return armed
+            self._limit_leases(exchange, armed)
+            return None
         if armed.leases:
             self.before_arming(pod, addresses, scopes)
-            gate.submit(armed, now)
+            refused = gate.submit(armed, now)
+            if refused is not None:
+                self._withhold(exchange, refused)
+                return None
         return answer, armed.wait
 
     def _judge_again(self, exchange: Exchange, now: Seconds) -> bool:
         """The pod's policy changed while the answer was on its way: ask the new one."""
         pod, question = exchange.pod, exchange.question
         verdict = pod.policy.verdict(question.name)
-        exchange.policy = pod.policy
+        before, exchange.policy = exchange.policy, pod.policy
         if isinstance(verdict, Denied):
             self._close(exchange)
             self._deny(verdict, question, pod, exchange.client, exchange.started)
             return False
         exchange.verdict = verdict
+        if before is not None and question.qtype in (Qtype.SVCB, Qtype.HTTPS):
+            # What it names was judged by the policy before.
+            self._fetches.join(exchange, (question.key, pod.policy), now)
+            return False
         return True
 
     def _release(self, exchange: Exchange) -> None:
@@ -391,6 +411,11 @@ class Exchanges:
         if self._events.all_queries:
             self._tell_allowed(exchange)
         self._respond(exchange.client, exchange.packet, exchange.started)
+
+    def _doubt(self, exchange: Exchange, pods: Collection[PodId]) -> None:
+        """A write for one of these pods was refused, and this held answer may count on it."""
+        if exchange.pod.id in pods:
+            exchange.policy = None
 
     def _tell_allowed(self, exchange: Exchange) -> None:
         self._events.emit(

@@ -15,7 +15,7 @@ from dnsguard.core.answers import Outcome, Protected, Vetted, classify, vet
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import UpstreamError
 from dnsguard.core.model import Seconds
-from dnsguard.core.wire import Question, Rcode, forwarded
+from dnsguard.core.wire import Question, Rcode
 from dnsguard.engine import contracts
 from dnsguard.engine.contracts import Client, EventKind, Events, Upstream
 from dnsguard.engine.counters import Counters
@@ -24,11 +24,14 @@ from dnsguard.engine.state import Attempt, Exchange, Fetch
 MOST_OUTSTANDING = 2
 BURST: Seconds = 0.2
 """Asked again sooner than this after an attempt: several asking at once, not a retry."""
+_TOLD = frozenset((Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED))
+"""What an upstream may say to the pod, too. FORMERR is about our query, and what is left over about nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
-    """`attempt` bounds one query to one upstream, `total` all of a fetch; `late` is when stale answers go out."""
+    """`attempt` bounds one query to one upstream, `total` all of a fetch; `late` is when stale answers go out,
+    before the end in any case."""
 
     attempt: Seconds = 1.0
     total: Seconds = 4.0
@@ -81,7 +84,8 @@ class Fetches:
             return
         self._counters.coalesced += 1
         self._wait(fetch, exchange)
-        if fetch.late:
+        if fetch.late and len(fetch.waiters) == 1:
+            # The others have left with stale answers; where some have not, there are none.
             self._outlets.late(fetch)
         self._press(fetch, now)
 
@@ -123,8 +127,7 @@ class Fetches:
         self._ask(fetch, server, now, stream=False)
 
     def _ask(self, fetch: Fetch, server: int, now: Seconds, *, stream: bool) -> None:
-        query = forwarded(fetch.question, edns=self._servers.speaks_edns(server, now))
-        attempt = Attempt(fetch, server, query, stream=stream, sent=now)
+        attempt = Attempt(fetch, server, edns=self._servers.speaks_edns(server, now), stream=stream, sent=now)
         fetch.outstanding.append(attempt)
         self._attempts[attempt] = None
         self._counters.forward_requests[server] += 1
@@ -153,16 +156,19 @@ class Fetches:
         counters.forward_seconds[server].observe(now - attempt.sent)
         if self._servers.answered(server, now):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=server)
-        outcome = classify(packet)
+        # NOERROR with answers and whole, as nearly all are, needs no closer look: 0.25 us.
+        plain = not packet[3] & 15 and not packet[2] & 2 and packet[7] != 0
+        outcome = Outcome.ANSWER if plain else classify(packet)
         if outcome is Outcome.ANSWER:
             self._vet(attempt, packet, now)
         elif outcome is Outcome.TRUNCATED and not attempt.stream:
             self._ask(fetch, server, now, stream=True)
-        elif outcome is Outcome.EDNS_REFUSED and self._servers.speaks_edns(server, now):
+        elif outcome is Outcome.EDNS_REFUSED and attempt.edns:
             self._servers.edns_refused(server, now)
             self._ask(fetch, server, now, stream=attempt.stream)
         else:
-            fetch.rcode = packet[3] & 15
+            rcode = packet[3] & 15
+            fetch.rcode = rcode if rcode in _TOLD else Rcode.SERVFAIL
             self._next(attempt, now)
 
     def _vet(self, attempt: Attempt, packet: bytes, now: Seconds) -> None:
@@ -227,7 +233,8 @@ class Fetches:
         due = takewhile(lambda attempt: now - attempt.sent >= self._limits.attempt, self._attempts)
         for attempt in list(due):
             self._time_out(attempt, now)
-        for fetch in [f for f in self._by_key.values() if now - f.started >= self._limits.late]:
+        late = min(self._limits.late, self._limits.total)
+        for fetch in [f for f in self._by_key.values() if now - f.started >= late]:
             if not fetch.late:
                 fetch.late = True
                 self._outlets.late(fetch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from dnsguard.core.compile import closed, decide
 from dnsguard.core.leases import UNKNOWN, Justify, Leases
@@ -22,6 +23,7 @@ REMEMBERED: Seconds = 600.0
 """How long what ended leases stood on is kept when no flow is open on their address."""
 
 CUTS_PER_POD = 10_000
+"""Cut flows remembered for one pod, to open them again; beyond it a cut ends only by ten minutes of silence."""
 
 
 def justify(policy: EffectivePolicy, program: Program) -> Justify:
@@ -54,7 +56,7 @@ class Revocation:
         self._events = events
         self._counters = counters
         self._drain = drain
-        self.cuts: dict[PodId, dict[Address, list[Flow]]] = {}
+        self.cuts: dict[PodId, dict[Address, set[Flow]]] = {}
 
     async def judge(self, pods: Sequence[Pod]) -> int:
         """Hold the open flows of `pods` against their policies, after a change of these. The number that was cut."""
@@ -73,16 +75,24 @@ class Revocation:
     async def _cut(self, flows: list[Flow], by_address: Mapping[Address, Pod]) -> None:
         if not flows:
             return
-        for flow in flows:
-            cuts = self.cuts.setdefault(by_address[flow.pod].id, {})
-            if len(cuts) < CUTS_PER_POD:
-                cuts.setdefault(flow.peer, []).append(flow)
+        self._keep(flows, by_address)
         await self._enforcer.cut(flows)
         await self._flows.delete(flows)
         self._counters.flows_cut += len(flows)
         for pod in {by_address[flow.pod].id: by_address[flow.pod] for flow in flows}.values():
             count = sum(by_address[flow.pod] is pod for flow in flows)
             self._events.emit(EventKind.FLOWS_CUT, pod=pod.name, count=count)
+
+    def _keep(self, flows: list[Flow], by_address: Mapping[Address, Pod]) -> None:
+        counts: dict[PodId, int] = {}
+        for flow in flows:
+            pod = by_address[flow.pod].id
+            cuts = self.cuts.setdefault(pod, {})
+            if pod not in counts:
+                counts[pod] = sum(map(len, cuts.values()))
+            if counts[pod] < CUTS_PER_POD:
+                counts[pod] += 1
+                cuts.setdefault(flow.peer, set()).add(flow)
 
     # ---- opening again
 
@@ -92,19 +102,23 @@ class Revocation:
         if cuts:
             names = {scope.name for scope in scopes}
             for address in addresses:
-                if flows := cuts.get(address):
-                    self._reopen(pod, flows, names.__contains__)
+                if address in cuts:
+                    self._reopen(pod, address, names.__contains__)
 
     def _reopen_all(self, pods: Iterable[Pod]) -> None:
         for pod in pods:
-            for flows in list(self.cuts.get(pod.id, {}).values()):
-                self._reopen(pod, flows, lambda scope: False)
+            for address in list(self.cuts.get(pod.id, ())):
+                self._reopen(pod, address, partial(self._leases.is_open, pod.id, address))
 
-    def _reopen(self, pod: Pod, flows: list[Flow], leased: Callable[[str], bool]) -> None:
-        just = [flow for flow in flows if _accepts(pod.program, flow, leased)]
-        if just:
-            self._enforcer.uncut(just)
-            flows[:] = [flow for flow in flows if flow not in just]
+    def _reopen(self, pod: Pod, address: Address, leased: Callable[[str], bool]) -> None:
+        cuts = self.cuts[pod.id]
+        just = {flow for flow in cuts[address] if _accepts(pod.program, flow, leased)}
+        if not just:
+            return
+        self._enforcer.uncut(just)
+        cuts[address] -= just
+        if not cuts[address]:
+            del cuts[address]
 
     def pod_went(self, pod: Pod) -> None:
         """Nothing of a pod that is gone stays cut: its address may be another's."""

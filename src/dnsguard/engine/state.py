@@ -8,22 +8,22 @@ from dnsguard.core.answers import Answer
 from dnsguard.core.model import Name, Seconds
 from dnsguard.core.pods import Pod
 from dnsguard.core.policy import Allowed, Denied, EffectivePolicy
-from dnsguard.core.wire import Question
+from dnsguard.core.wire import Question, forwarded
 from dnsguard.engine.contracts import Client
 
 
 class Exchange:
-    """One pod query from arrival to reply. `policy` is the one that `verdict` was taken from."""
+    """One pod query from arrival to reply. `policy` is the one that `verdict` was taken from; None: arm again."""
 
     __slots__ = (
         "answer",
         "client",
         "fetch",
-        "need",
         "packet",
         "pod",
         "policy",
         "question",
+        "stale",
         "started",
         "ttl",
         "verdict",
@@ -33,14 +33,13 @@ class Exchange:
         self.question = question
         self.client = client
         self.pod = pod
-        self.policy: EffectivePolicy = pod.policy
+        self.policy: EffectivePolicy | None = pod.policy
         self.verdict = verdict
         self.started = started
         self.fetch: Fetch | None = None
         self.answer: Answer | None = None
         self.ttl = 0
-        self.need: Seconds = 0.0
-        """Until when the addresses of `packet` must be open."""
+        self.stale = False
         self.packet = b""
         """The reply, while the gate holds it."""
 
@@ -48,13 +47,14 @@ class Exchange:
 class Attempt:
     """One query to one upstream (contracts.Attempt). `asleep`: it failed early and waits for its time to pass."""
 
-    __slots__ = ("asleep", "fetch", "handle", "query", "section", "sent", "server", "stream")
+    __slots__ = ("asleep", "edns", "fetch", "handle", "query", "section", "sent", "server", "stream")
 
-    def __init__(self, fetch: Fetch, server: int, query: bytes, *, stream: bool, sent: Seconds) -> None:
+    def __init__(self, fetch: Fetch, server: int, *, edns: bool, stream: bool, sent: Seconds) -> None:
         self.fetch = fetch
         self.server = server
         self.stream = stream
-        self.query = query
+        self.edns = edns
+        self.query = forwarded(fetch.question, edns=edns)
         self.section = fetch.question.section
         self.sent = sent
         self.asleep = False
@@ -73,7 +73,7 @@ class Fetch:
     def __init__(self, key: Hashable, first: Exchange, started: Seconds) -> None:
         self.key = key
         self.question = first.question
-        self.policy = first.policy
+        self.policy = first.pod.policy
         """Judges the names inside SVCB answers, which for that reason are shared only under one policy."""
         self.started = started
         self.waiters: dict[Hashable, Exchange] = {}

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
+from dnsguard.core.framing import LONGEST, FrameReader, framed
 from dnsguard.core.model import LinkIndex, Seconds
-from dnsguard.listen.framing import LONGEST, FrameReader, framed
 from dnsguard.listen.transparent import BACKLOG, IP_PKTOPTIONS, IPV6_2292PKTOPTIONS
 from dnsguard.listen.udp import OnError, OnQuery
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from dnsguard.core.model import LinkIndex
 from dnsguard.engine.contracts import Client
-from dnsguard.listen.mmsg import Inbox, Outbox
+from dnsguard.mmsg import Inbox, Outbox
 
 OnQuery = Callable[[bytes, str, LinkIndex, Client], None]
 """`on_query(packet, source, link, client)`: a DNS message, the pod's address as text, the link it came by."""

@@ -112,7 +112,7 @@ class Links:
         if self._posts:
             self._watch.post(self._deliver, tuple(self._posts))
             self._posts.clear()
-        own = frozenset(one.address for one in self._own if self._name(one.index) not in SERVICE_LINKS)
+        own = frozenset(one.address for one in self._own if self._name(one.link) not in SERVICE_LINKS)
         if own != self._told_own:
             self._told_own = own
             self._watch.post(self._on_addresses, own)
@@ -138,21 +138,21 @@ class Links:
     # -- links ----------------------------------------------------------------------------------------------------
 
     def _link_is(self, link: Link) -> None:
-        before = self._links.get(link.index)
-        self._links[link.index] = link
-        self._touched.add(link.index)
+        before = self._links.get(link.number)
+        self._links[link.number] = link
+        self._touched.add(link.number)
         if not link.up:
-            self._forget_all(link.index)  # the kernel says nothing of IPv4 routes that end with their link
+            self._forget_all(link.number)  # the kernel says nothing of IPv4 routes that end with their link
         if before is not None and before.name not in self._patterns and link.name in self._patterns:
             self._watch.invalidate()  # its routes were passed over so far
 
     def _link_went(self, link: Link) -> None:
-        self._links.pop(link.index, None)
-        self._forget_all(link.index)
-        self._wide.pop(link.index, None)
-        self._own = {own for own in self._own if own.index != link.index}
-        self._tell(link.index)  # at once: another link may get its number before the next settling
-        self._touched.discard(link.index)
+        self._links.pop(link.number, None)
+        self._forget_all(link.number)
+        self._wide.pop(link.number, None)
+        self._own = {own for own in self._own if own.link != link.number}
+        self._tell(link.number)  # at once: another link may get its number before the next settling
+        self._touched.discard(link.number)
 
     # -- routes ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class Links:
 
     def _is_routed(self, address: Address, link: LinkIndex) -> bool:
         try:
-            answer = self._watch.ask(Type.GET_ROUTE, Flag(0), lookup_body(address))
+            answer = self._watch.ask(Type.GET_ROUTE, 0, lookup_body(address))
         except OSError:
             return False
         route = read_route(answer.payload) if answer is not None else None

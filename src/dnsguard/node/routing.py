@@ -102,7 +102,7 @@ class Interception:
                     self._routed(route, message.type == Type.NEW_ROUTE, bool(message.flags & Flag.REPLACE))
             case Type.NEW_LINK:
                 link = read_link(message.payload)
-                if link is not None and link.index == LOOPBACK:
+                if link is not None and link.number == LOOPBACK:
                     self._loopback(link)
 
     def settle(self) -> None:

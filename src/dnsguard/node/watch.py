@@ -138,7 +138,7 @@ class Watch:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody wants to know any more
             self._loop.call_soon_threadsafe(do, *values)
 
-    def ask(self, kind: Type, flags: Flag, body: bytes) -> Message | None:
+    def ask(self, kind: Type, flags: int, body: bytes) -> Message | None:
         """One request and its reply (None when it was only acknowledged). Raises OSError with the kernel's errno."""
         if self._requests is None:
             self._requests = self._open(0)

@@ -30,8 +30,8 @@ class Reports:
     answered: Callable[[Attempt, bytes], None]
     failed: Callable[[Attempt, str], None]
     """Reasons: refused, unreachable, sockets, send, closed, garbage, overloaded."""
-    discarded: dict[tuple[int, str], int] = field(default_factory=dict)
-    """(server, reason) -> packets thrown away, counted here. Reasons: short, id, qr, question, late."""
+    discarded: dict[str, int] = field(default_factory=dict)
+    """Reason -> packets thrown away, counted here: short, id, qr, question, late."""
 
 
 def identifiers() -> Iterator[bytes]:
@@ -71,10 +71,10 @@ class Suspicions:
     `pending` is affordable; it holds at most 1,000.
     """
 
-    __slots__ = ("_discarded", "_late", "_pending", "_server", "_strikes")
+    __slots__ = ("_discarded", "_late", "_pending", "_strikes")
 
-    def __init__(self, server: int, pending: dict[bytes, Attempt], discarded: dict[tuple[int, str], int]) -> None:
-        self._server, self._pending, self._discarded = server, pending, discarded
+    def __init__(self, pending: dict[bytes, Attempt], discarded: dict[str, int]) -> None:
+        self._pending, self._discarded = pending, discarded
         self._strikes: dict[bytes, int] = {}
         self._late: set[bytes] = set()
 
@@ -89,7 +89,7 @@ class Suspicions:
         reason = self._reason(packet, attempt)
         if attempt is not None and reason is None:
             return identifier, None
-        key = self._server, reason or "id"
+        key = reason or "id"
         self._discarded[key] = self._discarded.get(key, 0) + 1
         suspect = identifier if attempt is not None else self._asked(packet)
         return None if suspect is None or reason == "late" else self._strike(suspect)

@@ -10,10 +10,10 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from dnsguard.core.framing import FrameReader, framed
 from dnsguard.core.model import Seconds
 from dnsguard.engine.contracts import Attempt
 from dnsguard.upstream.endpoint import Endpoint, Place, place
-from dnsguard.upstream.framing import FrameReader, framed
 from dnsguard.upstream.matching import Reports, Suspicions, identifiers
 from dnsguard.upstream.udp import reason_of
 
@@ -87,7 +87,7 @@ class _Connection(asyncio.Protocol):
         self._identifier, self._owner = identifier, owner
         self._pending: dict[bytes, Attempt] = {}
         self._repeatable: set[bytes] = set()
-        self._suspicions = Suspicions(server, self._pending, reports.discarded)
+        self._suspicions = Suspicions(self._pending, reports.discarded)
         self._frames = FrameReader()
         self._unsent: list[bytes] = []
         self._transport: asyncio.Transport | None = None
@@ -157,6 +157,8 @@ class _Connection(asyncio.Protocol):
             if self._closed:
                 return
             self._receive(packet)
+        if self._frames.broken:
+            self._fail_all("garbage")
         self._settle()
 
     def connection_lost(self, error: Exception | None) -> None:

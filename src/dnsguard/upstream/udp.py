@@ -2,6 +2,7 @@
 
 A server has up to 64 sockets. One of them, chosen at random, sends a burst of at most 64 queries or 1 ms and then gives
 way to another: so under load answers arrive together on one socket, one wake-up brings many, and ports still change.
+Queries asked in one turn of the loop leave together at its end, in one system call for each socket.
 A socket is used for at most 1 s or 1,000 queries, and never after an attempt on it has timed out.
 """
 
@@ -15,6 +16,7 @@ from time import monotonic
 
 from dnsguard.core.model import Seconds
 from dnsguard.engine.contracts import Attempt
+from dnsguard.mmsg import Receiver, Sender
 from dnsguard.upstream.endpoint import Endpoint, place
 from dnsguard.upstream.matching import ONE_QUESTION, RESPONSE, Reports, Suspicions, identifiers
 
@@ -28,8 +30,6 @@ MAX_OPEN = 512
 """Sockets of one server in all, those included that only wait for their last answers."""
 DRAIN = 64
 """Answers taken from one socket in one wake-up, so that other sockets get their turn."""
-LARGEST = 4096
-"""Octets; we advertise 1,232. What is longer is cut here and found malformed by its reader."""
 RECEIVE_BUFFER = 1 << 20
 SO_RCVBUFFORCE = 33
 """asm-generic/socket.h; Python 3.11 does not name it."""
@@ -63,10 +63,14 @@ class UdpUpstream:
     def __init__(self, servers: Sequence[Endpoint], reports: Reports) -> None:
         self._identifier = identifiers().__next__
         self._failed = reports.failed
-        self._pools = [_Pool(number, server, reports, self._identifier) for number, server in enumerate(servers)]
+        self._pools = [_Pool(server, reports, self._identifier) for server in servers]
+        self._loop = asyncio.get_running_loop()
+        self._sender = Sender()
+        self._laden: list[_Port] = []
+        """Ports with queries that have not left yet; a flush is on its way for them."""
 
     def ask(self, attempt: Attempt) -> None:
-        """Send it under a random ID from a random port. May call `failed` before it returns."""
+        """Send it, at the end of this turn of the loop, under a random ID from a random port. May call `failed`."""
         # This body and `_Port.drain` are the hot path: written out, because a call costs 0.05 us and a property more.
         pool = self._pools[attempt.server]
         port = pool.active
@@ -83,10 +87,16 @@ class UdpUpstream:
         port.burst -= 1
         pending[identifier] = attempt
         attempt.handle = port, identifier
-        try:
-            port.send(identifier + attempt.query)
-        except OSError as error:
-            port.broken(error, identifier)
+        if not port.outgoing:
+            if not self._laden:
+                self._loop.call_soon(self._flush)
+            self._laden.append(port)
+        port.outgoing.append(identifier + attempt.query)
+
+    def _flush(self) -> None:
+        laden, self._laden = self._laden, []
+        for port in laden:
+            port.flush(self._sender)
 
     @property
     def sockets(self) -> int:
@@ -102,12 +112,13 @@ class UdpUpstream:
 class _Pool:
     """The sockets of one server."""
 
-    def __init__(self, number: int, server: Endpoint, reports: Reports, identifier: Callable[[], bytes]) -> None:
-        self.number, self.reports = number, reports
+    def __init__(self, server: Endpoint, reports: Reports, identifier: Callable[[], bytes]) -> None:
+        self.reports = reports
         self.active: _Port | None = None
         self.ports: set[_Port] = set()
         self._place = place(server)
         self._identifier = identifier
+        self.receiver = Receiver()
         self._slots: list[_Port | None] = [None] * SLOTS
         self._loop = asyncio.get_running_loop()
         self._sweeping: asyncio.TimerHandle | None = None
@@ -175,17 +186,18 @@ class _Port:
     """One connected socket: a source port, and the attempts that wait on it by their IDs."""
 
     __slots__ = (
-        "_answered", "_born", "_failed", "_pool", "_recv", "_retired", "_socket", "_suspicions", "_uses",
-        "burst", "burst_ends", "fd", "pending", "send",
+        "_answered", "_born", "_failed", "_pool", "_receive", "_retired", "_socket", "_suspicions", "_uses",
+        "burst", "burst_ends", "fd", "outgoing", "pending",
     )  # fmt: skip
 
     def __init__(self, pool: _Pool, connected: socket.socket, now: Seconds) -> None:
         self._pool, self._socket, self._born = pool, connected, now
         self._answered, self._failed = pool.reports.answered, pool.reports.failed
         self._uses, self._retired = USES, False
-        self.fd, self.send, self._recv = connected.fileno(), connected.send, connected.recv
+        self.fd, self._receive = connected.fileno(), pool.receiver.receive
         self.pending: dict[bytes, Attempt] = {}
-        self._suspicions = Suspicions(pool.number, self.pending, pool.reports.discarded)
+        self.outgoing: list[bytes] = []
+        self._suspicions = Suspicions(self.pending, pool.reports.discarded)
         self.burst, self.burst_ends = 0, now
 
     def worn(self, now: Seconds) -> bool:
@@ -196,33 +208,41 @@ class _Port:
         self._uses -= self.burst
         self.burst_ends = now + BURST_SECONDS
 
+    def flush(self, sender: Sender) -> None:
+        """Send what was asked in this turn."""
+        outgoing, self.outgoing = self.outgoing, []
+        while outgoing and self.fd >= 0:
+            try:
+                sent = sender.send(self.fd, outgoing)
+            except OSError as error:
+                self.broken(error, outgoing[0][:2])
+                sent = 1
+            del outgoing[:sent]
+
     def drain(self) -> None:
         """The socket has become readable."""
-        pending, recv, answered = self.pending, self._recv, self._answered
         try:
-            for _ in range(DRAIN):
-                packet = recv(LARGEST)
-                identifier = packet[:2]
-                attempt = pending.get(identifier)
-                if (
-                    attempt is not None
-                    and packet.startswith(attempt.section, 12)
-                    and packet[2] & RESPONSE
-                    and packet[4:6] == ONE_QUESTION
-                ):
-                    del pending[identifier]
-                    attempt.handle = None
-                    answered(attempt, packet)
-                else:
-                    self._suspect(packet)
-                if not pending:
-                    # Nothing more is expected: this saves the call that would only say EAGAIN, 1 us.
-                    break
-        except BlockingIOError:
+            packets = self._receive(self.fd, DRAIN)
+        except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self.broken(error)
             return
+        pending, answered = self.pending, self._answered
+        for packet in packets:
+            identifier = packet[:2]
+            attempt = pending.get(identifier)
+            if (
+                attempt is not None
+                and packet.startswith(attempt.section, 12)
+                and packet[2] & RESPONSE
+                and packet[4:6] == ONE_QUESTION
+            ):
+                del pending[identifier]
+                attempt.handle = None
+                answered(attempt, packet)
+            else:
+                self._suspect(packet)
         if self._retired:
             self._close_if_idle()
 
@@ -255,7 +275,8 @@ class _Port:
         """An error of the socket. Unless it is only that this one query could not be sent, all that wait here fail."""
         reason = reason_of(error)
         if reason == "send" and sending is not None:
-            self._failed(self._take(sending), reason)
+            if sending in self.pending:  # not abandoned meanwhile
+                self._failed(self._take(sending), reason)
             return
         concerned = [self._take(identifier) for identifier in list(self.pending)]
         self.retire()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 
 from dnsguard.core.model import Address, Flow, LinkIndex, Pair, Protocol
 from dnsguard.enforce.nftables import netlink
@@ -217,11 +218,49 @@ def cut_keys(flow: Flow) -> Iterator[tuple[SetName, Key]]:
 
 def dump_set(session: Session, name: SetName) -> Iterator[dict[int, bytes]]:
     """The attributes of each element of a set (NFTA_SET_ELEM_*)."""
+    for listed in _dump_lists(session, name):
+        yield from _elements(listed)
+
+
+def dump_leases(session: Session, name: SetName) -> dict[Key, Milliseconds]:
+    """The keys of a lease set with the time each has left; 0 for one without an end, which is none of ours."""
+    held: dict[Key, Milliseconds] = {}
+    for listed in _dump_lists(session, name):
+        held.update(read_leases(listed, 8 if name.endswith("4") else 32))
+    return held
+
+
+def read_leases(listed: bytes, length: int) -> dict[Key, Milliseconds]:
+    """The elements of one message. A hundred thousand are read at a restart and in a repair, so elements that all
+    look alike, as they do, are unpacked at once: 0.3 us each and not 8."""
+    if len(listed) % (length + 36) == 0:
+        rows = list(struct.iter_unpack(f">12s{length}s4s8s4sQ", listed))
+        if {row[0] + row[2] + row[4] for row in rows} <= _heads(length):
+            return {row[1]: row[5] for row in rows}
+    return {element_key(each): remaining_ms(each) for each in _elements(listed)}
+
+
+@cache
+def _heads(length: int) -> frozenset[bytes]:
+    """The attribute headers of a timed element, as kernels write them: with the flag of a nested one, or without."""
+    heads = set()
+    for flag in (0, netlink.NESTED):
+        front = struct.pack("=HHHHHH", length + 36, 1 | flag, length + 8, _KEY | netlink.NESTED, length + 4, _VALUE)
+        for head in (front, front[:6] + struct.pack("=H", _KEY) + front[8:]):
+            heads.add(head + struct.pack("=HHHH", 12, _TIMEOUT, 12, _EXPIRATION))
+    return frozenset(heads)
+
+
+def _dump_lists(session: Session, name: SetName) -> Iterator[bytes]:
     for payload in session.dump(netlink.GETSETELEM, TABLE_ATTRIBUTE + netlink.text(2, name)):
         for kind, value in netlink.each(payload):
             if kind == 3:
-                for _, element in netlink.each(value):
-                    yield netlink.attributes(element)
+                yield value
+
+
+def _elements(listed: bytes) -> Iterator[dict[int, bytes]]:
+    for _, element in netlink.each(listed):
+        yield netlink.attributes(element)
 
 
 def element_key(element: Mapping[int, bytes]) -> Key:

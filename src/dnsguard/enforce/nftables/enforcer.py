@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-from dnsguard.core.errors import KernelError
+from dnsguard.core.errors import KernelError, MissingFeatureError
 from dnsguard.core.model import Flow, Pair
 from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
 from dnsguard.enforce.nftables.inventory import inventory
@@ -36,7 +36,9 @@ class NftEnforcer:
         self._on_damage = on_damage
         self._writer = Writer(self._commit, acknowledge)
         self._repair: asyncio.Future[None] | None = None
+        self._repair_begun = False
         self._close: list[Callable[[], None]] = []
+        self._opened = False
 
     @classmethod
     async def create(
@@ -68,8 +70,11 @@ class NftEnforcer:
         return enforcer
 
     def _open(self, own: bool | None) -> None:
-        self._session = Session()
-        self._close.append(self._session.close)
+        try:
+            self._session = Session()
+        except PermissionError as error:
+            raise MissingFeatureError("CAP_NET_ADMIN is missing: nftables needs it") from error
+        self._opened = True
         self.abilities = probe(self._session)
         wanted = self.abilities.own if own is None else own and self.abilities.own
         self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
@@ -109,19 +114,25 @@ class NftEnforcer:
         return self._writer.do(lambda: dropped(self._session, inventory(self._session).sets))
 
     def repair(self) -> Awaitable[None]:
-        """Make the table what it should be, leases and cuts included; joins a repair that has not begun yet."""
+        """Make the table what it should be, leases and cuts included; joins the repair under way, if there is one."""
         if self._repair is None or self._repair.done():
-            self._repair = self._writer.do(self._repair_now)
-            self._repair.add_done_callback(_retrieved)
+            self._queue_repair()
+        assert self._repair is not None
         return asyncio.shield(self._repair)
 
-    def _repair_now(self) -> None:
-        self._repair = None  # a change from here on needs another repair
-        self._table.repair()
-
     def _damaged(self, what: str) -> None:
-        self.repair()
+        if self._repair is None or self._repair.done() or self._repair_begun:
+            self._queue_repair()  # one that has begun may have passed what was damaged just now
         self._on_damage(what)
+
+    def _queue_repair(self) -> None:
+        self._repair_begun = False
+        self._repair = self._writer.do(self._repair_now)
+        self._repair.add_done_callback(_retrieved)
+
+    def _repair_now(self) -> None:
+        self._repair_begun = True
+        self._table.repair()
 
     @property
     def owned(self) -> bool:
@@ -135,9 +146,12 @@ class NftEnforcer:
 
     async def close(self) -> None:
         """End the thread and the readers. The table stays in force."""
-        await self._writer.stop()
         while self._close:
             self._close.pop()()
+        await self._writer.stop()
+        if self._opened:
+            self._opened = False
+            self._session.close()
 
     async def cleanup(self) -> None:
         """Take the table out of the kernel, then `close`."""

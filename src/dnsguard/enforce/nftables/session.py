@@ -121,6 +121,12 @@ class Session:
         yield from found
 
     def _dump_once(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
+        try:
+            return self._dump_now(kind, body)
+        except OSError as error:  # ENOBUFS, or no answer in time
+            raise KernelError(f"a dump failed: {error}") from error
+
+    def _dump_now(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         self._sequence += 1
         sequence = self._sequence
         self._dumps.send(netlink.table_message(kind, netlink.REQUEST | netlink.DUMP, sequence, body))

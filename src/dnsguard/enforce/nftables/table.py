@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Flow, Pair
@@ -26,6 +26,7 @@ from dnsguard.enforce.nftables.ruleset import Chains, Layout, Sets
 from dnsguard.enforce.nftables.session import TABLE, Session, delete_table
 from dnsguard.engine.contracts import Desired, Element, Held, Write
 
+T = TypeVar("T")
 Ends = dict[Key, float]
 _CHUNK = 20_000
 """Elements in one transaction: some 80 ms, during which no other commit of the namespace proceeds."""
@@ -116,8 +117,7 @@ class Table:
         ]
 
     def _held(self, name: SetName) -> dict[Key, int]:
-        found = elements.dump_set(self._session, name)
-        return {elements.element_key(each): elements.remaining_ms(each) for each in found}
+        return elements.dump_leases(self._session, name)
 
     def _drop(self, gone: Collection[Element]) -> None:
         for element in gone:
@@ -127,12 +127,14 @@ class Table:
     # Flows
 
     def cut(self, flows: Iterable[Flow]) -> None:
-        keys = _cut_keys(flows)
-        for name, members in keys.items():
-            packed = [elements.timed(key, elements.CUT_MS) for key in members]
-            self._session.commit([*elements.parts(netlink.NEWSETELEM, name, packed)], "to cut flows")
+        for name, members in _cut_keys(flows).items():
+            self._despite_damage(partial(self._make_cuts, name, members))
             self._cuts.setdefault(name, {}).update(dict.fromkeys(members))
         self._forget_silent_cuts()
+
+    def _make_cuts(self, name: SetName, keys: Iterable[Key]) -> None:
+        packed = [elements.timed(key, elements.CUT_MS) for key in keys]
+        self._session.commit([*elements.parts(netlink.NEWSETELEM, name, packed)], "to cut flows")
 
     def uncut(self, flows: Iterable[Flow]) -> None:
         for name, members in _cut_keys(flows).items():
@@ -153,6 +155,13 @@ class Table:
     def apply(self, desired: Desired, add: Sequence[Write], remove: Collection[Element]) -> None:
         """Go over to `desired`. When it raises, what was in force is in force."""
         wanted = self._wanted(desired)
+        before = self._despite_damage(lambda: self._change(wanted, add))
+        first = self._installed is None
+        self._installed = wanted
+        self._finish(before, wanted, remove, everything=first)
+
+    def _change(self, wanted: Wanted, add: Sequence[Write]) -> Wanted:
+        """All of a change that can still be taken back; returns what was there before."""
         undo: list[Callable[[], None]] = []
         try:
             before = self._installed or self._begin(wanted, undo)
@@ -163,9 +172,17 @@ class Table:
             for step in reversed(undo):
                 step()
             raise
-        first = self._installed is None
-        self._installed = wanted
-        self._finish(before, wanted, remove, everything=first)
+        return before
+
+    def _despite_damage(self, call: Callable[[], T]) -> T:
+        """Someone may have taken the table away a moment ago: then repair it, and try once more."""
+        try:
+            return call()
+        except KernelError:
+            if self._installed is None or not self.verify():
+                raise
+            self.repair()
+            return call()
 
     def _wanted(self, desired: Desired) -> Wanted:
         known = self._installed.programs if self._installed else {}
@@ -286,7 +303,8 @@ class Table:
             self._install(wanted, Inventory({}, frozenset()))
         self._turn(replace(wanted, **self._pairs_in_kernel()), wanted)
         self._reconcile_leases(wanted)
-        self._restore_cuts()
+        for name, keys in self._cuts.items():
+            self._make_cuts(name, keys)
         self._delete_unknown(wanted)
 
     def _reconcile_leases(self, wanted: Wanted) -> None:
@@ -306,11 +324,6 @@ class Table:
             chunk = {key: max(1, int((end - now) * 1000)) for key, end in items[start : start + _CHUNK]}
             if refused := self._leases.make({name: chunk}):
                 raise KernelError(f"the kernel refused {len(refused)} leases of {name} in a repair")
-
-    def _restore_cuts(self) -> None:
-        for name, keys in self._cuts.items():
-            packed = [elements.timed(key, elements.CUT_MS) for key in keys]
-            self._session.commit([*elements.parts(netlink.NEWSETELEM, name, packed)], "to cut flows again")
 
     def verify(self) -> list[str]:
         """What is wrong with the table, by names and numbers of rules; nothing when it is as installed. Elements

@@ -17,6 +17,8 @@ from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Flow, Packet, Program, Protocol
 from dnsguard.enforce.nftables import remove_table
 from dnsguard.engine.contracts import Desired, Write
+from tests.node.nftables.test_nftables_decision import ANY, HOUR, WEB, leasing
+from tests.node.nftables.test_nftables_interception import until
 from tests.node.nftables_lab import (
     LAYOUT,
     NODE_MAC,
@@ -35,8 +37,6 @@ from tests.node.nftables_lab import (
     start,
     tcp,
 )  # fmt: skip
-from tests.node.test_nftables_decision import ANY, HOUR, WEB, leasing
-from tests.node.test_nftables_interception import until
 
 pytestmark = pytest.mark.node
 KEY, KEY6 = POD + PEER, POD6 + PEER6
@@ -346,6 +346,21 @@ async def test_an_answer_that_comes_upon_a_flushed_table_is_repaired_first(lab: 
         await subject.close()
 
 
+async def test_a_change_that_comes_upon_a_flushed_table_is_made_all_the_same(lab: Lab) -> None:
+    subject = await start(lab, own=False)
+    try:
+        await subject.enforcer.apply(desired(subject, leasing(WEB)))
+        with writer_held(subject):
+            change = subject.enforcer.apply(desired(subject, leasing(ANY, name="p_new")), [Write("any", KEY, HOUR)])
+            cut = subject.enforcer.cut([Flow(TCP, POD, 40000, PEER, 443, PEER, 443)])
+            lab.nft("flush ruleset")
+        await asyncio.gather(change, cut)
+        assert lab.decide(Packet(POD, PEER, Protocol.UDP, 1))
+        assert not lab.through(ip(POD, PEER, TCP, tcp(40000, 443, SYN, lab.nonce())))
+    finally:
+        await subject.close()
+
+
 async def test_its_own_writes_and_other_tables_are_no_damage(lab: Lab) -> None:
     subject = await start(lab, own=False)
     try:
@@ -382,6 +397,18 @@ async def test_verify_names_what_is_missing(lab: Lab) -> None:
         assert await subject.enforcer.verify() == ["chain dns has 0 rules, not 6"]
     finally:
         subject.enforcer._close.remove(subject.enforcer._watch.close)
+        await subject.close()
+
+
+async def test_a_program_without_rules_lets_nothing_through(lab: Lab) -> None:
+    subject = await start(lab, own=False)
+    try:
+        await subject.enforcer.apply(desired(subject, Program("p_all", (), Action.ACCEPT)))
+        subject.enforcer._close.remove(subject.enforcer._watch.close)
+        subject.enforcer._watch.close()
+        lab.nft("flush chain inet dnsguard program_p_all\nflush chain inet dnsguard drop_unknown")
+        assert not lab.decide(Packet(POD, PEER, Protocol.TCP, 443))
+    finally:
         await subject.close()
 
 

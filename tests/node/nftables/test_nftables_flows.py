@@ -9,6 +9,7 @@ import pytest
 from dnsguard.core.model import Action, Flow, Packet, Program, Protocol
 from dnsguard.enforce.nftables import elements
 from dnsguard.engine.contracts import Desired, Element, Write
+from tests.node.nftables.test_nftables_decision import ANY, HOUR, leasing
 from tests.node.nftables_lab import (
     ACK,
     OTHER,
@@ -29,7 +30,6 @@ from tests.node.nftables_lab import (
     tcp,
     udp,
 )  # fmt: skip
-from tests.node.test_nftables_decision import ANY, HOUR, leasing
 
 pytestmark = pytest.mark.node
 GRE_LIKE = 254

@@ -158,8 +158,9 @@ async def test_a_query_makes_no_connection_tracking_entry_and_meets_no_dnat(
 ) -> None:
     await allow_everything(subject)
     subject.lab.nft(
-        "table ip kube { chain nat { type nat hook prerouting priority -100; ip daddr 10.96.0.10 meta l4proto {tcp, udp}"
-        " th dport 53 dnat to 10.244.0.9:53\n }\n chain out { type filter hook output priority 0;"
+        "table ip kube { chain nat { type nat hook prerouting priority -100;"
+        " ip daddr 10.96.0.10 meta l4proto {tcp, udp} th dport 53 dnat to 10.244.0.9:53\n }\n"
+        " chain out { type filter hook output priority 0;"
         " ct state new meta mark & 0x2000 == 0x2000 counter drop\n }\n}"
     )
     client = Client(subject.lab)
@@ -297,7 +298,7 @@ async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
 
 
 async def test_a_denied_packet_is_counted_and_reported_with_its_pod_and_rule(subject: Subject) -> None:
-    from tests.node.test_nftables_decision import blocks
+    from tests.node.nftables.test_nftables_decision import blocks
 
     program = Program("p_deny", (blocks(Action.DENY, "192.0.2.80/32"), blocks(Action.DENY, "2001:db8::/64")))
     link = subject.lab.link()

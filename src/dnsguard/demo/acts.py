@@ -1,0 +1,167 @@
+"""What the demo's story is made of: acts, each with what is expected of it, and steps of one or more acts.
+
+An act does one thing on the stage and says in words what happened; a regular expression tells whether that was
+expected. Nothing here prints.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from dnsguard.demo.stage import LONGEST_LEASE, SITES, Stage
+from dnsguard.demo.world import ECHO_PORT
+
+CURL: Final = ("curl", "-sS", "-m", "2")
+WORDS: Final = "are you still there?"
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """`does` as a person would type or say it; `expects` in words; `pattern` is found in what `play` returns."""
+
+    does: str
+    expects: str
+    pattern: str
+    play: Callable[[Stage], str]
+
+    def is_as_expected(self, happened: str) -> bool:
+        return re.search(self.pattern, happened) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    title: str
+    acts: tuple[Act, ...]
+
+
+def step(title: str, *acts: Act) -> Step:
+    return Step(title, acts)
+
+
+# -- a pod, or the node, asks for a page -------------------------------------------------------------------------------
+
+
+def gets_page(who: str, url: str) -> Act:
+    """`who` is a pod, or `node`."""
+    address, port = _place(url)
+    page = f"hello from {address} port {port}"
+    return Act(f"{who}$ {_curl(url)}", f"the page: {page}", rf"^{page}$", lambda stage: _told(stage, who, url))
+
+
+def cannot_resolve(pod: str, url: str) -> Act:
+    return Act(f"{pod}$ {_curl(url)}", "the name does not resolve", r"^curl: \(6\)", lambda s: _told(s, pod, url))
+
+
+def is_dropped(pod: str, url: str, because: str) -> Act:
+    """`because` is a pattern for the reason in dnsguard's log."""
+    address, port = _place(url)
+
+    def play(stage: Stage) -> str:
+        stage.mark_log()
+        told = _told(stage, pod, url)
+        return f"{told}\ndnsguard: {stage.reason_of_drop(address, port)}" if told.startswith("curl:") else told
+
+    expects = "no connection: every packet is dropped, and the log says why"
+    return Act(f"{pod}$ {_curl(url)}", expects, rf"^curl: \(28\) (?!Resolving)(?s:.)*\ndnsguard: {because}", play)
+
+
+def _told(stage: Stage, who: str, url: str) -> str:
+    argv = (*CURL, url)
+    return (stage.run_on_node(*argv) if who == "node" else stage.run_in_pod(who, *argv)).told
+
+
+def _curl(url: str) -> str:
+    return " ".join((*CURL, url))
+
+
+def _place(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    return SITES.get(host, host), parts.port or 80
+
+
+# -- DNS ---------------------------------------------------------------------------------------------------------------
+
+
+def is_told_why(pod: str, name: str) -> Act:
+    """A query of its own: curl does not show the reason."""
+    return Act(
+        f"{pod} asks its resolver for {name}, with EDNS",
+        "NXDOMAIN, with the pod's policy and the reason",
+        rf"^NXDOMAIN, EDE 15: .*policy {pod}\b.*no rule allows this name",
+        lambda stage: stage.ask(pod, name),
+    )
+
+
+def never_left_the_node(name: str) -> Act:
+    return Act(
+        f"the DNS server outside counts its queries for {name}",
+        "0: a denied name never leaves the node",
+        r"^0$",
+        lambda stage: str(stage.zone.asked(name)),
+    )
+
+
+# -- a connection that stays -------------------------------------------------------------------------------------------
+
+
+def opens_conversation(pod: str, name: str) -> Act:
+    argv = ("curl", "-sSN", f"telnet://{name}:{ECHO_PORT}")
+
+    def play(stage: Stage) -> str:
+        stage.conversation = stage.converse(pod, *argv)
+        return stage.conversation.say("hello")
+
+    return Act(f"{pod}$ {' '.join(argv)}    (and types: hello)", "an echo", r"^echo: hello$", play)
+
+
+def still_talks(pod: str) -> Act:
+    return Act(f"{pod} types into the old connection: {WORDS}", "an echo", rf"^echo: {re.escape(WORDS)}$", _say)
+
+
+def talks_no_more(pod: str) -> Act:
+    return Act(f"{pod} types into the old connection: {WORDS}", "silence: it was cut", r"^no echo", _say)
+
+
+def _say(stage: Stage) -> str:
+    assert stage.conversation is not None
+    return stage.conversation.say(WORDS)
+
+
+# -- dnsguard ----------------------------------------------------------------------------------------------------------
+
+
+def leases_end(pod: str) -> Act:
+    """Wait for it."""
+
+    def play(stage: Stage) -> str:
+        begin = time.monotonic()
+        ended = stage.interrupts.until(lambda: not stage.leases(pod), LONGEST_LEASE + 5)
+        return f"{'ended' if ended else 'not ended'} after {time.monotonic() - begin:.1f} s"
+
+    expects = f"all ended within {LONGEST_LEASE:g} s: the TTL and a second of grace"
+    return Act(f"wait until {pod} has no leases", expects, r"^ended", play)
+
+
+def reloads(allowlist: str, edit: str) -> Act:
+    """`edit` says what is different in `allowlist`."""
+
+    def play(stage: Stage) -> str:
+        stage.allow(allowlist)
+        return stage.dnsguard("reload").told
+
+    return Act(
+        f"edit allowlist.yaml: {edit}; dnsguard reload",
+        "the new policy is in force when the command returns",
+        r"^policy generation 2 is in force$",
+        play,
+    )
+
+
+def shows(command: str, expects: str, pattern: str) -> Act:
+    return Act(f"dnsguard {command}", expects, pattern, lambda stage: "\n" + stage.dnsguard(command).told)

@@ -1,0 +1,276 @@
+"""Where the demo plays: two pods on a node with dnsguard, and an outside world that answers, until the block ends.
+
+Needs root, curl, iproute2 and util-linux. Everything is in network namespaces and one folder whose names hold this
+process's number; what a killed demo left of either is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dnslib import EDNS0, QTYPE, RCODE, DNSRecord
+
+from dnsguard.control.client import ControlClient, NotRunningError
+from dnsguard.core.errors import DnsguardError, MissingFeatureError
+from dnsguard.core.model import Seconds
+from dnsguard.demo.interrupts import Interrupts
+from dnsguard.demo.lab import TOOLS, Lab, Pod, require
+from dnsguard.demo.server import Zone
+from dnsguard.demo.world import DNS_SERVER, outside_world
+
+PREFIX: Final = "dnsguard-demo"
+PODS: Final = {"backend": "10.244.0.5", "cron": "10.244.0.6"}
+SITES: Final = {
+    "api.example.com": "192.0.2.10",
+    "files.example.net": "198.51.100.20",
+    "evil.example.org": "203.0.113.66",
+}
+RESOLVER: Final = "10.96.0.10"
+"""In the pods' resolv.conf. Nothing has this address, so whoever answers intercepted the query."""
+TTL: Final = 5
+LONGEST_LEASE: Final[Seconds] = TTL + 1
+"""The TTL and the grace of the configuration below."""
+
+READY_SECONDS: Final[Seconds] = 20
+CLIENT_SECONDS: Final[Seconds] = 30
+ECHO_SECONDS: Final[Seconds] = 2
+LOG_SECONDS: Final[Seconds] = 3
+EDE: Final = 15
+"""The EDNS option of RFC 8914."""
+
+CONFIG: Final = """\
+apiVersion: dnsguard/v1
+kind: Configuration
+allowlist: {folder}/allowlist.yaml
+pods: {{interfaces: ["veth-*"]}}
+upstreams: [{upstream}]
+ttl: {{floor: 2s, grace: 1s}}               # short, so that a lease can be seen to end
+dns: {{prefetch: false}}
+enforcement: {{ebpf: Off}}
+log: {{format: text, queries: All}}
+paths: {{runtime: {folder}/run, state: {folder}/state}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A client that has ended. `told` is what it printed: on standard output when it succeeded, else on the other."""
+
+    code: int
+    told: str
+
+
+class Conversation:
+    """A connection that stays open: `say` sends a line and gives what came back."""
+
+    def __init__(self, process: subprocess.Popen[str], interrupts: Interrupts) -> None:
+        self._process, self._interrupts = process, interrupts
+
+    def say(self, line: str) -> str:
+        """The echo, or that there was none within ECHO_SECONDS."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return "the connection has ended"
+        with self._interrupts.waiting():
+            readable, _, _ = select.select([self._process.stdout], [], [], ECHO_SECONDS)
+        if not readable:
+            return f"no echo within {ECHO_SECONDS:g} s"
+        return f"echo: {self._process.stdout.readline().strip()}"
+
+
+class Stage:
+    """What the acts of the story can do. Pods are called by their names in PODS."""
+
+    def __init__(self, lab: Lab, folder: Path, zone: Zone, interrupts: Interrupts) -> None:
+        self.folder, self.zone, self.interrupts = folder, zone, interrupts
+        self.config = folder / "config.yaml"
+        self.log = folder / "dnsguard.log"
+        self.node = lab.node
+        self.conversation: Conversation | None = None
+        self._lab = lab
+        self._pods = {name: lab.pod(name, address) for name, address in PODS.items()}
+
+    # -- clients ------------------------------------------------------------------------------------------------------
+
+    def run_in_pod(self, pod: str, *argv: str) -> Finished:
+        """Run a program as it would run in the pod: its network, and a resolv.conf that names RESOLVER."""
+        return self._run(self._pods[pod].namespace, "sh", str(self.door(pod)), *argv)
+
+    def run_on_node(self, *argv: str) -> Finished:
+        return self._run(self.node, *argv)
+
+    def dnsguard(self, command: str, *argv: str) -> Finished:
+        """A command of dnsguard, with the demo's configuration."""
+        return self._run(self.node, *PROGRAM, command, "--config", str(self.config), *argv)
+
+    def converse(self, pod: str, *argv: str) -> Conversation:
+        """Start a program in the pod that stays, and talk to it."""
+        process = self._lab.popen(
+            self._pods[pod].namespace,
+            *("sh", str(self.door(pod)), *argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        return Conversation(process, self.interrupts)
+
+    def ask(self, pod: str, name: str) -> str:
+        """The rcode of a query (A, with EDNS) that the pod sends to RESOLVER, and the reason it was given."""
+        query = DNSRecord.question(name)
+        query.add_ar(EDNS0(udp_len=1232))
+        family = self._lab.socket(self._pods[pod].namespace, 2)
+        with family as client, self.interrupts.waiting():
+            client.sendto(query.pack(), (RESOLVER, 53))
+            try:
+                reply = DNSRecord.parse(client.recv(4096))
+            except TimeoutError:
+                return "no reply"
+        options = (option for record in reply.ar if record.rtype == QTYPE.OPT for option in record.rdata)
+        reasons = [option.data for option in options if option.code == EDE]
+        told = [f"EDE {int.from_bytes(data[:2])}: {data[2:].decode()}" for data in reasons]
+        return ", ".join([str(RCODE[reply.header.rcode]), *told])
+
+    def door(self, pod: str) -> Path:
+        """The script that enters the pod, for the demo and for people."""
+        return self.folder / f"enter-{pod}"
+
+    def _run(self, place: str, *argv: str) -> Finished:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = self._lab.popen(place, *argv, **streams)
+        try:
+            with self.interrupts.waiting():
+                out, err = process.communicate(timeout=CLIENT_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DnsguardError(f"not ended after {CLIENT_SECONDS:g} s: {shlex.join(argv)}") from None
+        return Finished(process.returncode, (err if process.returncode else out or err).strip())
+
+    # -- dnsguard -----------------------------------------------------------------------------------------------------
+
+    def allow(self, allowlist: str) -> None:
+        """Write the allowlist. In force after `dnsguard reload`."""
+        (self.folder / "allowlist.yaml").write_text(allowlist)
+
+    def start_dnsguard(self) -> None:
+        """`dnsguard run`, ready when this returns. Raises DnsguardError, MissingFeatureError with what it printed."""
+        self.config.write_text(CONFIG.format(folder=self.folder, upstream=DNS_SERVER))
+        with self.log.open("w") as log:
+            command = (*PROGRAM, "run", "--config", str(self.config))
+            daemon = self._lab.popen(self.node, *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        in_time = self.interrupts.until(lambda: daemon.poll() is not None or self._ready(), READY_SECONDS)
+        if in_time and daemon.poll() is None:
+            return
+        told = self.log.read_text().strip()
+        if daemon.returncode == 77:
+            raise MissingFeatureError(told.splitlines()[-1])
+        raise DnsguardError(f"dnsguard does not become ready; it said:\n{told}")
+
+    def leases(self, pod: str) -> int:
+        """How many live leases the pod has."""
+        return len(list(self._control.rows("leases", pod=PODS[pod])))
+
+    def reason_of_drop(self, address: str, port: int) -> str:
+        """Why dnsguard last let no packet through to there, in the words of its log."""
+        found = re.compile(rf"may not connect to {re.escape(address)} port {port}/tcp: (.+?) pod=")
+        self.interrupts.until(lambda: bool(found.search(self._new_log())), LOG_SECONDS)
+        reasons = found.findall(self._new_log())
+        return reasons[-1] if reasons else "dnsguard's log does not say why"
+
+    def mark_log(self) -> None:
+        """From now on `reason_of_drop` looks only at what comes after."""
+        self._mark = self.log.stat().st_size
+
+    _mark = 0
+
+    def _new_log(self) -> str:
+        return self.log.read_bytes()[self._mark :].decode()
+
+    @property
+    def _control(self) -> ControlClient:
+        return ControlClient(self.folder / "run")
+
+    def _ready(self) -> bool:
+        try:
+            return bool(self._control.call("status")["ready"])
+        except NotRunningError:
+            return False
+
+
+PROGRAM: Final = (sys.executable, "-m", "dnsguard")
+
+
+@contextlib.contextmanager
+def stage(allowlist: str, interrupts: Interrupts) -> Iterator[Stage]:
+    """Raises MissingFeatureError when something is missing here, DnsguardError when dnsguard does not start."""
+    require({**TOOLS, "curl": "curl", "unshare": "util-linux", "mount": "mount"})
+    if not Path("/etc/resolv.conf").exists():
+        raise MissingFeatureError(
+            "/etc/resolv.conf is missing, a pod's can only be put over it: touch /etc/resolv.conf"
+        )
+    with _folder() as folder, _lab() as lab, outside_world(lab, SITES, TTL) as zone:
+        made = Stage(lab, folder, zone, interrupts)
+        _write_doors(made, made._pods)
+        made.allow(allowlist)
+        made.start_dnsguard()
+        yield made
+
+
+@contextlib.contextmanager
+def _lab() -> Iterator[Lab]:
+    with contextlib.ExitStack() as closing:
+        try:
+            lab = closing.enter_context(Lab(PREFIX))
+        except subprocess.CalledProcessError as error:
+            raise MissingFeatureError(f"the kernel refuses namespaces, veth links or routes: {error.stderr}") from None
+        yield lab
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """A folder for this process; those of processes that are gone are removed."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*-*"):
+        owner = left.name.removeprefix(f"{PREFIX}-").partition("-")[0]
+        if owner.isdecimal() and not Path("/proc", owner).exists() and left.lstat().st_uid == os.geteuid():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}-{os.getpid()}-") as folder:
+        yield Path(folder)
+
+
+# -- entering a pod ---------------------------------------------------------------------------------------------------
+
+
+def _write_doors(made: Stage, pods: dict[str, Pod]) -> None:
+    (made.folder / "resolv.conf").write_text(f"nameserver {RESOLVER}\noptions timeout:2 attempts:1\n")
+    # Whatever the machine asks otherwise (systemd-resolved, for one) does not live in the pod's network.
+    (made.folder / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files dns\n")
+    for name, pod in pods.items():
+        made.door(name).write_text(_door(made.folder, pod))
+
+
+def _door(folder: Path, pod: Pod) -> str:
+    """Mounts of its own instead of /etc/netns: that works only under `ip netns exec`, and files there would stay."""
+    over = [f"mount --bind {folder / file} /etc/{file}" for file in ("resolv.conf", "nsswitch.conf")]
+    mounts = " && ".join(line for line in over if Path("/etc", line.rpartition("/")[2]).exists())
+    shell = "bash --noprofile --norc" if shutil.which("bash") else "sh"
+    return textwrap.dedent(f"""\
+        #!/bin/sh
+        # Run a program, or a shell, as if in pod {pod.name}: its network, its resolver, and no proxy of this machine.
+        [ $# -gt 0 ] || set -- {shell}
+        exec nsenter --net=/run/netns/{pod.namespace} unshare --mount sh -c '{mounts} && exec "$@"' {pod.name} \\
+          env -i PATH="$PATH" TERM="$TERM" HOME={folder} PS1="{pod.name}$ " "$@"
+        """)
