@@ -83,7 +83,9 @@ async def test_what_an_earlier_process_left_is_taken_over_or_replaced(lab: Lab) 
 
 
 @pytest.mark.parametrize("family", ["-4", "-6"])
-@pytest.mark.parametrize("damage", [("rule", "del", "priority", "5"), ("route", "flush", "table", "5353")])
+@pytest.mark.parametrize(
+    "damage", [("rule", "del", "priority", "5"), ("route", "del", "local", "default", "table", "5353")]
+)
 @on_uvloop
 async def test_what_someone_else_removes_is_put_back_at_once_and_told(
     lab: Lab, family: str, damage: tuple[str, ...]

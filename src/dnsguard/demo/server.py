@@ -233,11 +233,12 @@ async def serve(zone: Zone, sockets: Iterable[socket.socket]) -> None:
 @contextlib.contextmanager
 def served(zone: Zone, sockets: Sequence[socket.socket]) -> Iterator[Zone]:
     """Serve in a thread of its own while the `with` block runs, for callers that have no event loop."""
-    with contextlib.ExitStack() as closing:
+    try:
+        with in_a_thread(serve(zone, sockets), "authoritative"):
+            yield zone
+    finally:
         for each in sockets:
-            closing.callback(each.close)  # those too that `serve` has not come to yet when it is cancelled
-        closing.enter_context(in_a_thread(serve(zone, sockets), "authoritative"))
-        yield zone
+            each.close()  # Cancelled before it began, it has not closed them.
 
 
 @contextlib.contextmanager
@@ -252,8 +253,6 @@ def in_a_thread(serving: Coroutine[Any, Any, None], name: str) -> Iterator[None]
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
-        for each in sockets:
-            each.close()  # Cancelled before it began, it has not closed them.
 
 
 def _run(loop: asyncio.AbstractEventLoop, serving: asyncio.Task[None]) -> None:

@@ -135,7 +135,7 @@ class Gate(Generic[T]):
         return ticket
 
     def end_change(self, ticket: Ticket, *, done: bool) -> None:
-        """The enforcer has ended the change; when it is not `done`, whoever counts on its leases must arm them again."""
+        """The enforcer has ended the change; if not `done`, whoever counts on its leases must arm them again."""
         self._changes[ticket] = True
         if not done:
             leases = self._batches[ticket].leases
