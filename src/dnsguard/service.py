@@ -176,18 +176,20 @@ class Service:
             feature, _, reason = missing.partition(" (")
             self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         try:
-            async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
+            async with contextlib.AsyncExitStack() as rooms:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.add_signal_handler(number, self._stop.set)
+                # Not inside the task group, which would wrap the error of a start into a group.
                 background = await self._start(rooms)
-                owned = [tasks.create_task(work) for work in background]
-                loop.add_signal_handler(
-                    signal.SIGHUP, lambda: owned.append(tasks.create_task(self._reload_on_signal()))
-                )
-                await self._stop.wait()
-                await self._drain()
-                for task in owned:
-                    task.cancel()
+                async with asyncio.TaskGroup() as tasks:
+                    owned = [tasks.create_task(work) for work in background]
+                    loop.add_signal_handler(
+                        signal.SIGHUP, lambda: owned.append(tasks.create_task(self._reload_on_signal()))
+                    )
+                    await self._stop.wait()
+                    await self._drain()
+                    for task in owned:
+                        task.cancel()
         finally:
             self._store_is(None)
             self._events.emit(EventKind.STOPPED)

@@ -1,0 +1,244 @@
+"""A daemon that stops, dies, starts again and is taken away: what stays in force, what comes back, what is left.
+
+a start that fails says why, in one line a reason ......... a_start_that_..., a_port_that_is_taken_...
+SIGTERM answers what is in flight ......................... a_stop_answers_...
+enforcement stays after a stop ............................ after_a_stop_...
+leases are restored before READY, none is lost ............ after_a_restart_..., a_thousand_leases_...
+a policy changed while it was down ........................ a_policy_that_changed_...
+pods that changed while it was down ....................... a_pod_that_was_replaced_...
+a second run is refused ................................... a_second_run_...
+cleanup refuses while it runs, then removes everything .... cleanup_...
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node.daemon import wait_for
+from tests.node.scene import ALLOWLIST, DB, MAIL, OTHER, A, B, Scene, playing, rcode
+
+pytestmark = pytest.mark.node
+
+ENDS = pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL], ids=["stopped", "killed"])
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with playing(tmp_path) as scene:
+        yield scene
+
+
+def without(name: str) -> dict[str, object]:
+    """The allowlist in which shop/a may no longer have db.example.com, but other.example.com."""
+    web = {"egress": [{"to": [{"domainNames": [name]}]}]}
+    return {**ALLOWLIST, "policies": {**ALLOWLIST["policies"], "web": web}}
+
+
+# -- starting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_with_a_broken_allowlist_says_where_and_changes_nothing(scene: Scene) -> None:
+    scene.daemon.stop()
+    (scene.daemon.folder / "allowlist.yaml").write_text("apiVersion: dnsguard/v1\nkind: Allowlist\npods: {x: 1}\n")
+    before = scene.daemon.log.stat().st_size
+
+    process = scene.daemon.spawn()
+
+    assert process.wait(10) == 1
+    said = scene.daemon.log.read_text()[before:]
+    assert f"{scene.daemon.folder}/allowlist.yaml:3:7: error: " in said
+    assert "Traceback" not in said
+
+
+def test_a_port_that_is_taken_is_named_with_its_key(scene: Scene) -> None:
+    scene.daemon.stop()
+    before = scene.daemon.log.stat().st_size
+
+    with scene.lab.inside(scene.lab.node, lambda: socket.create_server(("", 15353))):
+        code = scene.daemon.spawn().wait(10)
+
+    said = scene.daemon.log.read_text()[before:]
+    assert code == 1
+    assert "dns.listenPort" in said
+    assert "Traceback" not in said
+
+
+def test_a_second_run_is_refused_and_does_not_disturb_the_first(scene: Scene) -> None:
+    second = scene.daemon.call("run")
+
+    assert second.returncode == 1
+    assert "a daemon is running" in second.stderr
+    assert "Traceback" not in second.stderr
+    assert scene.resolve(scene.a, "db.example.com") == [DB]
+
+
+# -- stopping ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stop_answers_what_is_in_flight(scene: Scene) -> None:
+    scene.zone.put("slow.fresh.example.com", "A", "198.18.3.1", delay=0.7)
+    told: list[list[str]] = []
+    asking = threading.Thread(target=lambda: told.append(scene.resolve(scene.a, "slow.fresh.example.com")))
+    asking.start()
+    wait_for(lambda: scene.zone.asked("slow.fresh.example.com") == 1, 3)
+
+    code = scene.daemon.stop()
+
+    asking.join()
+    assert (code, told) == (0, [["198.18.3.1"]])
+    assert scene.opens(scene.a, "198.18.3.1")
+
+
+def test_after_a_stop_leases_hold_flows_go_on_and_nothing_else_is_open(scene: Scene) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    flow = scene.connect(scene.a, DB)
+    assert flow is not None
+
+    scene.daemon.stop()
+
+    with flow:
+        assert flow.alive()
+        assert scene.opens(scene.a, DB)
+        assert not scene.opens(scene.a, OTHER)
+        assert scene.silent(scene.a, "db.example.com")
+
+
+# -- starting again ---------------------------------------------------------------------------------------------------
+
+
+@ENDS
+def test_after_a_restart_what_was_resolved_before_is_open_and_open_flows_go_on(
+    scene: Scene, end: signal.Signals
+) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    scene.resolve(scene.b, "mail.example.com")
+    left = scene.elements(A)[DB]
+    with scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
+        scene.daemon.stop(end)
+        asked = scene.zone.asked("db.example.com")
+
+        scene.daemon.start()
+
+        assert scene.opens(scene.a, DB)
+        assert scene.opens(scene.b, MAIL)
+        assert flow.alive()
+        assert scene.zone.asked("db.example.com") == asked
+        assert 0 < scene.elements(A)[DB] <= left
+        assert scene.daemon.events("ready")[-1]["leases"] == 2
+        assert not scene.opens(scene.b, DB)
+
+
+@ENDS
+def test_a_thousand_leases_are_all_there_after_a_restart(scene: Scene, end: signal.Signals) -> None:
+    places = [f"198.19.{n // 250}.{n % 250}" for n in range(1000)]
+    for number in range(0, 1000, 20):
+        scene.zone.put(f"n{number}.fresh.example.com", "A", *places[number : number + 20])
+        scene.resolve(scene.a, f"n{number}.fresh.example.com", stream=True)
+    held = scene.elements(A)
+
+    scene.daemon.stop(end)
+    scene.daemon.start()
+
+    assert sorted(held) == sorted(places)
+    assert scene.elements(A).keys() == held.keys()
+    assert scene.daemon.events("ready")[-1]["leases"] == 1000
+    assert {row["address"] for row in scene.daemon.ask("leases")} == set(places)
+
+
+def test_a_restored_lease_is_extended_by_a_new_answer(scene: Scene) -> None:
+    scene.zone.put("db.example.com", "A", DB, ttl=3)
+    scene.resolve(scene.a, "db.example.com")
+    scene.daemon.stop()
+    scene.daemon.start()
+    scene.zone.put("db.example.com", "A", DB, ttl=60)
+
+    scene.resolve(scene.a, "db.example.com")
+
+    assert scene.elements(A)[DB] > 50
+    assert scene.lease_left(DB) > 50
+
+
+@ENDS
+def test_a_policy_that_changed_while_it_was_down_is_applied_before_it_is_ready(
+    scene: Scene, end: signal.Signals
+) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    scene.resolve(scene.b, "mail.example.com")
+    with scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
+        scene.daemon.stop(end)
+        scene.daemon.write("allowlist.yaml", "Allowlist", without("other.example.com"))
+
+        scene.daemon.start()
+
+        assert scene.elements(A) == {}
+        assert not scene.opens(scene.a, DB)
+        assert scene.opens(scene.b, MAIL)
+        assert rcode(scene.ask(scene.a, "db.example.com")) == "NXDOMAIN"
+        assert not flow.alive()
+
+
+def test_a_pod_that_was_replaced_while_it_was_down_inherits_nothing(scene: Scene) -> None:
+    scene.resolve(scene.b, "mail.example.com")
+    scene.daemon.stop()
+    scene.lab.remove_pod(scene.b)
+    b = scene.lab.pod("b", B)
+
+    scene.daemon.start()
+
+    assert not scene.opens(b, MAIL)
+    assert scene.elements(B) == {}
+    assert scene.resolve(b, "mail.example.com") == [MAIL]
+    assert scene.opens(b, MAIL)
+
+
+def test_queries_of_a_restart_are_answered_by_the_next_process(scene: Scene) -> None:
+    """A resolver of a pod asks again after some seconds: by then the next process must answer on the same address."""
+    scene.daemon.stop(signal.SIGKILL)
+    with scene.client(scene.a, "10.96.0.10") as client:
+        client.send(b"\0\1\1\0\0\1\0\0\0\0\0\0\2db\7example\3com\0\0\1\0\1")
+
+        scene.daemon.start()
+
+        client.send(b"\0\2\1\0\0\1\0\0\0\0\0\0\2db\7example\3com\0\0\1\0\1")
+        assert client.recv(512)[:2] == b"\0\2"
+
+
+# -- taking it away ---------------------------------------------------------------------------------------------------
+
+
+def test_cleanup_refuses_while_it_runs(scene: Scene) -> None:
+    refused = scene.daemon.call("cleanup")
+
+    assert refused.returncode == 1
+    assert "a daemon is running" in refused.stderr
+    assert not scene.opens(scene.a, OTHER)
+
+
+@ENDS
+def test_cleanup_removes_every_trace(scene: Scene, end: signal.Signals) -> None:
+    ran = traces(scene)
+    scene.daemon.stop(end)
+    stopped = traces(scene)
+
+    removed = scene.daemon.call("cleanup")
+
+    assert removed.returncode == 0
+    assert ran == stopped
+    assert all(word in ran for word in ("table inet dnsguard", "fwmark", "table 5353"))
+    assert traces(scene) == ""
+    assert scene.opens(scene.a, OTHER)
+    assert scene.daemon.call("cleanup").returncode == 0
+
+
+def traces(scene: Scene) -> str:
+    """Tables, and the rules and routes that a fresh namespace does not have."""
+    commands = ("nft list tables", "ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all")
+    said = "\n".join(scene.lab.run(scene.lab.node, *command.split()).stdout for command in commands)
+    ours = ("dnsguard", "fwmark", "table 5353")
+    return "\n".join(line for line in said.splitlines() if any(word in line for word in ours))
