@@ -308,7 +308,7 @@ class Changes:
         return self._exchanges.gate.begin_change(changed.leases, self._now())
 
     async def _apply(self, changed: Changed, *, new: Sequence[Pod] = (), after: Ticket | None = None) -> None:
-        """Hand a change to the enforcer; what it refuses is owed. `new` are pods that the kernel knows otherwise, or not
+        """Hand a change to the enforcer; what it refuses is owed. `new` are pods the kernel knows otherwise, or not
         at all; `after` is a change that this one takes the place of."""
         gate = self._exchanges.gate
         ticket = self._begin(changed)
