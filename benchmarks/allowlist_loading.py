@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import random
 import resource
-import sys
 import tempfile
 import time
 from ipaddress import IPv4Address
@@ -16,12 +15,10 @@ from pathlib import Path
 
 import uvloop
 
+from benchmarks.cluster_allowlist import FIRST, lines
 from dnsguard.core.model import Address
 from dnsguard.sources.loader import load
 from dnsguard.sources.store import Store
-
-sys.path.insert(0, str(Path(__file__).parent))
-from cluster_allowlist import FIRST, lines
 
 LOOKUPS = 5000
 
