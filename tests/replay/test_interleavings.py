@@ -11,8 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.errors import KernelError
+from dnsguard.core.model import Action
+from dnsguard.core.pods import assign
+from dnsguard.core.policy import Allowed
 from dnsguard.upstream.scripted import Answer, Failure, Silence
-from tests.replay.stage import Asked, Stage, respond
+from tests.replay.stage import Asked, Stage, allowlist, respond
 
 PODS = {"web": ["10.244.0.5"], "db": ["10.244.0.6", "fd00:10::6"]}
 MORE = {"web": ["10.244.0.5", "10.244.0.7"], "db": ["10.244.0.6"]}
@@ -107,9 +110,14 @@ class Play:
         self.stage.enforcer.refuse("set is full", pods=self.stage.addresses[pod])
 
     def reload(self, number: int) -> None:
-        from tests.replay.stage import allowlist
-
-        self.stage.start(self.stage.engine.changes.policy(allowlist(POLICIES[number])))
+        lookup = allowlist(POLICIES[number])
+        # What a policy takes back is void, also when the next one gives it again before anyone looks.
+        self.stage.promises = [
+            promise
+            for promise in self.stage.promises
+            if isinstance(assign(promise.pod.addresses, lookup, Action.DENY).policy.verdict(promise.name), Allowed)
+        ]
+        self.stage.start(self.stage.engine.changes.policy(lookup))
 
     def abandon(self) -> None:
         """Whoever waits for a reload gives up."""
@@ -135,6 +143,7 @@ class Play:
         self.stage.enforcer.latency = 0
         self.stage.enforcer.relent()
         self.stage.enforcer.release()
+        self.stage.pass_time(1)
         self.stage.spin()
         for task in self.stage.tasks:
             if not task.cancelled() and task.exception() is not None:
