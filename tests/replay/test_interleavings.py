@@ -66,9 +66,10 @@ class Play:
 
     def __init__(self) -> None:
         self.stage = Stage(POLICIES[0], "limits: {queriesPerSecond: 100000, burst: 100000}", pods=PODS)
-        self.stage.slack = 5.0
+        self.stage.slack = 1.0
         self.alive: list[tuple[str, Asked]] = []
         self.here = set(PODS)
+        self.held = False
         for number, name in enumerate(NAMES):
             self.upstream(name, ([ADDRESSES[number]], 60, 0.1))
 
@@ -79,8 +80,12 @@ class Play:
         self.stage.check()
 
     def ask(self, pod: str, name: str) -> None:
-        if pod in self.here:
-            self.alive.append((pod, self.stage.ask(pod, name)))
+        if pod not in self.here:
+            return
+        known = self.stage.links[pod] in self.stage.engine.pods.by_link
+        asked = self.stage.ask(pod, name)
+        if known:  # else its coming is not done: it waits a second at most, and is dropped
+            self.alive.append((pod, asked))
 
     def upstream(self, name: str, answer: Any) -> None:
         words = {"silence": Silence(), "refused": Failure("refused"), "servfail": Answer(respond(rcode=2))}
@@ -92,10 +97,15 @@ class Play:
             self.stage.script(name, "A", Answer(respond(zone), delay))
 
     def time(self, seconds: float) -> None:
+        if self.held:
+            # What is written so late also ends so late.
+            seconds = min(seconds, 2.0)
+            self.stage.slack += seconds
         self.stage.pass_time(seconds)
 
     def kernel(self, what: str) -> None:
         enforcer = self.stage.enforcer
+        self.held = what == "hold" or (self.held and what != "release")
         match what:
             case "refuse":
                 enforcer.refuse("set is full")
