@@ -11,8 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.errors import KernelError
+from dnsguard.core.model import Action
+from dnsguard.core.pods import assign
+from dnsguard.core.policy import Allowed
 from dnsguard.upstream.scripted import Answer, Failure, Silence
-from tests.replay.stage import Asked, Stage, respond
+from tests.replay.stage import Asked, Stage, allowlist, respond
 
 PODS = {"web": ["10.244.0.5"], "db": ["10.244.0.6", "fd00:10::6"]}
 MORE = {"web": ["10.244.0.5", "10.244.0.7"], "db": ["10.244.0.6"]}
@@ -65,9 +68,10 @@ class Play:
 
     def __init__(self) -> None:
         self.stage = Stage(POLICIES[0], "limits: {queriesPerSecond: 100000, burst: 100000}", pods=PODS)
-        self.stage.slack = 5.0
+        self.stage.slack = 1.0
         self.alive: list[tuple[str, Asked]] = []
         self.here = set(PODS)
+        self.held = False
         for number, name in enumerate(NAMES):
             self.upstream(name, ([ADDRESSES[number]], 60, 0.1))
 
@@ -78,8 +82,12 @@ class Play:
         self.stage.check()
 
     def ask(self, pod: str, name: str) -> None:
-        if pod in self.here:
-            self.alive.append((pod, self.stage.ask(pod, name)))
+        if pod not in self.here:
+            return
+        known = self.stage.links[pod] in self.stage.engine.pods.by_link
+        asked = self.stage.ask(pod, name)
+        if known:  # else its coming is not done: it waits a second at most, and is dropped
+            self.alive.append((pod, asked))
 
     def upstream(self, name: str, answer: Any) -> None:
         words = {"silence": Silence(), "refused": Failure("refused"), "servfail": Answer(respond(rcode=2))}
@@ -91,10 +99,15 @@ class Play:
             self.stage.script(name, "A", Answer(respond(zone), delay))
 
     def time(self, seconds: float) -> None:
+        if self.held:
+            # What is written so late also ends so late.
+            seconds = min(seconds, 2.0)
+            self.stage.slack += seconds
         self.stage.pass_time(seconds)
 
     def kernel(self, what: str) -> None:
         enforcer = self.stage.enforcer
+        self.held = what == "hold" or (self.held and what != "release")
         match what:
             case "refuse":
                 enforcer.refuse("set is full")
@@ -109,9 +122,14 @@ class Play:
         self.stage.enforcer.refuse("set is full", pods=self.stage.addresses[pod])
 
     def reload(self, number: int) -> None:
-        from tests.replay.stage import allowlist
-
-        self.stage.start(self.stage.engine.changes.policy(allowlist(POLICIES[number])))
+        lookup = allowlist(POLICIES[number])
+        # What a policy takes back is void, also when the next one gives it again before anyone looks.
+        self.stage.promises = [
+            promise
+            for promise in self.stage.promises
+            if isinstance(assign(promise.pod.addresses, lookup, Action.DENY).policy.verdict(promise.name), Allowed)
+        ]
+        self.stage.start(self.stage.engine.changes.policy(lookup))
 
     def abandon(self) -> None:
         """Whoever waits for a reload gives up."""
@@ -137,6 +155,7 @@ class Play:
         self.stage.enforcer.latency = 0
         self.stage.enforcer.relent()
         self.stage.enforcer.release()
+        self.stage.pass_time(1)
         self.stage.spin()
         for task in self.stage.tasks:
             if not task.cancelled() and task.exception() is not None:

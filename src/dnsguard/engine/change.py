@@ -147,7 +147,7 @@ class Changes:
         self, addresses: tuple[Address, ...], link: str, lookup: Lookup | None = None
     ) -> tuple[Assignment, Program]:
         """What the allowlist says of these addresses; contradictions and too large programs deny all, with an event."""
-        lookup = lookup or self._lookup
+        lookup = lookup if lookup is not None else self._lookup
         assert lookup is not None
         try:
             assignment = assign(addresses, lookup, self._settings.default)
