@@ -365,7 +365,7 @@ class _Player:
         ]
         assert found == _list(value), f"asked {found}"
 
-    def do_upstream_was_asked_with_edns(self, value: list[bool]) -> None:
+    def do_upstream_was_asked_with_EDNS(self, value: list[bool]) -> None:  # noqa: N802
         found = [DNSRecord.parse(b"id" + query).header.ar == 1 for query in self.stage.wire.sent]
         assert found == value, f"EDNS {found}"
 

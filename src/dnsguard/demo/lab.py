@@ -175,13 +175,13 @@ class Lab:
             self.node,
             f"link add {UPLINK} type veth peer name eth0 netns {self.world}",
             f"link set {UPLINK} up",
-            *(f"addr add {address}/{length} dev {UPLINK}" for address, length in node),
+            *(f"addr add {address}/{length} dev {UPLINK}{_nodad(address)}" for address, length in node),
             *(f"route add default via {address} dev {UPLINK}" for address in WORLD_ADDRESSES),
         )
         self.ip(
             self.world,
             "link set eth0 up",
-            *(f"addr add {address}/{length} dev eth0" for address, length in world),
+            *(f"addr add {address}/{length} dev eth0{_nodad(address)}" for address, length in world),
             *(f"route add default via {address} dev eth0" for address in NODE_ADDRESSES),
         )
 
@@ -295,7 +295,12 @@ def _host(address: str) -> str:
 
 
 def _address(address: str, link: str) -> str:
-    return f"addr add {_host(address)} dev {link}"
+    return f"addr add {_host(address)} dev {link}{_nodad(address)}"
+
+
+def _nodad(address: str) -> str:
+    # With accept_dad=0 alone an address is still tentative until a kernel worker has looked at it.
+    return " nodad" if ":" in address else ""
 
 
 def _host_route(address: str, link: str) -> str:
@@ -305,7 +310,7 @@ def _host_route(address: str, link: str) -> str:
 def _node_side(pod: Pod, addresses: Iterable[str]) -> Iterable[str]:
     yield f"link add {pod.link} address {GATEWAY_MAC} type veth peer name eth0 netns {pod.namespace}"
     yield f"link set {pod.link} up"
-    yield f"addr add fe80::1/64 dev {pod.link}"
+    yield f"addr add fe80::1/64 dev {pod.link} nodad"
     yield from (_host_route(address, pod.link) for address in addresses)
 
 
