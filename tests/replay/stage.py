@@ -308,8 +308,8 @@ class Stage:
         self.queries: list[Asked] = []
         self.slack = 0.1
         """How much longer than its book says an element may live: as long as the slowest write took."""
+        self._looked_at = 1
         self._ident = 0
-        self._verdicts: dict[object, object] = {}
         if begin:
             self.begin(lookup, pods if pods is not None else {"web": ["10.244.0.5"]})
 
@@ -479,6 +479,10 @@ class Stage:
         if any(not task.done() for task in self.tasks):
             return
         self.promises = [p for p in self.promises if p.until > now and p.pod.link in self.engine.pods.by_link]
+        generation = self.engine.changes.generation
+        if generation > self._looked_at + 1:
+            self.promises.clear()  # One of the policies between may have taken any of them back.
+        self._looked_at = generation
         for promise in list(self.promises):
             if not isinstance(promise.pod.policy.verdict(promise.name), Allowed) or self._closed(promise):
                 self.promises.remove(promise)

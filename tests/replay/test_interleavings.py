@@ -11,9 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Action
-from dnsguard.core.pods import assign
-from dnsguard.core.policy import Allowed
 from dnsguard.upstream.scripted import Answer, Failure, Silence
 from tests.replay.stage import Asked, Stage, allowlist, respond
 
@@ -122,14 +119,7 @@ class Play:
         self.stage.enforcer.refuse("set is full", pods=self.stage.addresses[pod])
 
     def reload(self, number: int) -> None:
-        lookup = allowlist(POLICIES[number])
-        # What a policy takes back is void, also when the next one gives it again before anyone looks.
-        self.stage.promises = [
-            promise
-            for promise in self.stage.promises
-            if isinstance(assign(promise.pod.addresses, lookup, Action.DENY).policy.verdict(promise.name), Allowed)
-        ]
-        self.stage.start(self.stage.engine.changes.policy(lookup))
+        self.stage.start(self.stage.engine.changes.policy(allowlist(POLICIES[number])))
 
     def abandon(self) -> None:
         """Whoever waits for a reload gives up."""

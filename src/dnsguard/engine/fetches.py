@@ -120,9 +120,7 @@ class Fetches:
         server = self._servers.choose(fetch.tried, now)
         if server is None:
             fetch.tried.clear()
-            server = self._servers.choose((), now)
-            if server is None:
-                server = 0
+            server = self._servers.choose((), now) or 0
         fetch.tried.append(server)
         self._ask(fetch, server, now, stream=False)
 

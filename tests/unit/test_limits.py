@@ -1,0 +1,65 @@
+"""A pod's share."""
+
+from __future__ import annotations
+
+import pytest
+
+from dnsguard.core.limits import CONNECTIONS, IN_FLIGHT, NAMES, QUERIES, Limits, Share
+from dnsguard.core.model import Name
+
+SMALL = Limits(queries_per_second=10, burst=20, in_flight=2, connections=1, names_per_minute=2)
+
+
+@pytest.fixture
+def share() -> Share:
+    return Share(SMALL, 0.0)
+
+
+def allowed(share: Share, now: float, asked: int) -> int:
+    return sum(share.query(now) is None for _ in range(asked))
+
+
+def test_a_burst_is_let_through_and_then_the_rate(share: Share) -> None:
+    assert allowed(share, 0.0, 100) == 20
+    assert allowed(share, 1.0, 100) == 10
+    assert allowed(share, 1.05, 100) == 0
+
+
+def test_a_long_silence_saves_up_no_more_than_the_burst(share: Share) -> None:
+    assert allowed(share, 1000.0, 100) == 20
+
+
+def test_nine_refusals_are_due_for_each_query_let_through(share: Share) -> None:
+    allowed(share, 0.0, 20)
+
+    assert sum(share.refusal(0.0) for _ in range(300)) == 180
+    assert sum(share.refusal(1.0) for _ in range(300)) == 90
+
+
+def test_a_refused_query_takes_nothing_from_the_next(share: Share) -> None:
+    allowed(share, 0.0, 20)
+    for _ in range(100):
+        assert share.query(0.01) == QUERIES
+        share.refusal(0.01)
+
+    assert share.query(0.2) is None
+
+
+def test_queries_in_flight_are_counted_by_their_owner(share: Share) -> None:
+    share.in_flight = 2
+
+    assert share.query(0.0) == IN_FLIGHT
+
+
+def test_a_name_counts_once_a_minute(share: Share) -> None:
+    a, b, c = (Name(bytes([1, letter, 0])) for letter in b"abc")
+
+    assert [share.name(name, 0.0) for name in (a, a, b, b, c, a)] == [None, None, None, None, NAMES, None]
+    assert share.name(c, 60.0) is None
+
+
+def test_a_connection_given_back_is_free(share: Share) -> None:
+    first, second = share.connection(), share.connection()
+    share.disconnection()
+
+    assert (first, second, share.connection()) == (None, CONNECTIONS, None)
