@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from dnsguard.demo.stage import LONGEST_LEASE, SITES, Stage
+from dnsguard.demo.stage import LEASE, SITES, Stage
 from dnsguard.demo.world import ECHO_PORT
 
 CURL: Final = ("curl", "-sS", "-m", "2")
@@ -141,10 +141,10 @@ def leases_end(pod: str) -> Act:
 
     def play(stage: Stage) -> str:
         begin = time.monotonic()
-        ended = stage.interrupts.until(lambda: not stage.leases(pod), LONGEST_LEASE + 5)
+        ended = stage.interrupts.until(lambda: not stage.leases(pod), LEASE + 5)
         return f"{'ended' if ended else 'not ended'} after {time.monotonic() - begin:.1f} s"
 
-    expects = f"all ended within {LONGEST_LEASE:g} s: the TTL and a second of grace"
+    expects = f"all ended within {LEASE:g} s: the TTL and a second of grace"
     return Act(f"wait until {pod} has no leases", expects, r"^ended", play)
 
 

@@ -43,8 +43,8 @@ SITES: Final = {
 RESOLVER: Final = "10.96.0.10"
 """In the pods' resolv.conf. Nothing has this address, so whoever answers intercepted the query."""
 TTL: Final = 5
-LONGEST_LEASE: Final[Seconds] = TTL + 1
-"""The TTL and the grace of the configuration below."""
+LEASE: Final[Seconds] = 6
+"""How long an answer opens its addresses: the TTL, which is also the floor, and the grace of the configuration."""
 
 READY_SECONDS: Final[Seconds] = 20
 CLIENT_SECONDS: Final[Seconds] = 30
@@ -59,7 +59,7 @@ kind: Configuration
 allowlist: {folder}/allowlist.yaml
 pods: {{interfaces: ["veth-*"]}}
 upstreams: [{upstream}]
-ttl: {{floor: 2s, grace: 1s}}               # short, so that a lease can be seen to end
+ttl: {{floor: 5s, grace: 1s}}       # short, so that a lease can be seen to end
 dns: {{prefetch: false}}
 enforcement: {{ebpf: Off}}
 log: {{format: text, queries: All}}
@@ -93,7 +93,8 @@ class Conversation:
             readable, _, _ = select.select([self._process.stdout], [], [], ECHO_SECONDS)
         if not readable:
             return f"no echo within {ECHO_SECONDS:g} s"
-        return f"echo: {self._process.stdout.readline().strip()}"
+        echo = self._process.stdout.readline()
+        return f"echo: {echo.strip()}" if echo else "the connection has ended"
 
 
 class Stage:
