@@ -249,7 +249,7 @@ class Service:
         seen, self._seen = self._seen, {}
         assert self._store is not None
         await engine.changes.begin(
-            seen, self._store, lambda now: restore(engine.pods, engine.leases, held, running, now)
+            seen, self._store, lambda now: restore(engine.pods, engine.leases, held, running, now), running
         )
 
     def _listen(self, sockets: ListenSockets) -> None:

@@ -45,8 +45,8 @@ ALLOWLIST = {
         B: {"name": "shop/b", "policies": ["mail"]},
     },
 }
-PATIENCE = 0.6
-"""Seconds after which a SYN or a query without a reply counts as dropped: before the first retransmission."""
+PATIENCE = 0.8
+"""Seconds after which a SYN without a reply counts as dropped: before it is sent again."""
 
 
 @dataclass
@@ -141,8 +141,15 @@ class Flow:
 
     socket: socket.socket
 
-    def alive(self, patience: float = PATIENCE) -> bool:
-        """Whether what is sent comes back within that time."""
+    def alive(self) -> bool:
+        """Whether what is sent comes back."""
+        return self._echoes(3.0)
+
+    def dead(self) -> bool:
+        """Whether what is sent does not come back."""
+        return not self._echoes(0.6)
+
+    def _echoes(self, patience: float) -> bool:
         self.socket.settimeout(patience)
         try:
             self.socket.sendall(b"x")

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.node.daemon import wait_for
-from tests.node.scene import ALLOWLIST, DB, MAIL, OTHER, A, B, Scene, playing, rcode
+from tests.node.scene import ALLOWLIST, DB, MAIL, OTHER, PORT, A, B, Scene, playing, rcode
 
 pytestmark = pytest.mark.node
 
@@ -34,9 +34,10 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         yield scene
 
 
-def without(name: str) -> dict[str, object]:
-    """The allowlist in which shop/a may no longer have db.example.com, but other.example.com."""
-    web = {"egress": [{"to": [{"domainNames": [name]}]}]}
+def allowing(name: str, *ports: int) -> dict[str, object]:
+    """The allowlist with this name instead of db.example.com for shop/a, on these TCP ports, or all."""
+    rule = {"to": [{"domainNames": [name]}], "ports": [{"protocol": "TCP", "port": port} for port in ports]}
+    web = {"egress": [rule if ports else {"to": rule["to"]}]}
     return {**ALLOWLIST, "policies": {**ALLOWLIST["policies"], "web": web}}
 
 
@@ -52,7 +53,7 @@ def test_a_start_with_a_broken_allowlist_says_where_and_changes_nothing(scene: S
 
     assert process.wait(10) == 1
     said = scene.daemon.log.read_text()[before:]
-    assert f"{scene.daemon.folder}/allowlist.yaml:3:7: error: " in said
+    assert f"{scene.daemon.folder}/allowlist.yaml:3:8: error: " in said
     assert "Traceback" not in said
 
 
@@ -134,15 +135,14 @@ def test_after_a_restart_what_was_resolved_before_is_open_and_open_flows_go_on(
         assert not scene.opens(scene.b, DB)
 
 
-@ENDS
-def test_a_thousand_leases_are_all_there_after_a_restart(scene: Scene, end: signal.Signals) -> None:
+def test_a_thousand_leases_are_all_there_after_a_crash(scene: Scene) -> None:
     places = [f"198.19.{n // 250}.{n % 250}" for n in range(1000)]
     for number in range(0, 1000, 20):
         scene.zone.put(f"n{number}.fresh.example.com", "A", *places[number : number + 20])
         scene.resolve(scene.a, f"n{number}.fresh.example.com", stream=True)
     held = scene.elements(A)
 
-    scene.daemon.stop(end)
+    scene.daemon.stop(signal.SIGKILL)
     scene.daemon.start()
 
     assert sorted(held) == sorted(places)
@@ -165,22 +165,45 @@ def test_a_restored_lease_is_extended_by_a_new_answer(scene: Scene) -> None:
 
 
 @ENDS
+@pytest.mark.parametrize("ports", [(), (PORT,)], ids=["other ports", "the same ports"])
 def test_a_policy_that_changed_while_it_was_down_is_applied_before_it_is_ready(
-    scene: Scene, end: signal.Signals
+    scene: Scene, end: signal.Signals, ports: tuple[int, ...]
 ) -> None:
     scene.resolve(scene.a, "db.example.com")
     scene.resolve(scene.b, "mail.example.com")
-    with scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
+    with (
+        scene.connect(scene.a, DB) or pytest.fail("closed") as flow,
+        scene.connect(scene.b, MAIL) or pytest.fail("closed") as another,
+    ):
         scene.daemon.stop(end)
-        scene.daemon.write("allowlist.yaml", "Allowlist", without("other.example.com"))
+        scene.daemon.write("allowlist.yaml", "Allowlist", allowing("other.example.com", *ports))
 
         scene.daemon.start()
 
         assert scene.elements(A) == {}
         assert not scene.opens(scene.a, DB)
-        assert scene.opens(scene.b, MAIL)
+        assert flow.dead()
         assert rcode(scene.ask(scene.a, "db.example.com")) == "NXDOMAIN"
-        assert not flow.alive()
+        assert scene.opens(scene.b, MAIL)
+        assert another.alive()
+
+
+@pytest.mark.parametrize("ports", [(), (PORT,)], ids=["other ports", "the same ports"])
+def test_a_reload_after_a_restart_closes_what_the_process_before_had_opened(
+    scene: Scene, ports: tuple[int, ...]
+) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    with scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
+        scene.daemon.stop()
+        scene.daemon.start()
+        before = scene.opens(scene.a, DB)
+
+        scene.daemon.reload(allowing("other.example.com", *ports))
+
+        assert before
+        assert scene.elements(A) == {}
+        assert not scene.opens(scene.a, DB)
+        assert flow.dead()
 
 
 def test_a_pod_that_was_replaced_while_it_was_down_inherits_nothing(scene: Scene) -> None:

@@ -194,8 +194,15 @@ def test_sixty_four_rules_compile_and_one_more_is_an_error_that_names_the_polici
 # ---- names
 
 
-def test_equal_content_gives_equal_programs_whatever_the_domain_names() -> None:
-    assert program(domain("a.test", tcp(443))) == program(domain("b.test", tcp(443)))
+def test_equal_content_gives_equal_programs() -> None:
+    assert program(domain("a.test", tcp(443))) == program(domain("a.test", tcp(443)))
+
+
+def test_other_domain_names_give_the_same_rules_under_another_name() -> None:
+    """What a kernel does is the same, but leases of the one are not justified by the other."""
+    one, another = program(domain("a.test", tcp(443))), program(domain("b.test", tcp(443)))
+    assert one.rules == another.rules
+    assert one.name != another.name
 
 
 def test_a_name_is_short_and_safe_for_a_kernel() -> None:

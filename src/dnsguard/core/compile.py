@@ -13,13 +13,16 @@ from hashlib import sha256
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import takewhile
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from dnsguard.core.errors import PolicyError
 from dnsguard.core.model import (
     Action,
     Address,
+    DomainPeer,
     Network,
     Packet,
+    Pattern,
     PortRange,
     Ports,
     Program,
@@ -49,8 +52,21 @@ class Decision(NamedTuple):
 def compile_program(policy: EffectivePolicy) -> Program:
     """The program of these rules. Equal programs have equal names, in every process.
 
+    The domain names that a rule accepts are no part of what a kernel does with it, and are part of the name: a process
+    that finds its predecessor's leases knows of a program of the same name that the same names justified them.
     Raises PolicyError, with the policies' names, when more than 64 rules are left after merging.
     """
+    program = _compiled.get(policy)
+    if program is None:
+        program = _compiled[policy] = _compile(policy)
+    return program
+
+
+# Pods share policies, and a policy may have 100,000 names to put into the program's name (34 ms).
+_compiled: WeakKeyDictionary[EffectivePolicy, Program] = WeakKeyDictionary()
+
+
+def _compile(policy: EffectivePolicy) -> Program:
     merged: list[_Merging] = []
     for rule in policy.rules:
         _merge(merged, rule)
@@ -60,7 +76,7 @@ def compile_program(policy: EffectivePolicy) -> Program:
             f"at most {MOST_RULES} are possible: give more rules the same ports"
         )
     rules = tuple(rule.finished() for rule in merged)
-    return Program(_content_name(rules, policy.default), rules, policy.default)
+    return Program(_content_name(rules, policy), rules, policy.default)
 
 
 @dataclass(slots=True)
@@ -116,14 +132,25 @@ def _collapsed(networks: Sequence[Network]) -> tuple[Network, ...]:
     )
 
 
-def _content_name(rules: tuple[ProgramRule, ...], default: Action) -> str:
-    content = [str(default)]
+def _content_name(rules: tuple[ProgramRule, ...], policy: EffectivePolicy) -> str:
+    content = [
+        str(policy.default),
+        *(_named(rule.scope.name, peer) for rule in policy.rules for peer in rule.rule.domains),
+    ]
     for rule in rules:
         ports = ",".join(f"{p.protocol:d}:{p.first}-{p.last}" for p in rule.ports)
         scope = rule.scope.name if rule.scope else "-"
         networks = " ".join(map(str, rule.networks))
         content.append(f"{rule.tier:d}|{rule.action}|{ports}|{scope}|{networks}|{rule.label}")
     return f"p_{sha256(chr(10).join(content).encode()).hexdigest()[:12]}"
+
+
+def _named(scope: str, peer: DomainPeer) -> str:
+    return f"{scope}|{_patterns(peer.patterns)}|{_patterns(peer.excepts)}"
+
+
+def _patterns(patterns: tuple[Pattern, ...]) -> str:
+    return " ".join([("*." if pattern.wildcard else "") + pattern.name.hex() for pattern in patterns])
 
 
 # ---- deciding

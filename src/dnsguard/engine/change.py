@@ -197,12 +197,25 @@ class Changes:
 
     # ---- pods
 
-    async def begin(self, seen: Seen, lookup: Lookup, restore: Callable[[Seconds], list[Element]]) -> None:
+    async def begin(
+        self,
+        seen: Seen,
+        lookup: Lookup,
+        restore: Callable[[Seconds], list[Element]] = lambda now: [],
+        running: Mapping[Pair, str] | None = None,
+    ) -> None:
         """The first change of a process: all pods at once. `restore` takes up the leases that the kernel still holds,
-        once the pods are known, and names the elements that must go."""
+        once the pods are known, and names the elements that must go. `running` is what the kernel ran for whom: open
+        flows are judged where that is another program now, and forgotten where it is another pod."""
         self._lookup = lookup
         self.generation = 1
+        before = running or {}
         await self.links(seen, restore)
+        now = self._pods.pairs()
+        self._unforgotten |= {pair[1] for pair in before if pair not in now and pair not in self._excluded}
+        changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program}
+        await self._judge([pod for pod in self._pods if not changed.isdisjoint(pod.addresses)])
+        await self._forget()
 
     async def links(self, seen: Seen, restore: Callable[[Seconds], list[Element]] = lambda now: []) -> None:
         """Pods came, went, or have other addresses now."""
