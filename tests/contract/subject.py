@@ -1,14 +1,14 @@
 """What the contract suite needs of an enforcer under test, and the first such subject: the one in memory.
 
 To add a subject: write a class with these members, an async context manager that makes one with nothing applied and
-cleans up after it, and put it into `SUBJECTS` in conftest.py.
+cleans up after it (a `Maker`), and put it into `SUBJECTS` in conftest.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from dnsguard.core.model import Action, Flow, LinkIndex, Packet
@@ -45,17 +45,25 @@ class Settled:
 
 
 class Subject(Protocol):
-    """An enforcer, its acknowledgements, two pods, and a way to send packets from them."""
+    """An enforcer, its acknowledgements, two pods, and a way to send packets from them.
+
+    `crowd` are more pods, the two among them; `capacity` is the number of elements that one lease set can hold.
+    """
 
     enforcer: Enforcer
     settled: Settled
     places: tuple[Place, Place]
+    crowd: tuple[Place, ...]
+    capacity: int
 
     async def decide(self, packet: Packet, link: LinkIndex | None = None) -> bool:
         """Send the first packet of a new flow into `link` (else into the link of its source): did it pass?
 
         For TCP that is a SYN. The peer need not answer; the flow's source port is new each time.
         """
+
+    async def decide_all(self, packets: Sequence[Packet]) -> list[bool]:
+        """`decide` for each of many packets, all sent before anything else happens."""
 
     async def begin(self, flow: Flow) -> bool:
         """Send this flow's first packet and, when it passed, a reply to it: is the flow open now?"""
@@ -66,23 +74,42 @@ class Subject(Protocol):
     async def elapse(self, seconds: float) -> None:
         """Let time pass."""
 
+    def hindered(self) -> AbstractContextManager[None]:
+        """While this lasts, something else keeps the enforcer's writes waiting again and again."""
+
+
+class Maker(Protocol):
+    """`small`: with as little capacity as it can be made with."""
+
+    def __call__(self, *, small: bool = False) -> AbstractAsyncContextManager[Subject]: ...
+
+
+def crowd(first: LinkIndex, second: LinkIndex) -> tuple[Place, ...]:
+    """Four pods, two behind each link."""
+    return tuple(
+        Place(link, address(f"10.244.0.{number}"), address(f"fd00:10:244::{number}"))
+        for number, link in enumerate((first, second, first, second), start=5)
+    )
+
 
 class MemorySubject:
     """The enforcer in memory on a clock that only `elapse` moves."""
 
-    places = (
-        Place(LinkIndex(11), address("10.244.0.5"), address("fd00:10:244::5")),
-        Place(LinkIndex(12), address("10.244.0.6"), address("fd00:10:244::6")),
-    )
+    crowd = crowd(LinkIndex(11), LinkIndex(12))
+    places = crowd[0], crowd[1]
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = 5000) -> None:
         self.time = 1000.0
         self.settled = Settled()
-        self.memory = MemoryEnforcer(self.settled, lambda: self.time)
+        self.capacity = capacity
+        self.memory = MemoryEnforcer(self.settled, lambda: self.time, capacity=capacity)
         self.enforcer: Enforcer = self.memory
 
     async def decide(self, packet: Packet, link: LinkIndex | None = None) -> bool:
         return self.memory.decide(packet, link).action is Action.ACCEPT
+
+    async def decide_all(self, packets: Sequence[Packet]) -> list[bool]:
+        return [self.memory.decide(packet).action is Action.ACCEPT for packet in packets]
 
     async def begin(self, flow: Flow) -> bool:
         packet = Packet(flow.pod, flow.peer, flow.protocol, flow.peer_port)
@@ -95,6 +122,24 @@ class MemorySubject:
         self.time += seconds
 
 
+    @contextmanager
+    def hindered(self) -> Iterator[None]:
+        """Each call is settled by a later turn of the event loop."""
+        loop = asyncio.get_running_loop()
+
+        def turn() -> None:
+            self.memory.release()
+            self.memory.hold()
+            self._next = loop.call_soon(turn)
+
+        turn()
+        try:
+            yield
+        finally:
+            self._next.cancel()
+            self.memory.release()
+
+
 @asynccontextmanager
-async def memory() -> AsyncIterator[Subject]:
-    yield MemorySubject()
+async def memory(*, small: bool = False) -> AsyncIterator[Subject]:
+    yield MemorySubject(64) if small else MemorySubject()

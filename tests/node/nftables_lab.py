@@ -16,7 +16,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -30,6 +30,8 @@ GATEWAY = "169.254.1.1"
 LISTEN_PORT = 15353
 TCP, UDP, SYN, ACK, RST, SYN_ACK = 6, 17, 2, 16, 4, 18
 _ALL_PROTOCOLS = 3
+_AT_ONCE = 100
+"""Frames that fit a socket's receive buffer with room to spare."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -182,17 +184,36 @@ class Lab:
     def send(self, packet: bytes, start: str | None = None) -> None:
         """Put a packet on the link, and return when the node has done with it."""
         port = self.frames[start or self.pod]
+        _drain(port)
+        with _on_one_cpu():
+            port.send(self._frame(packet, start))
+            self._done_with(start)
+
+    def arriving(self, packets: Sequence[tuple[str, bytes]]) -> list[bool]:
+        """Send many (namespace, IP packet), one right behind the other: which of them reach the world? Each must
+        have a nonce of its own as payload."""
+        seen: set[bytes] = set()
+        starts = {start for start, _ in packets}
+        for end in (*starts, self.world):
+            _drain(self.frames[end])
+        with _on_one_cpu():
+            for begin in range(0, len(packets), _AT_ONCE):
+                for start, packet in packets[begin : begin + _AT_ONCE]:
+                    self.frames[start].send(self._frame(packet, start))
+                for start in starts:
+                    self._done_with(start)
+                seen.update(frame.rstrip(b"\0")[-8:] for frame in _waiting(self.frames[self.world]))
+        return [packet[-8:] in seen for _, packet in packets]
+
+    def _frame(self, packet: bytes, start: str | None) -> bytes:
         source, target = (WORLD_MAC, UPLINK_MAC) if start == self.world else (POD_MAC, NODE_MAC)
-        kind = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, {min(before)})  # on one CPU, packets keep their order
-        try:
-            _drain(port)
-            port.send(target + source + kind + packet)
-            port.send(_arp_request(source))
-            _await_arp(port)
-        finally:
-            os.sched_setaffinity(0, before)
+        return target + source + (b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd") + packet
+
+    def _done_with(self, start: str | None) -> None:
+        """Return when the node has done with what was sent from there."""
+        port = self.frames[start or self.pod]
+        port.send(_arp_request(WORLD_MAC if start == self.world else POD_MAC))
+        _await_arp(port)
 
     def nonce(self) -> bytes:
         return b"\xa5" + struct.pack(">IH", os.getpid(), next(self._nonces) & 0xFFFF) + b"\x5a"
@@ -212,10 +233,27 @@ class Lab:
             self._stack.close()
 
 
+@contextmanager
+def _on_one_cpu() -> Iterator[None]:
+    """There, packets keep their order."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _drain(port: socket.socket) -> None:
+    for _ in _waiting(port):
+        pass
+
+
+def _waiting(port: socket.socket) -> Iterator[bytes]:
+    """The frames that have arrived."""
     with suppress(BlockingIOError):
         while True:
-            port.recv(65536)
+            yield port.recv(65536)
 
 
 def _arp_request(source: bytes) -> bytes:
@@ -272,12 +310,19 @@ def transport(packet: Packet, port: int, payload: bytes) -> bytes:
     return payload
 
 
+def _remainder(octet: int) -> int:
+    for _ in range(8):
+        octet = octet >> 1 ^ (0x82F63B78 if octet & 1 else 0)
+    return octet
+
+
+_REMAINDERS = tuple(map(_remainder, range(256)))
+
+
 def crc32c(data: bytes) -> int:
     value = 0xFFFFFFFF
     for octet in data:
-        value ^= octet
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        value = value >> 8 ^ _REMAINDERS[(value ^ octet) & 0xFF]
     return value ^ 0xFFFFFFFF
 
 

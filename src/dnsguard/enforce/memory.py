@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from dnsguard.core.compile import MOST_RULES, Decision, decide
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Address, Flow, LinkIndex, Packet, Program, Seconds
+from dnsguard.enforce.writes import refuse_faults
 from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
 
 CUT_SILENCE: Seconds = 600.0
@@ -116,13 +117,13 @@ class MemoryEnforcer:
 
     def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
         """A write in a scope that no applied program carries is refused: there would be no set for it."""
-        _check(writes)
+        refuse_faults(writes)
         writes = tuple(writes)
         self.calls.append(("arm", ticket, writes))
         self._queue(lambda: self._do_arm(ticket, writes), arming=True)
 
     def apply(self, desired: Desired, add: Sequence[Write] = (), remove: Collection[Element] = ()) -> Awaitable[None]:
-        _check(add)
+        refuse_faults(add)
         add, remove = tuple(add), tuple(remove)
         self.calls.append(("apply", desired, add, remove))
         return self._later(lambda: self._do_apply(desired, add, remove))
@@ -301,12 +302,3 @@ class MemoryEnforcer:
     @staticmethod
     def _has(pairs: Iterable[tuple[LinkIndex, Address]], source: Address, link: LinkIndex | None) -> bool:
         return any(address == source and link in (None, at) for at, address in pairs)
-
-
-def _check(writes: Iterable[Write]) -> None:
-    """Faults of the caller, which a kernel would answer with a permanent element or a lost batch."""
-    for write in writes:
-        if write.timeout_ms <= 0:
-            raise ValueError(f"{write}: without a timeout the element would be permanent")
-        if len(write.key) not in (8, 32):
-            raise ValueError(f"{write}: a key is two IPv4 or two IPv6 addresses")

@@ -19,6 +19,7 @@ from dnsguard.enforce.nftables.session import Session, delete_table
 from dnsguard.enforce.nftables.table import Table
 from dnsguard.enforce.nftables.watch import OnDamage, Watch
 from dnsguard.enforce.writer import Writer
+from dnsguard.enforce.writes import refuse_faults
 from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
 
 
@@ -83,11 +84,13 @@ class NftEnforcer:
         return self._table.arm(writes)
 
     def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
+        refuse_faults(writes)
         self._writer.arm(ticket, writes)
 
     def apply(self, desired: Desired, add: Sequence[Write] = (), remove: Collection[Element] = ()) -> Awaitable[None]:
         asked = Desired(desired.programs, dict(desired.pairs), desired.excluded)  # the caller may go on changing it
         added, removed = tuple(add), tuple(remove)
+        refuse_faults(added)
         return self._writer.do(lambda: self._table.apply(asked, added, removed))
 
     def cut(self, flows: Collection[Flow]) -> Awaitable[None]:
