@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -244,6 +245,37 @@ async def test_confirming_after_the_end_is_an_error_that_says_so(lab: Lab) -> No
 
 
 @on_uvloop
+async def test_the_end_comes_at_once_closes_every_socket_and_fails_the_calls_that_wait(lab: Lab) -> None:
+    async def wait_for_ever() -> None:
+        await asyncio.Event().wait()
+
+    async with following(lab) as node:
+        begun, waiting = node.watch.call(wait_for_ever), node.watch.call(wait_for_ever)
+        started = time.monotonic()
+    assert time.monotonic() - started < 1
+    assert [one.fileno() for one in node.sockets] == [-1, -1]
+    for call in (begun, waiting):
+        with pytest.raises(KernelError, match="no longer followed"):
+            call.result(0)
+
+
+@on_uvloop
+async def test_a_kernel_that_does_not_answer_fails_the_request_but_not_the_next(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = lab.pod("a", "10.244.0.5")
+    monkeypatch.setattr("dnsguard.node.watch.TIMEOUT_SECONDS", 0.1)
+    async with following(lab) as node:
+
+        async def unanswered() -> None:
+            await node.watch.ask(lambda kernel: asyncio.Event().wait())
+
+        with pytest.raises(KernelError, match="does not answer"):
+            await asyncio.wrap_future(node.watch.call(unanswered))
+        assert await node.links.confirm(*packed("10.244.0.5"), link_index(lab, pod))
+
+
+@on_uvloop
 async def test_links_that_come_and_go_leave_nothing_behind(lab: Lab) -> None:
     lab.pod("a", "10.244.0.5")
     async with following(lab) as node:
@@ -272,8 +304,8 @@ async def test_when_notifications_were_lost_everything_is_read_again(lab: Lab) -
         lab.pod("a", "10.244.0.5")
         await until(lambda: len(node.pods) == 51)
         assert node.pods["veth-a"] == packed("10.244.0.5")
-        assert len([one for one in node.sockets if one.fileno() >= 0]) == 1
-    assert len(node.sockets) > 1, "nothing was lost, so nothing was tested"
+        assert len([one for one in node.sockets if one.fileno() >= 0]) == 2, "one that hears and one that asks"
+    assert len(node.sockets) > 2, "nothing was lost, so nothing was tested"
 
 
 @on_uvloop

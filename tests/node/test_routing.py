@@ -168,9 +168,13 @@ async def test_a_change_that_the_kernel_refuses_says_why(lab: Lab) -> None:
 @on_uvloop
 async def test_without_the_capability_it_is_named(lab: Lab) -> None:
     node = Node(lab, ROUTE)
+
+    async def give_up_rights() -> None:
+        without_net_admin()
+
     await node.watch.start()
     try:
-        node.watch.call(without_net_admin).result(3)
+        node.watch.call(give_up_rights).result(3)
         with pytest.raises(MissingFeatureError, match="CAP_NET_ADMIN"):
             await node.interception.install()
     finally:

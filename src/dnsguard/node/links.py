@@ -13,19 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from dnsguard.core.model import Address, LinkIndex
-from dnsguard.node.rtnetlink import (
-    UNICAST,
-    Flag,
-    Link,
-    LinkAddress,
-    Message,
-    Route,
-    Type,
-    lookup_body,
-    read_address,
-    read_link,
-    read_route,
-)
+from dnsguard.node.rtnetlink import UNICAST, Change, Link, LinkAddress, Route, lookup
 from dnsguard.node.watch import Watch
 
 K = TypeVar("K")
@@ -83,29 +71,23 @@ class Links:
             known.clear()
         self._touched.update(self._told)
 
-    def apply(self, message: Message) -> None:
-        match message.type:
-            case Type.NEW_LINK:
-                if link := read_link(message.payload):
-                    self._link_is(link)
-            case Type.DEL_LINK:
-                if link := read_link(message.payload):
-                    self._link_went(link)
-            case Type.NEW_ADDRESS:
-                if own := read_address(message.payload):
-                    self._own.add(own)
-            case Type.DEL_ADDRESS:
-                if own := read_address(message.payload):
-                    self._own.discard(own)
-                    self._forget_sourced(own.address)
-            case Type.NEW_ROUTE:
-                if route := read_route(message.payload):
-                    self._route_is(route, replaces=bool(message.flags & Flag.REPLACE))
-            case Type.DEL_ROUTE:
-                if route := read_route(message.payload):
-                    self._forget(route)
+    def apply(self, change: Change) -> None:
+        match change:
+            case Change(Link() as link, there=True):
+                self._link_is(link)
+            case Change(Link() as link):
+                self._link_went(link)
+            case Change(LinkAddress() as own, there=True):
+                self._own.add(own)
+            case Change(LinkAddress() as own):
+                self._own.discard(own)
+                self._forget_sourced(own.address)
+            case Change(Route() as route, there=True, replaces=replaces):
+                self._route_is(route, replaces=replaces)
+            case Change(Route() as route):
+                self._forget(route)
 
-    def settle(self) -> None:
+    async def settle(self) -> None:
         for index in self._touched:
             self._tell(index)
         self._touched.clear()
@@ -198,13 +180,12 @@ class Links:
         text = f"{prefix} is routed to pod link {self._name(route.link)}: only routes to single addresses make pods"
         self._watch.post(self._on_problem, text)
 
-    def _is_routed(self, address: Address, link: LinkIndex) -> bool:
+    async def _is_routed(self, address: Address, link: LinkIndex) -> bool:
         try:
-            answer = self._watch.ask(Type.GET_ROUTE, 0, lookup_body(address))
+            found = await self._watch.ask(lambda kernel: lookup(kernel, address))
         except OSError:
             return False
-        route = read_route(answer.payload) if answer is not None else None
-        return route is not None and (route.type, route.link, route.length) == (UNICAST, link, 8 * len(address))
+        return found is not None and (found.type, found.link, found.length) == (UNICAST, link, 8 * len(address))
 
 
 def _is_local_matter(route: Route) -> bool:

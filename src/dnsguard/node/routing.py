@@ -17,20 +17,7 @@ from pathlib import Path
 
 from dnsguard.core.errors import KernelError, MissingFeatureError
 from dnsguard.core.model import Address, LinkIndex
-from dnsguard.node.rtnetlink import (
-    LOCAL,
-    Flag,
-    Link,
-    Message,
-    PolicyRule,
-    Route,
-    Type,
-    read_link,
-    read_route,
-    read_rule,
-    route_body,
-    rule_body,
-)
+from dnsguard.node.rtnetlink import LOCAL, Change, Link, PolicyRule, Route
 from dnsguard.node.watch import Watch
 
 OUR_PROTOCOL = 153
@@ -91,25 +78,22 @@ class Interception:
         self._present.clear()
         self._others.clear()
 
-    def apply(self, message: Message) -> None:
-        match message.type:
-            case Type.NEW_RULE | Type.DEL_RULE:
-                if rule := read_rule(message.payload):
-                    self._rule(rule, message.type == Type.NEW_RULE)
-            case Type.NEW_ROUTE | Type.DEL_ROUTE:
-                route = read_route(message.payload)
-                if route is not None and (route.table == self._route.table or route.protocol == OUR_PROTOCOL):
-                    self._routed(route, message.type == Type.NEW_ROUTE, bool(message.flags & Flag.REPLACE))
-            case Type.NEW_LINK:
-                link = read_link(message.payload)
-                if link is not None and link.number == LOOPBACK:
-                    self._loopback(link)
+    def apply(self, change: Change) -> None:
+        match change.what:
+            case PolicyRule() as rule:
+                self._rule(rule, change.there)
+            case Route(table=table, protocol=protocol) as route if (
+                table == self._route.table or protocol == OUR_PROTOCOL
+            ):
+                self._routed(route, change.there, change.replaces)
+            case Link(number=number) as link if number == LOOPBACK and change.there:
+                self._loopback(link)
 
-    def settle(self) -> None:
+    async def settle(self) -> None:
         missing = [part for part in self._wanted if part not in self._present]
         if missing and self._loopback_up:
             for part in missing:
-                self._add(part)
+                await self._add(part)
             texts = ", ".join(map(_text, missing))
             self._watch.post(self._on_repair, f"put back: {texts}")
         if self._wanted:
@@ -146,19 +130,19 @@ class Interception:
 
     # -- changing the kernel --------------------------------------------------------------------------------------
 
-    def _install(self) -> None:
-        families = [family for family in (socket.AF_INET, socket.AF_INET6) if self._add_family(family)]
+    async def _install(self) -> None:
+        families = [family for family in (socket.AF_INET, socket.AF_INET6) if await self._add_family(family)]
         self._wanted = tuple(part for family in families for part in self._route.parts(family))
         for stale in [part for part in self._ours() if part not in self._wanted]:
-            self._delete(stale)
+            await self._delete(stale)
         self._complain()
 
-    def _add_family(self, family: int) -> bool:
+    async def _add_family(self, family: int) -> bool:
         """False when the kernel has no such family."""
         try:
             for part in self._route.parts(family):
                 if part not in self._present:
-                    self._add(part)
+                    await self._add(part)
         except OSError as error:
             if family == socket.AF_INET6 and error.errno in ABSENT:
                 return False
@@ -167,30 +151,30 @@ class Interception:
             raise KernelError(f"cannot add an ip rule or route ({error.strerror})") from error
         return True
 
-    def _remove(self) -> None:
+    async def _remove(self) -> None:
         self._wanted = ()
         for part in self._ours():
-            self._delete(part)
+            await self._delete(part)
 
     def _ours(self) -> list[Part]:
         """Rules first: a rule never leads to an empty table."""
         ours = [part for part in self._present if part.protocol == OUR_PROTOCOL]
         return sorted(ours, key=lambda part: isinstance(part, Route))
 
-    def _add(self, part: Part) -> None:
+    async def _add(self, part: Part) -> None:
         if isinstance(part, Route):
-            self._watch.ask(Type.NEW_ROUTE, Flag.ACK | Flag.CREATE | Flag.REPLACE, route_body(part))
+            await self._watch.ask(lambda kernel: kernel.route("replace", **part.fields))
         else:
             with contextlib.suppress(FileExistsError):  # its notification is on the way
-                self._watch.ask(Type.NEW_RULE, Flag.ACK | Flag.CREATE | Flag.EXCLUSIVE, rule_body(part))
+                await self._watch.ask(lambda kernel: kernel.rule("add", **part.fields))
         self._present.add(part)
 
-    def _delete(self, part: Part) -> None:
+    async def _delete(self, part: Part) -> None:
         try:
             if isinstance(part, Route):
-                self._watch.ask(Type.DEL_ROUTE, Flag.ACK, route_body(part))
+                await self._watch.ask(lambda kernel: kernel.route("del", **part.fields))
             else:
-                self._watch.ask(Type.DEL_RULE, Flag.ACK, rule_body(part))
+                await self._watch.ask(lambda kernel: kernel.rule("del", **part.fields))
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH):  # gone already
                 raise

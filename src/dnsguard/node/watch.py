@@ -1,7 +1,8 @@
 """A thread that follows the node's links, addresses, routes and rules, and asks and changes them on request.
 
 In a thread because the kernel answers such requests under one lock of its own, which tearing down other pods can hold
-for long. What the followers keep is only ever touched in this thread; they post results to the event loop.
+for long, and with an event loop of its own because pyroute2 knows asyncio's alone. What the followers keep is only
+ever touched in this thread; they post results to the daemon's event loop.
 """
 
 from __future__ import annotations
@@ -10,59 +11,56 @@ import asyncio
 import contextlib
 import errno
 import os
-import queue
-import select
 import socket
-import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
 from dnsguard.core.errors import KernelError
-from dnsguard.node.rtnetlink import GROUPS, Flag, Message, Type, dump, error_number, messages, request
+from dnsguard.node.rtnetlink import GROUPS, Change, Marshal, Message, read
 
 T = TypeVar("T")
 
 SO_RCVBUFFORCE = 33
 BUFFER = 8 << 20
 """Octets of notifications the kernel may hold for us: some 5,000 links coming at once."""
-DATAGRAM = 256 << 10
-"""The kernel's largest: a link with many virtual functions, or a part of a dump."""
-DUMPS = (Type.GET_LINK, Type.GET_ADDRESS, Type.GET_RULE, Type.GET_ROUTE)
-"""Links before what refers to them."""
-ROUND = 256
-"""Notifications taken before requests have their turn."""
+GATHER_SECONDS = 0.002
+"""What one program does at once is acted on at once."""
 ATTEMPTS = 10
 """A dump that a change interrupted is asked for again."""
 TIMEOUT_SECONDS = 5
 RETRY_SECONDS = 0.5
+WITHOUT_STATISTICS = 8
+"""RTEXT_FILTER_SKIP_STATS."""
 
 OpenSocket = Callable[[int], socket.socket]
 """Opens a route netlink socket that hears these multicast groups."""
 
 
 class Follower(Protocol):
-    """Learns from messages. Every method but `attach` is called in the watch's thread."""
+    """Learns from changes. Every method but `attach` is called in the watch's thread."""
 
     def attach(self, watch: Watch) -> None:
         """The watch that this follower belongs to, told before anything else."""
 
     def reset(self) -> None:
-        """Forget everything: messages that tell the whole state follow."""
+        """Forget everything: changes that tell the whole state follow."""
 
-    def apply(self, message: Message) -> None:
-        """Take in one message, which may repeat what is known."""
+    def apply(self, change: Change) -> None:
+        """Take in one change, which may repeat what is known."""
 
-    def settle(self) -> None:
-        """No more messages wait: act on what changed."""
+    async def settle(self) -> None:
+        """No more changes wait: act on them."""
 
 
 def open_socket(groups: int = 0) -> socket.socket:
     """A route netlink socket of the calling thread's network namespace."""
-    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    # Not settimeout: with it Python waits even where MSG_DONTWAIT forbids.
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("=qq", TIMEOUT_SECONDS, 0))
+    # SOCK_DGRAM, which means the same here: asyncio takes no SOCK_RAW.
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE)
     with contextlib.suppress(PermissionError):  # reading alone needs no privilege
         opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
     opened.bind((0, groups))
@@ -78,13 +76,14 @@ class Watch:
     def __init__(
         self, followers: Sequence[Follower], on_problem: Callable[[str], None], *, opener: OpenSocket = open_socket
     ) -> None:
-        self._followers, self._on_problem, self._open = followers, on_problem, opener
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._requests: socket.socket | None = None
-        self._notifications: socket.socket | None = None
-        self._sequence = 0
+        self._followers, self._on_problem, self._open_socket = followers, on_problem, opener
+        self._outside: asyncio.AbstractEventLoop | None = None
+        self._inside: asyncio.AbstractEventLoop | None = None
+        self._kernel: AsyncIPRoute | None = None
+        self._notifications: AsyncIPRoute | None = None
+        self._turn = asyncio.Lock()
+        self._first: Future[None] = Future()
+        self._first.set_running_or_notify_cancel()
         self._stopping = False
         self._stale = True
         self._thread = threading.Thread(target=self._run, name="netlink", daemon=True)
@@ -93,179 +92,158 @@ class Watch:
 
     async def start(self) -> None:
         """Returns when every follower has settled once and what they posted was called. Raises KernelError."""
-        self._loop = asyncio.get_running_loop()
-        first = self.call(self._resynchronize)
+        self._outside, self._inside = asyncio.get_running_loop(), asyncio.SelectorEventLoop()
         self._thread.start()
-        await asyncio.wrap_future(first)
+        await asyncio.wrap_future(self._first)
 
     def stop(self) -> None:
-        """End the thread and close its sockets. Calls that were not begun fail with KernelError."""
-        if self._stopping:
-            return
+        """End the thread and close its sockets. Calls that have not returned fail with KernelError."""
         self._stopping = True
-        if self._thread.ident is None:
-            self._end()
-            return
-        os.eventfd_write(self._wake, 1)
-        self._thread.join()
+        if self._inside is not None and self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):  # it ended by itself
+                # In two steps: calls that were just made begin first, so that they can tell of the end.
+                self._inside.call_soon_threadsafe(self._inside.call_soon, self._cancel)
+            self._thread.join()
 
-    def call(self, do: Callable[[], T]) -> Future[T]:
-        """Run `do` in the watch's thread."""
-        result: Future[T] = Future()
-
-        def run() -> None:
-            if not result.set_running_or_notify_cancel():
-                return
-            try:
-                if self._stopping:
-                    raise KernelError("links and routes are no longer followed")
-                result.set_result(do())
-            except BaseException as error:
-                result.set_exception(error)
-
-        if self._stopping:
-            run()
-        else:
-            self._calls.put(run)
-            os.eventfd_write(self._wake, 1)
-        return result
+    def call(self, do: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Run `do` in the watch's thread, where nothing else happens meanwhile but notifications."""
+        if self._inside is None or self._stopping:
+            failed: Future[T] = Future()
+            failed.set_exception(_ended())
+            return failed
+        return asyncio.run_coroutine_threadsafe(self._in_turn(do), self._inside)
 
     # -- in the thread, and what followers may call there ---------------------------------------------------------
 
     def post(self, do: Callable[..., object], *values: object) -> None:
         """Have `do(*values)` called in the event loop's thread; in the order of the posts."""
-        assert self._loop is not None
+        assert self._outside is not None
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody wants to know any more
-            self._loop.call_soon_threadsafe(do, *values)
+            self._outside.call_soon_threadsafe(do, *values)
 
-    def ask(self, kind: Type, flags: int, body: bytes) -> Message | None:
-        """One request and its reply (None when it was only acknowledged). Raises OSError with the kernel's errno."""
-        if self._requests is None:
-            self._requests = self._open(0)
-        self._sequence += 1
-        self._requests.send(request(kind, flags, self._sequence, body))
-        while True:
-            for message in messages(self._requests.recv(DATAGRAM)):
-                if message.sequence != self._sequence:
-                    continue
-                if message.type == Type.ERROR:
-                    _raise(error_number(message))
-                    return None
-                return message
+    async def ask(self, request: Callable[[AsyncIPRoute], Awaitable[T]]) -> T:
+        """What the kernel replies to `request`. Raises OSError with the kernel's errno, KernelError for no reply."""
+        if self._kernel is None:
+            self._kernel = self._open(0)
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                return await request(self._kernel)
+        except NetlinkError as error:
+            raise OSError(error.code, os.strerror(error.code)) from error
+        except TimeoutError as error:
+            self._kernel.close()  # a late reply would be kept for ever
+            self._kernel = None
+            raise KernelError("the kernel does not answer a request about its links and routes") from error
 
     def invalidate(self) -> None:
-        """What is known may be wrong: read everything again before the next `settle`."""
+        """What is known may be wrong: read everything again before the next `settle`. Called from `apply` alone."""
         self._stale = True
 
     def _run(self) -> None:
-        while not self._stopping:
-            try:
-                self._run_calls()
-                self._wait()
-                self._take_notifications()
-            except Exception as error:
-                self.post(self._on_problem, f"following links and routes: {error}; reading them again")
-                self._stale = True
-                select.select([self._wake], [], [], RETRY_SECONDS)
-        self._end()
+        inside = self._inside
+        assert inside is not None
+        with asyncio.Runner(loop_factory=lambda: inside) as runner, contextlib.suppress(asyncio.CancelledError):
+            runner.run(self._follow())
+        if not self._first.done():
+            self._first.set_exception(_ended())
 
-    def _end(self) -> None:
-        self._run_calls()
-        for one in (self._requests, self._notifications):
-            if one is not None:
-                one.close()
-        os.close(self._wake)
+    def _cancel(self) -> None:
+        for task in asyncio.all_tasks():
+            task.cancel()
 
-    def _wait(self) -> None:
-        if self._stale or self._notifications is None:
-            return
-        waiting = select.poll()
-        waiting.register(self._wake, select.POLLIN)
-        waiting.register(self._notifications, select.POLLIN)
-        waiting.poll()
+    async def _in_turn(self, do: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with self._turn:
+                return await do()
+        except asyncio.CancelledError:
+            if self._stopping:
+                raise _ended() from None
+            raise
 
-    def _run_calls(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-        while True:
-            try:
-                self._calls.get_nowait()()
-            except queue.Empty:
-                return
+    async def _follow(self) -> None:
+        try:
+            while True:
+                try:
+                    await self._keep_up()
+                except Exception as error:
+                    if not self._first.done():
+                        self._first.set_exception(error)
+                        return
+                    self.post(self._on_problem, f"following links and routes: {error}; reading them again")
+                    self._stale = True
+                    await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            for one in (self._kernel, self._notifications):
+                if one is not None:
+                    one.close()
 
-    def _take_notifications(self) -> None:
-        for _ in range(ROUND):
-            if self._stale or self._notifications is None:
-                break
-            try:
-                data = self._notifications.recv(DATAGRAM, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # that one: some were lost
-                    raise
-                self._stale = True
-            else:
-                self._apply(data)
-        if self._stale:
-            self._resynchronize()
-        else:
-            self._settle()
+    async def _keep_up(self) -> None:
+        """Everything at first and after a loss; else what is heard next and shortly after."""
+        if not self._stale:
+            await self._hear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(GATHER_SECONDS):
+                    while not self._stale:
+                        await self._hear()
+        async with self._turn:
+            await (self._resynchronize() if self._stale else self._settle())
 
-    def _resynchronize(self) -> None:
-        """A fresh socket and the whole state: dump and notifications come through one queue, so in their order."""
+    async def _hear(self) -> None:
+        """Take in one datagram of notifications, once there is one."""
+        assert self._notifications is not None
+        try:
+            async for message in self._notifications.get():
+                self._tell(message)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # that one: some were lost
+                raise
+            self._stale = True
+
+    async def _resynchronize(self) -> None:
+        """The whole state, asked for when notifications are heard already: what changes meanwhile is told after it."""
         for _ in range(ATTEMPTS):
-            self._reopen()
+            if self._notifications is not None:
+                self._notifications.close()
+                self._notifications = None
+            self._notifications = self._open(GROUPS)
+            self._stale = False
             for follower in self._followers:
                 follower.reset()
-            if all(self._dump(kind) for kind in DUMPS):
-                self._stale = False
-                self._settle()
-                if not self._stale:
-                    return
+            if await self.ask(self._read_all) and not self._stale:
+                await self._settle()
+                if not self._first.done():
+                    self._first.set_result(None)
+                return
+        self._stale = True
         raise KernelError(f"links and routes changed during each of {ATTEMPTS} attempts to read them")
 
-    def _reopen(self) -> None:
-        if self._notifications is not None:
-            self._notifications.close()
-            self._notifications = None
-        self._notifications = self._open(GROUPS)
-
-    def _dump(self, kind: Type) -> bool:
-        """True when the dump is whole."""
-        assert self._notifications is not None
-        self._sequence += 1
-        self._notifications.send(dump(kind, self._sequence))
-        while True:
-            try:
-                data = self._notifications.recv(DATAGRAM)
-            except BlockingIOError as error:
-                raise KernelError("the kernel does not answer a request for its links and routes") from error
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    return False
-                raise
-            for message in messages(data):
-                if message.sequence == self._sequence and message.type in (Type.DONE, Type.ERROR):
-                    _raise(error_number(message))
-                    return not message.flags & Flag.DUMP_INTERRUPTED
-                if message.flags & Flag.DUMP_INTERRUPTED:
-                    return False
+    async def _read_all(self, kernel: AsyncIPRoute) -> bool:
+        """True when it is whole. Links before what refers to them."""
+        kernel.marshal.incomplete = False
+        for dump in (
+            kernel.get_links(ext_mask=WITHOUT_STATISTICS),
+            kernel.get_addr(),
+            kernel.get_rules(),
+            kernel.get_routes(family=socket.AF_UNSPEC),
+        ):
+            async for message in await dump:
                 self._tell(message)
+        return not kernel.marshal.incomplete
 
-    def _apply(self, data: bytes) -> None:
-        for message in messages(data):
-            self._tell(message)
+    def _open(self, groups: int) -> AsyncIPRoute:
+        opened = AsyncIPRoute(use_socket=self._open_socket(groups))
+        opened.set_marshal(Marshal())
+        return opened
 
     def _tell(self, message: Message) -> None:
+        if change := read(message):
+            for follower in self._followers:
+                follower.apply(change)
+
+    async def _settle(self) -> None:
         for follower in self._followers:
-            follower.apply(message)
-
-    def _settle(self) -> None:
-        for follower in self._followers:
-            follower.settle()
+            await follower.settle()
 
 
-def _raise(number: int) -> None:
-    if number:
-        raise OSError(number, os.strerror(number))
+def _ended() -> KernelError:
+    return KernelError("links and routes are no longer followed")
