@@ -39,6 +39,11 @@ from dnsguard.engine.fetches import Fetches
 from dnsguard.engine.gate import PATIENCE, Exits, Gate
 from dnsguard.engine.state import Exchange, Fetch
 
+_META = int(Qtype.IXFR)
+"""Types from here on are questions about data, not data. A plain number: looking up an enum's member costs 0.05 us."""
+_NAMING = frozenset((int(Qtype.SVCB), int(Qtype.HTTPS)))
+"""Types whose records name targets, which are judged by the policy of the pod that asks."""
+
 STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
 
@@ -140,9 +145,9 @@ class Exchanges:
             return
         counters.verdicts["allowed"] += 1
         qtype = question.qtype
-        if qtype >= Qtype.IXFR and self._special(question, client, now):
+        if qtype >= _META and self._special(question, client, now):
             return
-        key: Hashable = question.key if qtype not in (Qtype.SVCB, Qtype.HTTPS) else (question.key, pod.policy)
+        key: Hashable = question.key if qtype not in _NAMING else (question.key, pod.policy)
         entry = self._cache.get(key)
         if entry is not None and entry.ends > now:
             exchange = self._begin(Exchange(question, client, pod, verdict, now))
@@ -398,7 +403,7 @@ class Exchanges:
             self._deny(verdict, question, pod, exchange.client, exchange.started)
             return False
         exchange.verdict = verdict
-        if before is not None and question.qtype in (Qtype.SVCB, Qtype.HTTPS):
+        if before is not None and question.qtype in _NAMING:
             # What it names was judged by the policy before.
             self._fetches.join(exchange, (question.key, pod.policy), now)
             return False
