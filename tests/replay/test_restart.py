@@ -16,10 +16,7 @@ POLICY = """
 policies: {p: {egress: [{to: [{domainNames: ["*.example.com"]}], ports: [{protocol: TCP, port: 443}]}]}}
 pods: {10.244.0.0/24: {policies: [p]}}
 """
-OTHER = """
-policies: {p: {egress: [{to: [{domainNames: ["*.example.com"]}], ports: [{protocol: TCP, port: 443}, {protocol: TCP, port: 80}]}]}}
-pods: {10.244.0.0/24: {policies: [p]}}
-"""
+OTHER = POLICY.replace("port: 443}", "port: 443}, {protocol: TCP, port: 80}")
 
 
 @pytest.fixture
