@@ -16,10 +16,7 @@ POLICY = """
 policies: {p: {egress: [{to: [{domainNames: ["*.example.com"]}], ports: [{protocol: TCP, port: 443}]}]}}
 pods: {10.244.0.0/24: {policies: [p]}}
 """
-OTHER = """
-policies: {p: {egress: [{to: [{domainNames: ["*.example.com"]}], ports: [{port: 443}, {port: 80}]}]}}
-pods: {10.244.0.0/24: {policies: [p]}}
-"""
+OTHER = POLICY.replace("port: 443}", "port: 443}, {protocol: TCP, port: 80}")
 
 
 @pytest.fixture
@@ -120,7 +117,29 @@ def test_an_element_that_one_address_lacks_is_written_before_the_next_answer(bef
 
     stage.ask("web", "a.example.com")
 
+    assert stage.passes("web", "192.0.2.1", 443)
     assert len(stage.enforcer.held()) == 2
+    finish(stage)
+
+
+def test_a_lease_lasts_for_an_answer_only_as_long_as_its_shortest_element(before: Stage) -> None:
+    short = Element("tcp_443", before.addresses["web"][1] + bytes([192, 0, 2, 1]))
+    before.enforcer._ends[short] = before.clock.now + 5
+
+    stage = restart(before)
+    stage.script("a.example.com", "A", Answer(respond("a.example.com. 5 A 192.0.2.1")))
+    stage.ask("web", "a.example.com")
+
+    assert {round(held.remaining_ms / 1000) for held in stage.enforcer.held()} == {50}
+    finish(stage)
+
+
+def test_what_another_program_left_open_is_removed_though_its_scope_is_the_same(before: Stage) -> None:
+    static = POLICY.replace("egress: [", "egress: [{to: [{ipBlock: {cidr: 198.51.100.0/24}}]}, ")
+
+    stage = restart(before, static)
+
+    assert stage.enforcer.held() == []
     finish(stage)
 
 

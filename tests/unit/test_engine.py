@@ -122,6 +122,18 @@ def test_cuts_beyond_a_pods_share_are_made_and_not_remembered(stage: Stage, monk
     assert remembered == 2
 
 
+def test_a_flow_that_is_let_on_again_is_no_longer_remembered(stage: Stage) -> None:
+    stage.ask("web", "a.example.com")
+    flow = stage.connect("web", "192.0.2.1", 443)
+    stage.reload(NONE)
+    stage.reload(ALL)
+
+    stage.ask("web", "a.example.com")
+
+    assert stage.flowing(flow)
+    assert not any(stage.engine.revocation.cuts.values())
+
+
 def test_a_minute_after_its_flow_has_ended_a_lease_is_forgotten(stage: Stage) -> None:
     stage.ask("web", "a.example.com")
     flow = stage.connect("web", "192.0.2.1", 443)

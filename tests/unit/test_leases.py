@@ -89,6 +89,31 @@ def test_a_refused_ticket_makes_the_next_answer_write_again() -> None:
     assert armed(leases, DB, ticket=4).writes
 
 
+def test_after_a_refused_write_a_shorter_answer_shortens_nothing() -> None:
+    leases = table()
+    armed(leases, DB, need=60.0, ticket=1)
+    extended = armed(leases, DB, now=50.0, need=60.0, ticket=2)
+    leases.refuse(extended.leases, 2)
+    again = armed(leases, DB, name=B, now=51.0, need=30.0, ticket=3)
+    assert again.writes == [Write("tcp_443", ME + DB, 69_000)]
+
+
+def test_a_shorter_answer_for_the_same_name_does_not_shorten_its_justification() -> None:
+    leases = table()
+    armed(leases, DB, need=600.0)
+    armed(leases, DB, need=30.0)
+    assert leases.rejustify(POD, only(A, "tcp_443"), 10.0, same_program=True).write == []
+
+
+def test_a_lease_refused_many_times_is_looked_at_once() -> None:
+    leases = table()
+    for ticket in range(1, 50):
+        leases.refuse(armed(leases, DB, now=float(ticket), ticket=ticket).leases, ticket)
+    assert sum(len(bucket) for bucket in leases._buckets.values()) == 1
+    leases.rejustify(POD, only(A, "tcp_443"), 60.0, same_program=True)
+    assert [lease.address for lease in leases.due(200.0)] == [DB]
+
+
 def test_the_pods_share_is_counted_before_the_kernel_is_asked() -> None:
     leases = table(Capacity(leases=1))
     armed(leases, DB)

@@ -226,11 +226,16 @@ class Leases:
                 if lease.written < need:
                     if not lease.bucket:
                         self._bucket(lease, until)
+                    lasts = timeout
                     lease.written = until
+                    if lease.until > until:
+                        # A write failed, so what the kernel holds may be longer: it must not become shorter.
+                        lease.written = lease.until
+                        lasts = int((lease.until - now) * 1000.0)
                     lease.ticket = ticket
                     leases.append(lease)
                     for source in table.v4 if len(address) == 4 else table.v6:
-                        writes.append(_write(Write, (label, source + address, timeout)))
+                        writes.append(_write(Write, (label, source + address, lasts)))
                 elif until > lease.written:
                     ends = lease.written
                 if lease.ticket > wait:
