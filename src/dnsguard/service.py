@@ -199,7 +199,11 @@ class Service:
         sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
         rooms.callback(sockets.close)
         self._enforcer = await NftEnforcer.create(
-            assembly.table_layout(settings), self._acknowledge, self._on_damage, self._on_denial
+            assembly.table_layout(settings),
+            self._acknowledge,
+            self._on_damage,
+            self._on_denial,
+            counters=self._counters,
         )
         rooms.push_async_callback(self._enforcer.close)
         self._conntrack = Conntrack()
