@@ -59,7 +59,8 @@ class NftEnforcer:
         where that is possible.
 
         `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
-        queued (await `repair` for its end). Commits are counted in `counters`, by the writer's thread. Raises KernelError, or MissingFeatureError without libnftables.
+        queued (await `repair` for its end). Commits are counted in `counters`, by the writer's thread. Raises
+        KernelError, or MissingFeatureError without libnftables.
         """
         enforcer = cls(layout, acknowledge, on_damage, counters or Counters())
         try:
