@@ -155,6 +155,7 @@ class Service:
         )
         self._counters = Counters()
         self._stop = asyncio.Event()
+        self._hung_up = asyncio.Event()
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
@@ -171,21 +172,23 @@ class Service:
         """Returns the exit code; errors of the start are raised as DnsguardError."""
         loop = asyncio.get_running_loop()
         self._log.outlet.attach(loop)
+        # First of all: a SIGHUP while a large allowlist is read asks for a reload, and must not end the process.
+        for number, event in (
+            (signal.SIGTERM, self._stop),
+            (signal.SIGINT, self._stop),
+            (signal.SIGHUP, self._hung_up),
+        ):
+            loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
         for missing in unbuilt_defaults(self._settings):
             feature, _, reason = missing.partition(" (")
             self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         try:
             async with contextlib.AsyncExitStack() as rooms:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    loop.add_signal_handler(number, self._stop.set)
                 # Not inside the task group, which would wrap the error of a start into a group.
                 background = await self._start(rooms)
                 async with asyncio.TaskGroup() as tasks:
                     owned = [tasks.create_task(work) for work in background]
-                    loop.add_signal_handler(
-                        signal.SIGHUP, lambda: owned.append(tasks.create_task(self._reload_on_signal()))
-                    )
                     await self._stop.wait()
                     await self._drain()
                     for task in owned:
@@ -207,7 +210,11 @@ class Service:
         sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
         rooms.callback(sockets.close)
         self._enforcer = await NftEnforcer.create(
-            assembly.table_layout(settings), self._acknowledge, self._on_damage, self._on_denial
+            assembly.table_layout(settings),
+            self._acknowledge,
+            self._on_damage,
+            self._on_denial,
+            counters=self._counters,
         )
         rooms.push_async_callback(self._enforcer.close)
         self._conntrack = Conntrack()
@@ -237,6 +244,7 @@ class Service:
         return [
             self._keep_ticking(),
             self._follow_links(),
+            self._reload_on_signal(),
             self._remember(),
             self._count_dropped(),
             Probes(settings.upstreams, servers, back=self._upstream_back).run(),
@@ -351,11 +359,6 @@ class Service:
         for one in loaded.diagnostics:
             self._events.emit(kinds[one.severity], reason=str(one))
 
-    async def _reload_on_signal(self) -> None:
-        # Told as events by `reload` itself, whatever came of it.
-        with contextlib.suppress(DnsguardError):
-            await self.reload()
-
     # ---- what runs until the stop
 
     async def _keep_ticking(self) -> None:
@@ -375,6 +378,17 @@ class Service:
             seen, self._seen = self._seen, {}
             try:
                 await self._engine.changes.links(seen)
+            except Exception as error:
+                self._on_error(error)
+
+    async def _reload_on_signal(self) -> None:
+        while True:
+            await self._hung_up.wait()
+            self._hung_up.clear()
+            try:
+                # Told as events by `reload` itself, whatever came of it.
+                with contextlib.suppress(DnsguardError):
+                    await self.reload()
             except Exception as error:
                 self._on_error(error)
 

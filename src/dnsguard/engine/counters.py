@@ -138,7 +138,7 @@ class Counters:
         self.limited = Tally(int)
         """Key of `limits` in the configuration: questions, connections or leases beyond a pod's share."""
         self.commit_seconds = _commit_histograms()
-        """Enforcer: one transaction of leases, from hand-over to the kernel's acknowledgement."""
+        """Enforcer: one transaction of leases, from its sending to the kernel's acknowledgement."""
         self.lease_writes = Tally(int)
         """Enforcer: elements made or refreshed."""
         self.lease_writes_refused = Tally(int)

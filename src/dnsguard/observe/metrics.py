@@ -118,7 +118,10 @@ class Metrics(Collector):
         yield from self._tallies()
         yield from self._queries()
         yield from self._forwarding()
-        duration = ("dnsguard_enforce_commit_duration_seconds", "From handing leases over to their acknowledgement")
+        duration = (
+            "dnsguard_enforce_commit_duration_seconds",
+            "From sending leases to the kernel to their acknowledgement",
+        )
         # The enforcer's writer may add its first histogram meanwhile: iterate over a copy.
         yield _histograms(duration, "enforcer", list(self._counters.commit_seconds.items()))
 

@@ -7,6 +7,7 @@ come back in the event loop. What the kernel holds outlives this object: `close`
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from dnsguard.core.errors import KernelError, MissingFeatureError
@@ -21,6 +22,7 @@ from dnsguard.enforce.nftables.watch import OnDamage, Watch
 from dnsguard.enforce.writer import Writer
 from dnsguard.enforce.writes import refuse_faults
 from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
+from dnsguard.engine.counters import Counters
 
 
 class NftEnforcer:
@@ -32,8 +34,9 @@ class NftEnforcer:
     _watch: Watch
     _denials: DenialReader
 
-    def __init__(self, layout: Layout, acknowledge: Acknowledge, on_damage: OnDamage) -> None:
+    def __init__(self, layout: Layout, acknowledge: Acknowledge, on_damage: OnDamage, counters: Counters) -> None:
         self._layout = layout
+        self._counters = counters
         self._on_damage = on_damage
         self._writer = Writer(self._commit, acknowledge)
         self._repair: asyncio.Future[None] | None = None
@@ -50,15 +53,17 @@ class NftEnforcer:
         on_denial: OnDenial,
         *,
         own: bool | None = None,
+        counters: Counters | None = None,
     ) -> NftEnforcer:
         """Probe the kernel, and take over the table that an earlier process left, as it is; the first `apply`
         changes it, or makes it. `own` False leaves the table open to others, as older kernels must; None owns it
         where that is possible.
 
         `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
-        queued (await `repair` for its end). Raises KernelError, or MissingFeatureError without libnftables.
+        queued (await `repair` for its end). Commits are counted in `counters`, by the writer's thread. Raises
+        KernelError, or MissingFeatureError without libnftables.
         """
-        enforcer = cls(layout, acknowledge, on_damage)
+        enforcer = cls(layout, acknowledge, on_damage, counters or Counters())
         try:
             await enforcer._writer.do(lambda: enforcer._open(own))
             enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
@@ -81,7 +86,11 @@ class NftEnforcer:
         self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
 
     def _commit(self, writes: Sequence[Write]) -> Mapping[Element, str]:
-        return self._table.arm(writes)
+        began = time.monotonic()
+        refused = self._table.arm(writes)
+        self._counters.commit_seconds["nftables"].observe(time.monotonic() - began)
+        self._counters.lease_writes["nftables"] += len(writes) - len(refused)
+        return refused
 
     def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
         refuse_faults(writes)
