@@ -32,7 +32,9 @@ GATHER_SECONDS = 0.002
 """What one program does at once is acted on at once."""
 ATTEMPTS = 10
 """A dump that a change interrupted is asked for again."""
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 5.0
+READ_SECONDS = 30.0
+"""For the whole state: 1,000 pods take a third of a second of an idle core."""
 RETRY_SECONDS = 0.5
 WITHOUT_STATISTICS = 8
 """RTEXT_FILTER_SKIP_STATS."""
@@ -121,12 +123,12 @@ class Watch:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody wants to know any more
             self._outside.call_soon_threadsafe(do, *values)
 
-    async def ask(self, request: Callable[[AsyncIPRoute], Awaitable[T]]) -> T:
+    async def ask(self, request: Callable[[AsyncIPRoute], Awaitable[T]], seconds: float | None = None) -> T:
         """What the kernel replies to `request`. Raises OSError with the kernel's errno, KernelError for no reply."""
         if self._kernel is None:
             self._kernel = self._open(0)
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(seconds or TIMEOUT_SECONDS):
                 return await request(self._kernel)
         except NetlinkError as error:
             raise OSError(error.code, os.strerror(error.code)) from error
@@ -209,7 +211,7 @@ class Watch:
             self._stale = False
             for follower in self._followers:
                 follower.reset()
-            if await self.ask(self._read_all) and not self._stale:
+            if await self.ask(self._read_all, READ_SECONDS) and not self._stale:
                 await self._settle()
                 if not self._first.done():
                     self._first.set_result(None)
