@@ -168,7 +168,7 @@ class Service:
             feature, _, reason = missing.partition(" (")
             self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         for unusable in unusable_sysctls():
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, reason=unusable)
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="a kernel setting", reason=unusable)
         try:
             async with contextlib.AsyncExitStack() as rooms, asyncio.TaskGroup() as tasks:
                 for number in (signal.SIGTERM, signal.SIGINT):
