@@ -40,7 +40,7 @@ from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
-from dnsguard.node.routing import Interception
+from dnsguard.node.routing import Interception, unusable_sysctls
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.health import HealthServer
@@ -183,6 +183,8 @@ class Service:
         for missing in unbuilt_defaults(self._settings):
             feature, _, reason = missing.partition(" (")
             self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
+        for unusable in unusable_sysctls():
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="a kernel setting", reason=unusable)
         try:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.
