@@ -184,7 +184,7 @@ class Service:
             feature, _, reason = missing.partition(" (")
             self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         for unusable in unusable_sysctls():
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="a kernel setting", reason=unusable)
+            self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.
@@ -427,6 +427,10 @@ class Service:
     # ---- what the rooms tell
 
     def _acknowledge(self, upto: Ticket, refused: Mapping[Ticket, str]) -> None:
+        since = self._engine.exchanges.gate.waiting_since
+        if since is not None:
+            self._counters.commit_seconds["nftables"].observe(time.monotonic() - since)
+        self._counters.lease_writes["nftables"] = self._enforcer.written
         for reason in refused.values():
             self._counters.lease_writes_refused[reason] += 1
             self._events.emit(EventKind.LEASE_REFUSED, reason=reason)
@@ -451,7 +455,7 @@ class Service:
         self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=what)
 
     def _on_problem(self, text: str) -> None:
-        self._events.emit(EventKind.POD_CONFLICT, reason=text)
+        self._events.emit(EventKind.NODE_PROBLEM, reason=text)
 
     def _on_denial(self, denial: Denial) -> None:
         """A packet that the kernel dropped, with what the leases know of its address."""

@@ -158,6 +158,7 @@ class EventKind(StrEnum):
     FLOWS_CUT = "flows_cut"
     UPSTREAM_DOWN = "upstream_down"
     UPSTREAM_UP = "upstream_up"
+    NODE_PROBLEM = "node_problem"
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
     EVENTS_SUPPRESSED = "events_suppressed"

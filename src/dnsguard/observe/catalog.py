@@ -96,9 +96,9 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.POD_CONFLICT: Description(
         ERROR,
-        "the allowlist entries of {who} disagree, everything is denied: {reason}",
+        "{who} is denied everything: {reason}",
         UUID("f077373a53ff4fdbb03168aa0ba5467b"),
-        "Give all addresses of the pod the same name and policies; both lines are named.",
+        "Correct the allowlist at the lines named (all addresses of a pod need the same name and policies), or the limit.",
     ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
@@ -214,6 +214,12 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "upstream {upstream} answers again",
         UUID("ae17d0deb8d944508e3e54f70867c15c"),
         "Nothing to do.",
+    ),
+    EventKind.NODE_PROBLEM: Description(
+        WARNING,
+        "{reason}",
+        UUID("cbca4775f8bc4a24a857c38ab1d40c6a"),
+        "Something on the node keeps pods' packets from dnsguard or from their way; the text names what to change.",
     ),
     EventKind.KERNEL_STATE_REPAIRED: Description(
         WARNING,

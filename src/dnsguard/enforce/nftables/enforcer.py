@@ -38,6 +38,8 @@ class NftEnforcer:
         self._layout = layout
         self._counters = counters
         self._on_damage = on_damage
+        self.written = 0
+        """Lease elements handed to the kernel for answers."""
         self._writer = Writer(self._commit, acknowledge)
         self._repair: asyncio.Future[None] | None = None
         self._repair_begun = False
@@ -87,6 +89,7 @@ class NftEnforcer:
         self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
 
     def _commit(self, writes: Sequence[Write]) -> Mapping[Element, str]:
+        self.written += len(writes)
         began = time.monotonic()
         refused = self._table.arm(writes)
         self._counters.commit_seconds["nftables"].observe(time.monotonic() - began)
