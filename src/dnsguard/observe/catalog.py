@@ -98,7 +98,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         ERROR,
         "{who} is denied everything: {reason}",
         UUID("f077373a53ff4fdbb03168aa0ba5467b"),
-        "Correct the allowlist at the lines named (all addresses of a pod need the same name and policies), or the limit.",
+        "Correct what is named: all addresses of a pod need the same name and policies, and a limit may be raised.",
     ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
