@@ -142,12 +142,12 @@ def test_a_minute_after_its_flow_has_ended_a_lease_is_forgotten(stage: Stage) ->
     pod = stage.pod("web")
 
     stage.finish(remember(stage.engine.pods, stage.clock.now))
-    kept = stage.engine.leases.last_ended(pod.id, address("192.0.2.1"))
+    kept = stage.engine.leases.last_ended(pod.id, address("192.0.2.1"), stage.clock.now)
     stage.flows.flows.discard(flow)
     stage.finish(remember(stage.engine.pods, stage.clock.now))
 
     assert kept is not None
-    assert stage.engine.leases.last_ended(pod.id, address("192.0.2.1")) is None
+    assert stage.engine.leases.last_ended(pod.id, address("192.0.2.1"), stage.clock.now) is None
 
 
 def test_a_flow_of_a_pod_that_is_gone_is_nobodys(stage: Stage) -> None:
