@@ -85,7 +85,7 @@ def test_a_restored_lease_goes_at_the_first_change_of_the_program(before: Stage)
 def test_a_restored_lease_stays_when_the_program_does(before: Stage) -> None:
     stage = restart(before)
 
-    stage.reload("# the same on other lines\n" + POLICY)
+    stage.reload("# the same rules, a line further down\n" + POLICY)
 
     assert stage.passes("web", "192.0.2.1", 443)
     finish(stage)
@@ -103,7 +103,7 @@ def test_a_flow_that_a_restored_lease_let_open_is_judged_by_the_program_only(bef
     flow = stage.connect("web", "192.0.2.1", 443)
     stage.pass_time(60)
 
-    stage.reload("# the same on other lines\n" + POLICY)
+    stage.reload("# the same rules, a line further down\n" + POLICY)
     kept = stage.flowing(flow)
     stage.reload(OTHER)
 
