@@ -39,6 +39,8 @@ _ADDRESS_TYPE = {"4": "ipv4_addr", "6": "ipv6_addr"}
 _IP = {"4": "ip", "6": "ip6"}
 _COUNTERS = "flags dynamic,timeout; timeout 1h;"
 _NOT_NEW = "tcp flags & (syn | ack) != syn"
+# An INIT is the only chunk of its packet (RFC 9260, 6.10). Kernels before 5.14 cannot be asked for chunks by name.
+_NO_INIT = "@th,96,8 != 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,11 @@ def _dns(layout: Layout) -> tuple[str, ...]:
 
 
 def _flows() -> tuple[str, ...]:
-    """The first thing each program asks: is this packet part of an open flow? A SYN never is."""
+    """The first thing each program asks: is this packet part of an open flow? A SYN never is, nor an SCTP INIT.
+
+    A flow that the pod began is open once it was answered. Before that it is also the subject of no ICMP error: the
+    pod's own packets keep its entry alive, dropped or not, and errors carry whatever it puts into them.
+    """
     errors = "destination-unreachable, time-exceeded, parameter-problem"
     return (
         *(
@@ -169,8 +175,10 @@ def _flows() -> tuple[str, ...]:
             f"{ip} saddr . {ip} daddr . meta l4proto @cut_portless{family} goto cut_portless{family}_out"
             for family, ip in _IP.items()
         ),
+        "ct direction original ct status & seen-reply == 0 return",
         f"meta l4proto tcp {_NOT_NEW} ct state established accept",
-        "meta l4proto != tcp ct state established accept",
+        f"meta l4proto sctp {_NO_INIT} ct state established accept",
+        "meta l4proto != { tcp, sctp } ct state established accept",
         f"icmp type {{ {errors} }} ct state related accept",
         f"icmpv6 type {{ {errors}, packet-too-big }} ct state related accept",
     )
