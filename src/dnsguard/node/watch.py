@@ -1,8 +1,9 @@
 """A thread that follows the node's links, addresses, routes and rules, and asks and changes them on request.
 
 In a thread because the kernel answers such requests under one lock of its own, which tearing down other pods can hold
-for long, and with an event loop of its own because pyroute2 knows asyncio's alone. What the followers keep is only
-ever touched in this thread; they post results to the daemon's event loop.
+for long, and with an event loop of its own because pyroute2 knows asyncio's alone. Requests have a socket without
+notifications: who waits in pyroute2 for a reply is not told that the socket overflowed. What the followers keep is
+only ever touched in this thread; they post results to the daemon's event loop.
 """
 
 from __future__ import annotations
