@@ -309,6 +309,27 @@ async def test_when_notifications_were_lost_everything_is_read_again(lab: Lab) -
 
 
 @on_uvloop
+async def test_an_interrupted_reading_is_begun_again_on_a_fresh_socket(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all, outcomes = Watch._read_all, iter((False, False))
+
+    async def interrupted_twice(self: Watch, kernel: object) -> bool:
+        return await read_all(self, kernel) and next(outcomes, True)
+
+    monkeypatch.setattr(Watch, "_read_all", interrupted_twice)
+    monkeypatch.setattr("dnsguard.node.watch.GATHER_SECONDS", 0)
+    lab.pod("a", "10.244.0.5")
+    async with following(lab) as node:
+        assert node.pods == {"veth-a": packed("10.244.0.5")}
+        lab.pod("b", "10.244.0.6")
+        await until(lambda: node.pods == {"veth-a": packed("10.244.0.5"), "veth-b": packed("10.244.0.6")})
+        assert len(node.sockets) == 4
+        assert len([one for one in node.sockets if one.fileno() >= 0]) == 2
+    assert node.problems == []
+
+
+@on_uvloop
 async def test_what_one_program_does_at_once_is_told_at_once(lab: Lab) -> None:
     pod = lab.pod("a")
     routes = [f"route add 10.244.1.{number}/32 dev {pod.link}" for number in range(200)]

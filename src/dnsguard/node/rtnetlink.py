@@ -214,7 +214,7 @@ def _route(message: Message) -> Route:
     family = message["family"]
     return Route(
         family=family,
-        table=found.get("RTA_TABLE", message["table"]),
+        table=found.get("RTA_TABLE") or message["table"],
         destination=_packed(family, found.get("RTA_DST", _EVERYWHERE[family])),
         length=message["dst_len"],
         link=LinkIndex(found.get("RTA_OIF", 0)),

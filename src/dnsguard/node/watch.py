@@ -1,8 +1,9 @@
 """A thread that follows the node's links, addresses, routes and rules, and asks and changes them on request.
 
 In a thread because the kernel answers such requests under one lock of its own, which tearing down other pods can hold
-for long, and with an event loop of its own because pyroute2 knows asyncio's alone. What the followers keep is only
-ever touched in this thread; they post results to the daemon's event loop.
+for long, and with an event loop of its own because pyroute2 knows asyncio's alone. Requests have a socket without
+notifications: who waits in pyroute2 for a reply is not told that the socket overflowed. What the followers keep is
+only ever touched in this thread; they post results to the daemon's event loop.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class Watch:
     async def ask(self, request: Callable[[AsyncIPRoute], Awaitable[T]], seconds: float | None = None) -> T:
         """What the kernel replies to `request`. Raises OSError with the kernel's errno, KernelError for no reply."""
         if self._kernel is None:
-            self._kernel = self._open(0)
+            self._kernel = await self._open(0)
         try:
             async with asyncio.timeout(seconds or TIMEOUT_SECONDS):
                 return await request(self._kernel)
@@ -209,13 +210,13 @@ class Watch:
             self._stale = True
 
     async def _resynchronize(self) -> None:
-        """The whole state, read while the kernel keeps notifications for us. They repeat what led to it, so they are
-        taken in before anything is acted on."""
+        """The whole state. What was heard while it was read repeats what led to it, so that is taken in before anything
+        is acted on."""
         for _ in range(ATTEMPTS):
             if self._notifications is not None:
                 self._notifications.close()
                 self._notifications = None
-            self._notifications = self._open(GROUPS)
+            self._notifications = await self._open(GROUPS)
             self._stale = False
             for follower in self._followers:
                 follower.reset()
@@ -243,9 +244,10 @@ class Watch:
                 self._tell(message)
         return not kernel.marshal.incomplete
 
-    def _open(self, groups: int) -> AsyncIPRoute:
+    async def _open(self, groups: int) -> AsyncIPRoute:
         opened = AsyncIPRoute(use_socket=self._open_socket(groups))
         opened.set_marshal(Marshal())
+        await opened.setup_endpoint()  # left to its first use, a timeout there would close the socket
         return opened
 
     def _tell(self, message: Message) -> None:
