@@ -293,6 +293,10 @@ DAMAGE = {
     "the base chain deleted": "delete chain inet dnsguard intercept",
     "a program without its pair": "flush map inet dnsguard pods4",
     "a pair added": "add element inet dnsguard excluded4 { {LINK} . 10.244.0.5 }",
+    "a lease of every pair": "add element inet dnsguard tcp_443_v4 { * timeout 1h }",
+    "a lease of every pair without an end": "add element inet dnsguard tcp_443_v4 { * }",
+    "an exception of every pair": "add element inet dnsguard excluded4 { * }",
+    "a program of every pair": "add element inet dnsguard pods4 { * : goto program_p_leases }",
     "a set of another type": "flush chain inet dnsguard program_p_leases\ndelete set inet dnsguard tcp_443_v4\n"
     "add set inet dnsguard tcp_443_v4 { type ipv4_addr; }",
     "the cuts flushed": "flush set inet dnsguard cut4",

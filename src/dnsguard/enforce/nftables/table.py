@@ -113,7 +113,7 @@ class Table:
             Held(elements.scope_of(name), key, ms)
             for name in filter(elements.is_lease_set, inventory(self._session).sets)
             for key, ms in self._held(name).items()
-            if ms > 0
+            if ms > 0 and key != elements.EVERY
         ]
 
     def _held(self, name: SetName) -> dict[Key, int]:
@@ -283,7 +283,8 @@ class Table:
         if self._session.table() is None:
             return {}
         chains = self._pairs_in_kernel()["pairs"]
-        return {elements.pair_of(key): program_of(chain) for pairs in chains.values() for key, chain in pairs.items()}
+        known = [each for pairs in chains.values() for each in pairs.items() if each[0] != elements.EVERY]
+        return {elements.pair_of(key): program_of(chain) for key, chain in known}
 
     # Damage
 
