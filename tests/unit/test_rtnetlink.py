@@ -71,6 +71,12 @@ def test_any_attributes_are_read_without_an_error(kind: Type, tail: bytes) -> No
         read(message.payload[:16] + tail)
 
 
+def test_a_route_to_what_is_no_ip_address_is_none() -> None:
+    route = b"\x02" + bytes(11)
+    assert read_route(route + b"\x08\0\x01\0" + bytes(4)) is not None
+    assert read_route(route + b"\x07\0\x01\0" + bytes(4)) is None
+
+
 def test_what_a_bridge_tells_of_its_ports_is_not_about_a_link() -> None:
     name = b"\x0a\0\x03\0veth0\0\0\0"
     assert read_link(bytes(16) + name) is not None

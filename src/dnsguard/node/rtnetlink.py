@@ -178,7 +178,7 @@ def read_address(payload: bytes) -> LinkAddress | None:
     index = _ADDRESS.unpack_from(payload)[4]
     found = attributes(payload, _ADDRESS.size)
     address = found.get(2) or found.get(1)  # IFA_LOCAL; IFA_ADDRESS is the peer's on a point-to-point link
-    return LinkAddress(LinkIndex(index), Address(address)) if address else None
+    return LinkAddress(LinkIndex(index), Address(address)) if address and len(address) in (4, 16) else None
 
 
 def read_route(payload: bytes) -> Route | None:
@@ -187,6 +187,8 @@ def read_route(payload: bytes) -> Route | None:
     family, length, _, tos, table, protocol, _, kind, _ = _ROUTE.unpack_from(payload)
     found = attributes(payload, _ROUTE.size)
     destination = found.get(1) or bytes(16 if family == 10 else 4)
+    if len(destination) not in (4, 16):  # of another family
+        return None
     return Route(
         family=family,
         table=_number(found.get(15), table),
