@@ -256,6 +256,7 @@ class Table:
             self._drop([each for each in remove if elements.lease_set(*each) in wanted.lease_sets])
             if everything:
                 self._delete_unknown(wanted)
+                self._delete_endless(wanted)
             else:
                 self._delete(before.chains.keys() - wanted.chains.keys(), before.sets.keys() - wanted.sets.keys())
         except KernelError:
@@ -270,6 +271,13 @@ class Table:
     def _delete_unknown(self, wanted: Wanted) -> None:
         found = inventory(self._session)
         self._delete(found.chains.keys() - wanted.chains.keys(), found.sets - wanted.sets.keys())
+
+    def _delete_endless(self, wanted: Wanted) -> None:
+        """Leases of an earlier process have an end, and each is of one pair: anything else was added by others."""
+        for name in sorted(wanted.lease_sets):
+            endless = [key for key, ms in self._held(name).items() if ms == 0 or key == elements.EVERY]
+            if endless:
+                elements.delete_present_or_not(self._session, name, endless)
 
     def _pairs_in_kernel(self) -> PairFields:
         dump = partial(elements.dump_set, self._session)
