@@ -39,13 +39,8 @@ def play(cases: int, seed: int, *, own: bool) -> int:
         memory = MemorySubject(kernel.crowd)
 
         @hypothesis.seed(seed)
-        @settings(
-            max_examples=max(1, cases // _size(kernel.crowd)),
-            deadline=None,
-            database=None,
-            print_blob=False,
-            suppress_health_check=list(HealthCheck),
-        )
+        @settings(max_examples=max(1, cases // _size(kernel.crowd)), deadline=None, database=None, print_blob=False,
+                  suppress_health_check=list(HealthCheck))
         @given(scenarios(kernel.crowd))
         def every(scenario: Scenario) -> None:
             nonlocal sent

@@ -121,6 +121,7 @@ class MemorySubject:
     async def elapse(self, seconds: float) -> None:
         self.time += seconds
 
+
     @contextmanager
     def hindered(self) -> Iterator[None]:
         """Each call is settled by a later turn of the event loop."""

@@ -113,7 +113,7 @@ class Table:
             Held(elements.scope_of(name), key, ms)
             for name in filter(elements.is_lease_set, inventory(self._session).sets)
             for key, ms in self._held(name).items()
-            if ms > 0
+            if ms > 0 and key != elements.EVERY
         ]
 
     def _held(self, name: SetName) -> dict[Key, int]:
@@ -256,6 +256,7 @@ class Table:
             self._drop([each for each in remove if elements.lease_set(*each) in wanted.lease_sets])
             if everything:
                 self._delete_unknown(wanted)
+                self._delete_endless(wanted)
             else:
                 self._delete(before.chains.keys() - wanted.chains.keys(), before.sets.keys() - wanted.sets.keys())
         except KernelError:
@@ -271,6 +272,13 @@ class Table:
         found = inventory(self._session)
         self._delete(found.chains.keys() - wanted.chains.keys(), found.sets - wanted.sets.keys())
 
+    def _delete_endless(self, wanted: Wanted) -> None:
+        """Leases of an earlier process have an end, and each is of one pair: anything else was added by others."""
+        for name in sorted(wanted.lease_sets):
+            endless = [key for key, ms in self._held(name).items() if ms == 0 or key == elements.EVERY]
+            if endless:
+                elements.delete_present_or_not(self._session, name, endless)
+
     def _pairs_in_kernel(self) -> PairFields:
         dump = partial(elements.dump_set, self._session)
         key, chain = elements.element_key, elements.goto_chain
@@ -283,7 +291,8 @@ class Table:
         if self._session.table() is None:
             return {}
         chains = self._pairs_in_kernel()["pairs"]
-        return {elements.pair_of(key): program_of(chain) for pairs in chains.values() for key, chain in pairs.items()}
+        known = [each for pairs in chains.values() for each in pairs.items() if each[0] != elements.EVERY]
+        return {elements.pair_of(key): program_of(chain) for key, chain in known}
 
     # Damage
 
