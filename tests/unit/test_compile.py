@@ -75,7 +75,7 @@ def leased_by(scenario: Scenario, packet: Packet) -> set[str]:
 
 
 @settings(max_examples=300, deadline=None)
-@given(scenarios(PLACES, packets=0))
+@given(scenarios(PLACES))
 def test_a_program_decides_every_packet_as_the_rules_read_one_by_one(scenario: Scenario) -> None:
     for index, (place, policy) in enumerate(zip(PLACES, scenario.effective, strict=True)):
         compiled = compile_program(policy)
@@ -86,7 +86,7 @@ def test_a_program_decides_every_packet_as_the_rules_read_one_by_one(scenario: S
 
 
 @settings(max_examples=200, deadline=None)
-@given(scenarios(PLACES, packets=0))
+@given(scenarios(PLACES))
 def test_closed_is_true_exactly_when_a_lease_opens_no_port_of_its_scope(scenario: Scenario) -> None:
     # Every range of the generator begins or ends at one of its ports, or spans all of them.
     compiled = compile_program(scenario.effective[0])
