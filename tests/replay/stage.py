@@ -510,6 +510,8 @@ class Stage:
         for source in pod.addresses:
             if len(source) != len(promise.address):
                 continue
+            if (pod.link, source) not in self.enforcer.desired.pairs:
+                continue  # gained a moment ago: the kernel drops whatever comes from it
             for protocol, port in {(p, n) for s in verdict.scopes for p, n in _points(s.ports)}:
                 packet = Packet(source, promise.address, protocol, port)
                 if decide(pod.program, packet, names.__contains__).action is not Action.ACCEPT:
