@@ -478,7 +478,7 @@ class Stage:
         now = self.clock.now
         if any(not task.done() for task in self.tasks):
             return
-        self.promises = [p for p in self.promises if p.until > now and p.pod.link in self.engine.pods.by_link]
+        self.promises = [p for p in self.promises if p.until > now and p.pod.id in self.engine.pods.by_id]
         generation = self.engine.changes.generation
         if generation > self._looked_at + 1:
             self.promises.clear()  # One of the policies between may have taken any of them back.
