@@ -150,7 +150,7 @@ tables: {{leases: {LEASES}}}
 cache: {{entries: {CACHE_ENTRIES // 10}}}
 log: {{format: json, queries: None}}
 metrics: {{listen: "127.0.0.1:9353"}}
-paths: {{state: {folder}/state, runtime: {folder}/run, bpffs: {folder}/bpf}}
+paths: {{runtime: {folder}/run}}
 """
     )
     names = "".join(f", host{n}.pattern.test" for n in range(extra_patterns))

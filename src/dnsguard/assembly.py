@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import ceil
 
 from dnsguard.config.groups import DenyResponse, OnExceed, Revocation, Settings
 from dnsguard.core.answers import DEFAULT_PROTECTED, Protected
@@ -25,16 +26,16 @@ _DENY_RCODES = {
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
-    """For the two stories."""
+    """For the two stories. TTLs count whole seconds: what must last is rounded up, what may be shown down."""
     limits, ttl, dns = settings.limits, settings.ttl, settings.dns
     return EngineSettings(
         exchange=ExchangeSettings(
             deny_rcode=_DENY_RCODES[dns.deny_response],
             drop_over_limit=limits.on_exceed is OnExceed.DROP,
             deadline=dns.deadline,
-            serve_stale=int(dns.serve_stale),
-            floor=int(ttl.floor),
-            grace=int(ttl.grace),
+            serve_stale=ceil(dns.serve_stale),
+            floor=ceil(ttl.floor),
+            grace=ceil(ttl.grace),
             loop_sources=frozenset(str(upstream.address) for upstream in settings.upstreams),
         ),
         fetch=FetchLimits(attempt=dns.timeout, total=dns.deadline, cap=int(ttl.cap)),

@@ -5,35 +5,79 @@ Reads the engine's state in the loop's thread; lists are copies, so that a slow 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from dnsguard.control.calls import CallError, Explanation, LeaseRow, PodRow
+from dnsguard import __version__
+from dnsguard.config.groups import Settings
+from dnsguard.control.calls import CallError, Explanation, LeaseRow, PodRow, Status, Version
 from dnsguard.control.explain import Subject, explain_connection, explain_name, ports_text, read_address, read_port
-from dnsguard.core.leases import Lease, Leases
+from dnsguard.core.leases import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
-from dnsguard.core.pods import Pod, PodTable, address_text
+from dnsguard.core.pods import Pod, address_text
+from dnsguard.engine.engine import Engine
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What the daemon was told: its settings, the file they came from, and when it started."""
+
+    settings: Settings
+    file: Path
+    started: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """The rows of `pods` and `leases`, and `explain`. `denied` counts what was denied to each pod, by its name."""
+    """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name;
+    `missing` is what readiness waits for, empty when ready."""
 
-    pods: PodTable
-    leases: Leases
-    denied: Mapping[str, int]
+    engine: Engine
+    configured: Configured
+    dropped: Mapping[str, int]
+    missing: Callable[[], str]
     now: Callable[[], Seconds]
+
+    async def version(self) -> Version:
+        return {"version": __version__}
+
+    async def status(self) -> Status:
+        engine, settings = self.engine, self.configured.settings
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime": round(self.now() - self.configured.started, 1),
+            "mode": settings.mode.value,
+            "ready": not self.missing(),
+            "missing": self.missing(),
+            "config": str(self.configured.file),
+            "allowlist": str(settings.allowlist),
+            "generation": engine.changes.generation,
+            "pods": len(engine.pods),
+            "leases": len(engine.leases),
+            "queries": sum(engine.counters.requests.values()),
+            "denied": engine.counters.verdicts["denied"],
+            "enforcers": ["nftables"],
+            "upstreams": [{"address": to, "up": up} for to, up in self.upstreams().items()],
+        }
+
+    def upstreams(self) -> dict[str, bool]:
+        """The configured upstreams, and whether each answers."""
+        down = self.engine.servers.down
+        return {str(upstream): not down(number) for number, upstream in enumerate(self.configured.settings.upstreams)}
 
     def find(self, text: str) -> list[Pod]:
         """The pods that `text` names (name, address or link). Raises CallError when there is none."""
-        found = self.pods.find(text)
+        found = self.engine.pods.find(text)
         if not found:
             raise CallError(f"no pod on this node is called {text}, has that address or that link; see dnsguard pods")
         return found
 
     async def pod_rows(self, pod: str | None = None) -> list[PodRow]:
-        chosen = self.find(pod) if pod else sorted(self.pods, key=lambda p: p.name)
+        chosen = self.find(pod) if pod else sorted(self.engine.pods, key=lambda p: p.name)
         return [self._pod_row(one) for one in chosen]
 
     def _pod_row(self, pod: Pod) -> PodRow:
@@ -44,19 +88,19 @@ class Reports:
             "policy": pod.policy.label,
             "default": pod.program.default.value,
             "rules": len(pod.program.rules),
-            "leases": len(self.leases.pods[pod.id].by_key),
-            "denied": self.denied.get(pod.name, 0),
+            "leases": len(self.engine.leases.pods[pod.id].by_key),
+            "denied": self.dropped.get(pod.name, 0),
             "origin": str(pod.entry_origin or ""),
         }
 
     async def lease_rows(self, pod: str | None = None) -> list[LeaseRow]:
-        chosen = self.find(pod) if pod else sorted(self.pods, key=lambda p: p.name)
+        chosen = self.find(pod) if pod else sorted(self.engine.pods, key=lambda p: p.name)
         return [row for one in chosen for row in self._leases_of(one)]
 
     def _leases_of(self, pod: Pod) -> list[LeaseRow]:
         ports = {rule.scope.name: ports_text(rule.ports) for rule in pod.program.rules if rule.scope is not None}
         now = self.now()
-        living = (lease for lease in self.leases.pods[pod.id].by_key.values() if lease.until > now)
+        living = (lease for lease in self.engine.leases.pods[pod.id].by_key.values() if lease.until > now)
         rows = [self._lease_row(pod, lease, ports.get(lease.scope, lease.scope), now) for lease in living]
         return sorted(rows, key=lambda row: (row["names"], row["address"], row["scope"]))
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import gc
 import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,14 +29,14 @@ from dnsguard import __version__, assembly
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
 from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
 from dnsguard.control.api import ControlServer
-from dnsguard.control.calls import CallError, Reloaded, Status, Version, exit_code_of
+from dnsguard.control.calls import CallError, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
-from dnsguard.core.model import Address, LinkIndex
-from dnsguard.enforce.nftables.denied import Denial, Dropped
-from dnsguard.enforce.nftables.enforcer import NftEnforcer, remove_table
+from dnsguard.core.model import Address, LinkIndex, Seconds
+from dnsguard.drops import Drops
+from dnsguard.enforce.nftables import NftEnforcer, remove_table
 from dnsguard.engine.contracts import EventKind, Ticket
-from dnsguard.engine.counters import Counters
+from dnsguard.engine.counters import OTHER, Counters
 from dnsguard.engine.engine import Engine, Surroundings
 from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets, open_sockets
@@ -47,7 +50,7 @@ from dnsguard.observe.health import HealthServer
 from dnsguard.observe.log import LEVELS, open_log
 from dnsguard.observe.metrics import Gauges, Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
-from dnsguard.reports import Reports
+from dnsguard.reports import Configured, Reports
 from dnsguard.restore import restore
 from dnsguard.sources.loader import Loaded, load
 from dnsguard.sources.store import Store
@@ -55,23 +58,17 @@ from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
 from dnsguard.upstream.transport import Transport
 
-TICK: Final = 0.05
-"""Seconds between two looks at deadlines."""
-DRAIN: Final = 4.5
-"""Seconds that queries in flight get at a stop: their own deadline, and a little."""
-REMEMBER: Final = 60.0
-"""Seconds between two looks at which open flows still need what ended leases stood on."""
-DROPPED: Final = 5.0
-"""Seconds between two readings of the kernel's counters of dropped packets."""
-_WHY_DROPPED: Final = {
-    "source": "its source address is not routed to that link",
-    "unknown": "its source address is no pod's on that link",
-    "listener": "a query, and nobody listened",
-    "rule": "a Deny rule closes it",
-    "cut": "the flow was cut, the policy no longer allows it",
-}
-"""Reasons of the kernel that say it all; behind `default` the leases are asked."""
-_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+TICK: Final[Seconds] = 0.05
+"""Between two looks at deadlines."""
+AFTERWARDS: Final[Seconds] = 0.5
+"""What queries in flight get at a stop beyond their deadline."""
+REMEMBER: Final[Seconds] = 60.0
+"""Between two looks at which open flows still need what ended leases stood on."""
+DROPPED: Final[Seconds] = 5.0
+"""Between two readings of the kernel's counters of dropped packets."""
+AGAIN: Final[Seconds] = 1.0
+"""What never ends by itself is begun again after a defect."""
+_ERRNOS: Final = frozenset(errno.errorcode.values())
 
 
 def run(config: Path) -> int:
@@ -155,14 +152,12 @@ class Service:
         )
         self._counters = Counters()
         self._stop = asyncio.Event()
-        self._hung_up = asyncio.Event()
+        self._hangup = asyncio.Event()
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
         self._started = time.monotonic()
         self._missing = "starting"
-        self._dropped: dict[object, int] = {}
-        self._denied: dict[str, int] = {}
         self._store: Store | None = None
         self._reloading = asyncio.Lock()
 
@@ -176,7 +171,7 @@ class Service:
         for number, event in (
             (signal.SIGTERM, self._stop),
             (signal.SIGINT, self._stop),
-            (signal.SIGHUP, self._hung_up),
+            (signal.SIGHUP, self._hangup),
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
@@ -211,26 +206,9 @@ class Service:
         rooms.callback(watch.stop)
         sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
         rooms.callback(sockets.close)
-        self._enforcer = await NftEnforcer.create(
-            assembly.table_layout(settings),
-            self._acknowledge,
-            self._on_damage,
-            self._on_denial,
-            counters=self._counters,
-        )
-        rooms.push_async_callback(self._enforcer.close)
-        self._conntrack = Conntrack()
-        rooms.push_async_callback(self._conntrack.close)
-        servers = Servers(len(settings.upstreams))
-        self._engine = Engine(
-            assembly.engine_settings(settings),
-            Surroundings(self._enforcer, self._conntrack, self._events, self._counters, time.monotonic, servers),
-        )
-        engine = self._engine
-        reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
-        self._transport = Transport(settings.upstreams, reports)
+        await self._open_kernel(rooms)
+        engine, servers = self._build_engine()
         rooms.callback(self._transport.close)
-        engine.connect(self._transport)
         await watch.start()
         await self._load_first()
         await self._restore()
@@ -243,14 +221,40 @@ class Service:
         await self._open_control(rooms)
         self._missing = ""
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
+        probes = Probes(settings.upstreams, servers, back=self._upstream_back)
         return [
-            self._keep_ticking(),
-            self._follow_links(),
-            self._reload_on_signal(),
-            self._remember(),
-            self._count_dropped(),
-            Probes(settings.upstreams, servers, back=self._upstream_back).run(),
+            self._every(TICK, "time", self._tick),
+            self._every(REMEMBER, "memory of flows", self._remember),
+            self._every(DROPPED, "counters of drops", self._count_dropped),
+            self._every(AGAIN, "probes", probes.run),
+            self._whenever(self._links_changed, "links", self._follow_links),
+            self._whenever(self._hangup, "reload", self._reload_on_signal),
         ]
+
+    async def _open_kernel(self, rooms: contextlib.AsyncExitStack) -> None:
+        """The table, as an earlier process left it, and connection tracking."""
+        self._enforcer = await NftEnforcer.create(
+            assembly.table_layout(self._settings),
+            self._acknowledge,
+            self._on_damage,
+            lambda denial: self._drops.tell(denial),
+            on_failure=self._on_failed_repair,
+            on_commit=self._on_commit,
+        )
+        rooms.push_async_callback(self._enforcer.close)
+        self._conntrack = Conntrack()
+        rooms.push_async_callback(self._conntrack.close)
+
+    def _build_engine(self) -> tuple[Engine, Servers]:
+        settings = self._settings
+        servers = Servers(len(settings.upstreams))
+        around = Surroundings(self._enforcer, self._conntrack, self._events, self._counters, time.monotonic, servers)
+        self._engine = engine = Engine(assembly.engine_settings(settings), around)
+        self._drops = Drops(engine, self._events, time.monotonic)
+        reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
+        self._transport = Transport(settings.upstreams, reports)
+        engine.connect(self._transport)
+        return engine, servers
 
     async def _restore(self) -> None:
         """The first change: every pod of this node, with the leases that the kernel still holds for it."""
@@ -264,33 +268,34 @@ class Service:
 
     def _listen(self, sockets: ListenSockets) -> None:
         exchanges, tcp = self._engine.exchanges, self._settings.tcp
-        self._udp = UdpListener(sockets.udp, exchanges.question, self._on_error)
+        self._udp = UdpListener(sockets.udp, exchanges.question, partial(self._on_error, "UDP queries"))
         self._tcp = TcpListener(
             sockets.tcp,
             exchanges.question,
-            self._on_error,
+            partial(self._on_error, "TCP queries"),
             admit=exchanges.admit,
             limits=TcpLimits(tcp.idle, tcp.total),
         )
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
-        reports = Reports(self._engine.pods, self._engine.leases, self._denied, time.monotonic)
+        configured = Configured(self._settings, self._config, self._started)
+        reports = Reports(self._engine, configured, self._drops.by_pod, lambda: self._missing, time.monotonic)
         control = ControlServer(
             self._settings.paths.runtime,
             {
-                "status": self.status,
-                "version": self.version,
+                "status": reports.status,
+                "version": reports.version,
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
                 "reload": self.reload,
             },
-            lambda call, error: self._on_error(error),
+            lambda call, error: self._on_error("control socket", error),
         )
         await control.start()
         rooms.push_async_callback(control.stop)
         if (listen := self._settings.metrics.listen) is not None:
-            health = HealthServer(str(listen), build_registry(self._metrics()), lambda: self._missing or None)
+            health = HealthServer(str(listen), build_registry(self._metrics(reports)), lambda: self._missing or None)
             await health.start()
             rooms.push_async_callback(health.stop)
 
@@ -300,7 +305,7 @@ class Service:
         self._events.emit(EventKind.STOPPING)
         self._udp.stop()
         self._tcp.stop()
-        end = time.monotonic() + DRAIN
+        end = time.monotonic() + self._settings.dns.deadline + AFTERWARDS
         while not self._engine.quiet and time.monotonic() < end:
             await asyncio.sleep(TICK)
         self._engine.fetches.abandon_all()
@@ -335,9 +340,10 @@ class Service:
                 raise CallError("\n".join(map(str, loaded.diagnostics)), exit_code(loaded.diagnostics))
             try:
                 outcome = await self._engine.changes.policy(loaded.store)
-            except BaseException:
+            except BaseException as error:
                 loaded.store.close()
                 self._counters.reloads["rejected"] += 1
+                self._events.emit(EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {error}")
                 raise
             self._store_is(loaded.store)
             self._counters.reloads["loaded"] += 1
@@ -363,77 +369,50 @@ class Service:
 
     # ---- what runs until the stop
 
-    async def _keep_ticking(self) -> None:
+    async def _every(self, seconds: Seconds, where: str, do: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await asyncio.sleep(TICK)
-            now = time.monotonic()
-            try:
-                self._engine.tick(now)
-                self._events.tick()
-            except Exception as error:
-                self._on_error(error)
+            await asyncio.sleep(seconds)
+            await self._contained(where, do)
+
+    async def _whenever(self, asked: asyncio.Event, where: str, do: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await asked.wait()
+            asked.clear()
+            await self._contained(where, do)
+
+    async def _contained(self, where: str, do: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await do()
+        except Exception as error:
+            self._on_error(where, error)
+
+    async def _tick(self) -> None:
+        self._engine.tick(time.monotonic())
+        self._events.tick()
 
     async def _follow_links(self) -> None:
-        while True:
-            await self._links_changed.wait()
-            self._links_changed.clear()
-            seen, self._seen = self._seen, {}
-            try:
-                await self._engine.changes.links(seen)
-            except Exception as error:
-                self._on_error(error)
+        seen, self._seen = self._seen, {}
+        await self._engine.changes.links(seen)
 
     async def _reload_on_signal(self) -> None:
-        while True:
-            await self._hung_up.wait()
-            self._hung_up.clear()
-            try:
-                # Told as events by `reload` itself, whatever came of it.
-                with contextlib.suppress(DnsguardError):
-                    await self.reload()
-            except Exception as error:
-                self._on_error(error)
+        # Told as events by `reload` itself, whatever came of it.
+        with contextlib.suppress(DnsguardError):
+            await self.reload()
 
     async def _remember(self) -> None:
-        while True:
-            await asyncio.sleep(REMEMBER)
-            try:
-                await self._engine.revocation.remember(self._engine.pods, time.monotonic())
-                if self._engine.changes.unapplied:
-                    await self._engine.changes.apply_again()
-            except Exception as error:
-                self._on_error(error)
+        await self._engine.revocation.remember(self._engine.pods, time.monotonic())
+        if self._engine.changes.unapplied:
+            await self._engine.changes.apply_again()
 
     async def _count_dropped(self) -> None:
-        while True:
-            await asyncio.sleep(DROPPED)
-            try:
-                self._add_dropped(await self._enforcer.dropped())
-            except Exception as error:
-                self._on_error(error)
-
-    def _add_dropped(self, found: Sequence[Dropped]) -> None:
-        """Kernel counters begin again at 0 when an hour was quiet: add what each has grown by."""
-        owners = {address: pod.name for pod in self._engine.pods for address in pod.addresses}
-        for one in found:
-            key = one[:-1]
-            before = self._dropped.get(key, 0)
-            grown = one.packets - before if one.packets >= before else one.packets
-            self._counters.egress_denied[one.reason] += grown
-            if one.pod is not None and (name := owners.get(one.pod)) is not None:
-                self._denied[name] = self._denied.get(name, 0) + grown
-        self._dropped = {one[:-1]: one.packets for one in found}
+        self._drops.count(await self._enforcer.dropped())
 
     # ---- what the rooms tell
 
     def _acknowledge(self, upto: Ticket, refused: Mapping[Ticket, str]) -> None:
-        since = self._engine.exchanges.gate.waiting_since
-        if since is not None:
-            self._counters.commit_seconds["nftables"].observe(time.monotonic() - since)
-        self._counters.lease_writes["nftables"] = self._enforcer.written
-        for reason in refused.values():
-            self._counters.lease_writes_refused[reason] += 1
-            self._events.emit(EventKind.LEASE_REFUSED, reason=reason)
+        for reason, count in Counter(refused.values()).items():
+            self._counters.lease_writes_refused[reason if reason in _ERRNOS else OTHER] += count
+            self._events.emit(EventKind.LEASE_REFUSED, reason=reason, count=count)
         self._engine.exchanges.gate.acknowledge(upto, refused)
 
     def _on_link(self, link: LinkIndex, name: str, addresses: frozenset[Address] | None) -> None:
@@ -450,6 +429,14 @@ class Service:
         self._counters.kernel_repairs["table"] += 1
         self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=what)
 
+    def _on_failed_repair(self, why: str) -> None:
+        self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the table", reason=why)
+
+    def _on_commit(self, seconds: Seconds, elements: int) -> None:
+        """In the writer's thread, the only one that writes these two."""
+        self._counters.commit_seconds["nftables"].observe(seconds)
+        self._counters.lease_writes["nftables"] += elements
+
     def _on_route_repair(self, what: str) -> None:
         self._counters.kernel_repairs["route"] += 1
         self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=what)
@@ -457,80 +444,29 @@ class Service:
     def _on_problem(self, text: str) -> None:
         self._events.emit(EventKind.NODE_PROBLEM, reason=text)
 
-    def _on_denial(self, denial: Denial) -> None:
-        """A packet that the kernel dropped, with what the leases know of its address."""
-        pod = self._engine.pods.by_link.get(denial.link)
-        reason = _WHY_DROPPED.get(denial.reason, denial.reason)
-        if pod and denial.reason == "default":
-            reason = self._engine.why_closed(pod, denial.peer, time.monotonic())
-        self._events.emit(
-            EventKind.FLOW_DENIED,
-            pod=pod.name if pod else None,
-            pod_ip=denial.pod,
-            address=denial.peer,
-            port=denial.port,
-            protocol=_PROTOCOLS.get(denial.protocol, denial.protocol),
-            verdict="denied",
-            reason=reason,
-            rule=denial.rule,
-        )
-
     def _upstream_back(self, server: int) -> None:
         if self._engine.servers.answered(server, time.monotonic()):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=str(self._settings.upstreams[server]))
 
-    def _on_error(self, error: Exception) -> None:
+    def _on_error(self, where: str, error: Exception) -> None:
         """The last boundary: a defect costs one packet, is counted and told, and the daemon goes on."""
-        self._counters.internal_errors[type(error).__name__] += 1
-        self._events.emit(EventKind.INTERNAL_ERROR, reason=f"{type(error).__name__}: {error}", exc_info=error)
+        self._counters.internal_errors[where] += 1
+        told = f"{type(error).__name__}: {error}"
+        self._events.emit(EventKind.INTERNAL_ERROR, where=where, reason=told, exc_info=error)
 
-    # ---- what is asked over the control socket
-
-    async def version(self) -> Version:
-        return {"version": __version__}
-
-    async def status(self) -> Status:
-        engine, settings, counters = self._engine, self._settings, self._counters
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "uptime": round(time.monotonic() - self._started, 1),
-            "mode": settings.mode.value,
-            "ready": not self._missing,
-            "missing": self._missing,
-            "config": str(self._config),
-            "allowlist": str(settings.allowlist),
-            "generation": engine.changes.generation,
-            "pods": len(engine.pods),
-            "leases": len(engine.leases),
-            "queries": sum(counters.requests.values()),
-            "denied": counters.verdicts["denied"],
-            "enforcers": ["nftables"],
-            "upstreams": [
-                {"address": str(upstream), "up": not engine.servers.down(number)}
-                for number, upstream in enumerate(settings.upstreams)
-            ],
-        }
-
-    def _metrics(self) -> Metrics:
+    def _metrics(self, reports: Reports) -> Metrics:
         engine, log = self._engine, self._log
-        return Metrics(
-            self._counters,
-            [str(upstream) for upstream in self._settings.upstreams],
-            Gauges(
-                pods=lambda: len(engine.pods),
-                leases=lambda: engine.leases.elements,
-                held_answers=lambda: engine.exchanges.gate.holding,
-                in_flight=lambda: len(engine.exchanges),
-                cache_entries=lambda: len(engine.cache),
-                tcp_connections=lambda: len(self._tcp.connections),
-                policy_generation=lambda: engine.changes.generation,
-                log_lines_dropped=lambda: log.outlet.dropped,
-                log_lines_suppressed=lambda: self._events.suppressed,
-                log_events_failed=lambda: self._events.failed,
-                upstreams_up=lambda: {
-                    str(upstream): not engine.servers.down(number)
-                    for number, upstream in enumerate(self._settings.upstreams)
-                },
-            ),
+        gauges = Gauges(
+            pods=lambda: len(engine.pods),
+            leases=lambda: engine.leases.elements,
+            held_answers=lambda: engine.exchanges.gate.holding,
+            in_flight=lambda: len(engine.exchanges),
+            cache_entries=lambda: len(engine.cache),
+            tcp_connections=lambda: len(self._tcp.connections),
+            policy_generation=lambda: engine.changes.generation,
+            log_lines_dropped=lambda: log.outlet.dropped,
+            log_lines_suppressed=lambda: self._events.suppressed,
+            log_events_failed=lambda: self._events.failed,
+            upstreams_up=reports.upstreams,
         )
+        return Metrics(self._counters, list(reports.upstreams()), gauges)

@@ -11,7 +11,7 @@ from dnsguard.engine import revoke
 from dnsguard.engine.cache import AnswerCache
 from dnsguard.engine.state import Attempt
 from dnsguard.upstream.scripted import Answer
-from tests.replay.stage import Stage, address, respond
+from tests.replay.stage import Stage, address, respond, settings
 
 ALL = "policies: {}\npods: {10.244.0.0/24: ['*.example.com']}\n"
 NONE = "policies: {}\npods: {}\n"
@@ -83,6 +83,25 @@ def test_the_cache_forgets_what_was_used_longest_ago() -> None:
     assert len(stage.engine.cache) == 1
     assert len(stage.upstream.asked) == 3
     stage.close()
+
+
+def test_a_cache_without_entries_keeps_nothing_and_answers_all_the_same() -> None:
+    stage = Stage(ALL, "cache: {entries: 0}")
+    stage.script("a.example.com", "A", Answer(respond("a.example.com. 60 A 192.0.2.1")))
+
+    asked = [stage.ask("web", "a.example.com") for _ in range(2)]
+
+    assert all(not one.open for one in asked)
+    assert len(stage.engine.cache) == 0
+    stage.check()
+    stage.close()
+
+
+def test_parts_of_a_second_are_rounded_so_that_leases_last_longer_and_answers_shorter() -> None:
+    made, _ = settings("ttl: {floor: 500ms, grace: 1500ms, cap: 1500ms}\ndns: {serveStale: 500ms}")
+
+    assert (made.exchange.floor, made.exchange.grace, made.exchange.serve_stale) == (1, 2, 1)
+    assert made.fetch.cap == 1
 
 
 def test_an_answer_that_lives_for_no_second_is_not_kept(stage: Stage) -> None:

@@ -88,9 +88,9 @@ def test_a_pod_without_a_name_is_called_by_its_address() -> None:
 def test_octets_of_a_name_and_of_an_address_become_text() -> None:
     heard = Heard()
     heard.log.emit(
-        EventKind.LEASE_ARMED, pod="a", name=parse_name("db.example.com"), address=bytes(15) + b"\x01", ttl=30
+        EventKind.LEASE_ENDED, pod="a", name=[parse_name("db.example.com")], address=bytes(15) + b"\x01", scope="any"
     )
-    assert heard.events[0].message == "::1 is open to a for 30 s as db.example.com"
+    assert heard.events[0].message == "::1 is closed to a: the lease of db.example.com ended"
 
 
 def test_lines_beyond_a_pods_share_are_counted_in_its_next_line() -> None:

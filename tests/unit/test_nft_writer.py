@@ -63,6 +63,16 @@ async def test_an_element_refused_fails_every_ticket_that_wrote_it_and_no_other(
     assert answers.calls == [(3, {1: "ENFILE", 3: "ENFILE"})]
 
 
+async def test_each_commit_is_measured_with_the_elements_it_made() -> None:
+    measured: list[tuple[float, int]] = []
+    writer = Writer(Kernel().commit, Answers().acknowledge, lambda seconds, made: measured.append((seconds, made)))
+    writer.arm(1, [*write(), *write(key=b"87654321"), *write("bad")])
+    await writer.stop()
+    ((seconds, made),) = measured
+    assert made == 2
+    assert 0 <= seconds < 5
+
+
 async def test_a_commit_that_breaks_fails_its_tickets_and_the_writer_goes_on() -> None:
     kernel, answers = Kernel(), Answers()
     writer = Writer(kernel.commit, answers.acknowledge)

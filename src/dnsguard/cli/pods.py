@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def pods(context: typer.Context, pod: PodOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the governed pods.
 
-    With their addresses, policies, live leases, and how many queries and connections were denied.
+    With their addresses, policies, live leases, and how many of their packets were dropped.
     """
     daemon = client(context, config)
     rows = daemon.rows("pods", **({"pod": pod} if pod else {}))

@@ -238,7 +238,7 @@ class Tables(Group):
     leases: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 100_000
     """Lease elements; a lease is one for each address of its pod in that family."""
     flows: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 200_000
-    """Open flows that eBPF remembers."""
+    """Flows that the kernel remembers for dnsguard: those that were cut, and with eBPF those that are open."""
     answers: Annotated[StrictInt, Field(ge=0, le=10_000_000)] = 50_000
     """Answers that the kernel gives by itself."""
     prefixes: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 100_000
@@ -293,7 +293,7 @@ class Paths(Group):
     state: PathText = Path("/var/lib/dnsguard")
     """What `learn` has seen."""
     runtime: PathText = Path("/run/dnsguard")
-    """Control socket, lock, names behind leases. Kept over a restart, on tmpfs."""
+    """Control socket and lock. On tmpfs."""
     bpffs: PathText = Path("/sys/fs/bpf/dnsguard")
     """Pinned eBPF maps."""
 

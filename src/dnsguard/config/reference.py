@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from dnsguard.config.durations import duration_text
 from dnsguard.config.groups import Group, Settings
 from dnsguard.config.schema import allowlist_schema, settings_schema
-from dnsguard.config.settings import UNBUILT
+from dnsguard.config.settings import UNBUILT, UNREAD
 
 _HEAD = """\
 # Configuration
@@ -38,6 +38,7 @@ Every key is optional but `upstreams`.
 """
 
 _UNBUILT = "Not built yet, and refused with exit code 77 when written: {}.\n\n"
+_UNREAD = "Without effect until what they are for is built: {}.\n\n"
 
 _ALLOWLIST = """
 ## allowlist.yaml
@@ -77,6 +78,7 @@ def _settings() -> Iterator[str]:
     groups = []
     unbuilt = ", ".join(f"`{'.'.join(location)}: {value}`" for location, value, _ in UNBUILT)
     yield _UNBUILT.format(unbuilt)
+    yield _UNREAD.format(", ".join(f"`{'.'.join(location)}`" for location, _ in UNREAD))
     yield _table("Key", "Default", "Values", "Meaning")
     for field in Settings.model_fields.values():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group):

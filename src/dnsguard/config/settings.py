@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.alias_generators import to_snake
 from pydantic.fields import FieldInfo
 
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
@@ -27,6 +28,17 @@ UNBUILT = (
     (("log", "format"), LogFormat.JOURNALD, "auto, text or json"),
 )
 """Values that this build does not have yet: the key, the value, and what to write instead."""
+
+_EBPF, _LEARN = "eBPF is not built yet", "learn is not built yet"
+UNREAD = (
+    (("limits", "flowsPerPod"), _EBPF),
+    (("limits", "kernelAnswersPerPod"), _EBPF),
+    (("tables", "answers"), _EBPF),
+    (("tables", "prefixes"), _EBPF),
+    (("paths", "bpffs"), _EBPF),
+    (("paths", "state"), _LEARN),
+)
+"""Keys that have no effect in this build, and why."""
 
 
 def load_settings(path: Path) -> Settings:
@@ -180,6 +192,10 @@ class _Reading:
             text = f"more than tables.leases ({settings.tables.leases}): one pod can use all of the node's leases"
             yield from self._warn(("limits", "leasesPerPod"), text, ("tables", "leases"))
 
+        for unread, why in UNREAD:
+            if _value(settings, unread) != _value(_DEFAULTS, unread):
+                yield from self._warn(unread, f"has no effect: {why}")
+
     def _warn(self, location: Location, text: str, other: Location = ()) -> Iterable[Diagnostic]:
         if location in self._left_out or other in self._left_out:
             return
@@ -220,10 +236,13 @@ def _dotted(location: Sequence[str | int]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
 
 
+_DEFAULTS = Settings.model_validate({"upstreams": ["192.0.2.1"]})
+
+
 def _value(settings: Settings, location: Sequence[str]) -> object:
     value: object = settings
     for step in location:
-        value = getattr(value, step)
+        value = getattr(value, to_snake(step))
     return value
 
 

@@ -103,6 +103,7 @@ class PodRow(TypedDict):
     rules: int
     leases: int
     denied: int
+    """Packets dropped since the daemon started, read from the kernel every few seconds."""
     origin: str
     """file:line:column of the allowlist's entry; empty without one."""
 

@@ -62,7 +62,7 @@ ttl: {{floor: 5s, grace: 1s}}       # short, so that a lease can be seen to end
 dns: {{prefetch: false}}
 enforcement: {{ebpf: Off}}
 log: {{format: text, queries: All}}
-paths: {{runtime: {folder}/run, state: {folder}/state}}
+paths: {{runtime: {folder}/run}}
 """
 
 

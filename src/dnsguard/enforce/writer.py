@@ -16,11 +16,15 @@ from itertools import chain
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from dnsguard.core.model import Seconds
 from dnsguard.engine.contracts import Acknowledge, Element, Ticket, Write
 
 T = TypeVar("T")
 Commit = Callable[[Sequence[Write]], Mapping[Element, str]]
 Armed = tuple[Ticket, Sequence[Write]]
+OnCommit = Callable[[Seconds, int], None]
+"""`on_commit(seconds, elements)`: how long one transaction of leases took, and how many it made. In the writer's
+thread."""
 
 _BATCH_WRITES = 4096
 """More would keep the first of them waiting longer than the saving is worth: some 15 ms."""
@@ -39,9 +43,10 @@ class _Job:
 class Writer:
     """Made in the event loop; runs until `stop`. `arm` and `do` are for the loop's thread."""
 
-    def __init__(self, commit: Commit, acknowledge: Acknowledge) -> None:
+    def __init__(self, commit: Commit, acknowledge: Acknowledge, on_commit: OnCommit = lambda s, n: None) -> None:
         self._commit = commit
         self._acknowledge = acknowledge
+        self._on_commit = on_commit
         self._loop = asyncio.get_running_loop()
         self._jobs: deque[Armed | _Job] = deque()
         self._wake: SimpleQueue[None] = SimpleQueue()
@@ -118,8 +123,11 @@ class Writer:
     def _arm(self, batch: list[Armed]) -> None:
         writes = list(chain.from_iterable([writes for _, writes in batch]))
         failed: dict[Ticket, str] = {}
+        begun = time.monotonic()
         try:
-            if refused := self._commit(writes):
+            refused = self._commit(writes)
+            self._on_commit(time.monotonic() - begun, len(writes) - len(refused))
+            if refused:
                 failed = _owners(batch, refused)
         except Exception as error:  # the boundary of this thread: whatever it was, these answers must not go out
             failed = dict.fromkeys((ticket for ticket, _ in batch), str(error) or type(error).__name__)

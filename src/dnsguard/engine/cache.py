@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 class AnswerCache:
-    """Answers by question key. Never a home for leases: it forgets silently."""
+    """Answers by question key; with no `entries` it keeps none. Never a home for leases: it forgets silently."""
 
     def __init__(self, entries: int) -> None:
         self._entries: LRUCache[Hashable, Entry] = LRUCache(entries)
@@ -36,7 +36,7 @@ class AnswerCache:
 
     def put(self, key: Hashable, answer: Answer, now: Seconds) -> None:
         """Keep `answer` for its TTL; one with TTL 0 is for those who are waiting for it, and nobody else."""
-        if answer.ttl > 0:
+        if answer.ttl > 0 and self._entries.maxsize:
             self._entries[key] = Entry(answer, now + answer.ttl)
 
     def clear(self) -> None:

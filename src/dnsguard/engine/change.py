@@ -18,7 +18,6 @@ from dnsguard.core.errors import KernelError, PolicyError
 from dnsguard.core.leases import Changed, Checkpoint, Element, Lease
 from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodId, Program, Seconds
-from dnsguard.core.names import to_text
 from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign
 from dnsguard.core.policy import EffectivePolicy, deny_all
 from dnsguard.engine.contracts import Desired, Enforcer, EventKind, Flows, Ticket
@@ -191,12 +190,7 @@ class Changes:
             self._events.emit(EventKind.LEASES_PURGED, count=len(changed.purged))
         if changed.refused:
             self._counters.limited["leasesPerPod"] += changed.refused
-            self._events.emit(
-                EventKind.LEASE_REFUSED,
-                address=f"{changed.refused} addresses",
-                name="names",
-                reason="no room for leases",
-            )
+            self._events.emit(EventKind.LEASE_REFUSED, count=changed.refused, reason="no room for leases")
 
     # ---- pods
 
@@ -389,10 +383,8 @@ class Changes:
 
     def _tell_ended(self, lease: Lease) -> None:
         pod = self._pods.by_id[lease.pod]
-        names = ", ".join(sorted(to_text(name) for name in lease.past if name)[:3])
-        self._events.emit(
-            EventKind.LEASE_ENDED, pod=pod.name, name=names, address=address_text(lease.address), scope=lease.scope
-        )
+        names = sorted(name for name in lease.past if name)[:3]
+        self._events.emit(EventKind.LEASE_ENDED, pod=pod.name, name=names, address=lease.address, scope=lease.scope)
 
 
 def _staged(pod: Pod, assignment: Assignment, program: Program) -> _Staged:

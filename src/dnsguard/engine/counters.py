@@ -140,17 +140,17 @@ class Counters:
         self.commit_seconds = _commit_histograms()
         """Enforcer: one transaction of leases, from its sending to the kernel's acknowledgement."""
         self.lease_writes = Tally(int)
-        """Enforcer: elements made or refreshed."""
+        """Enforcer: elements made or refreshed for answers."""
         self.lease_writes_refused = Tally(int)
-        """reason: elements that the kernel or the capacity check refused."""
+        """errno's name, or "other": answers whose leases the kernel would not make."""
         self.leases_purged = 0
         """Leases removed before their time by a change of policy."""
         self.flows_cut = 0
         self.egress_denied = Tally(int)
         """reason: packets of pods that an enforcer dropped."""
         self.kernel_repairs = Tally(int)
-        """What somebody else had changed ("table", "rule", "route") and dnsguard put back."""
+        """What somebody else had changed ("table", "route") and dnsguard put back."""
         self.reloads = Tally(int)
         """"loaded" or "rejected": policies read."""
         self.internal_errors = Tally(int)
-        """Where: unexpected exceptions that a boundary turned into SERVFAIL."""
+        """Where: unexpected exceptions that a boundary contained."""

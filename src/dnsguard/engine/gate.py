@@ -157,10 +157,5 @@ class Gate(Generic[T]):
                 self._exits.fail(answer, "the kernel did not acknowledge the address within 1 s")
 
     @property
-    def waiting_since(self) -> Seconds | None:
-        """When the oldest of what has not settled was handed to the enforcer."""
-        return next((batch.submitted for batch in self._batches.values()), None)
-
-    @property
     def holding(self) -> int:
         return sum(len(batch.waiting) for batch in self._batches.values())

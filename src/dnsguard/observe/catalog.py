@@ -96,9 +96,16 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.POD_CONFLICT: Description(
         ERROR,
-        "{who} is denied everything: {reason}",
+        "everything is denied to {who}: {reason}",
         UUID("f077373a53ff4fdbb03168aa0ba5467b"),
-        "Correct what is named: all addresses of a pod need the same name and policies, and a limit may be raised.",
+        "Give all addresses of the pod the same name and policies where two lines are named; else raise the limit or "
+        "give more rules the same ports.",
+    ),
+    EventKind.NODE_PROBLEM: Description(
+        WARNING,
+        "{reason}",
+        UUID("5c0f4f3e2b1d4f0c9e57a1d2b8c36e04"),
+        "Look at the link, route or rule named: something on this node is not as dnsguard needs it.",
     ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
@@ -137,7 +144,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.QUERY_UNKNOWN_SOURCE: Description(
         WARNING,
-        "a query from {pod_ip} on {link} was dropped: {reason}",
+        "a query from {pod_ip} on link {link} was dropped: no pod has that address there",
         UUID("c266135249ff467c8f9b040dbe917920"),
         "The address is not routed to that link: a forged source, or a pod that is just being set up.",
         limited=True,
@@ -151,7 +158,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.ANSWER_WITHHELD: Description(
         WARNING,
-        "an answer for {name} ({type}) was withheld from {who}: {reason}",
+        "an answer for {name} was withheld from {who}, or a part of it: {reason}",
         UUID("4e8116b48d2b4bbca4032fa4f655a219"),
         "If the address is meant to be reachable by name, change answers.protected or the rule that closes it.",
         limited=True,
@@ -163,13 +170,6 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Check the upstreams: none answered in time.",
         limited=True,
     ),
-    EventKind.LEASE_ARMED: Description(
-        DEBUG,
-        "{address} is open to {who} for {ttl} s as {name}",
-        UUID("35263304ef5a4abeb61fdc50b2a72b36"),
-        "Nothing to do.",
-        limited=True,
-    ),
     EventKind.LEASE_ENDED: Description(
         DEBUG,
         "{address} is closed to {who}: the lease of {name} ended",
@@ -179,9 +179,10 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.LEASE_REFUSED: Description(
         ERROR,
-        "{address} could not be opened to {who} for {name}: {reason}",
+        "addresses could not be opened: {reason}",
         UUID("effa8583c5104ababe3676e1c0f3c6af"),
-        "The pod got SERVFAIL. Raise the limit or the table size named, or look at the kernel's state.",
+        "Their addresses are closed, and whoever asked for them got SERVFAIL. Raise the limit or the table size named, "
+        "or look at the kernel's log.",
         limited=True,
     ),
     EventKind.LEASES_PURGED: Description(
@@ -215,15 +216,9 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("ae17d0deb8d944508e3e54f70867c15c"),
         "Nothing to do.",
     ),
-    EventKind.NODE_PROBLEM: Description(
-        WARNING,
-        "{reason}",
-        UUID("cbca4775f8bc4a24a857c38ab1d40c6a"),
-        "Something on the node keeps pods' packets from dnsguard or from their way; the text names what to change.",
-    ),
     EventKind.KERNEL_STATE_REPAIRED: Description(
         WARNING,
-        "somebody else's change to {what} was undone",
+        "somebody else's change is undone: {what}",
         UUID("c0aabd943a824de3a73436189ee14ca2"),
         "Find out what edits or flushes the node's rules; dnsguard's own must be left alone.",
     ),

@@ -42,7 +42,11 @@ TALLIES: Final = {
     "answers_withheld": ("dnsguard_answers_withheld_total", "Answers that were not shown", "reason"),
     "limited": ("dnsguard_limited_total", "What was beyond a pod's share", "limit"),
     "lease_writes": ("dnsguard_lease_writes_total", "Lease elements made or refreshed", "enforcer"),
-    "lease_writes_refused": ("dnsguard_lease_writes_refused_total", "Lease elements that were refused", "reason"),
+    "lease_writes_refused": (
+        "dnsguard_lease_writes_refused_total",
+        "Answers whose leases the kernel refused",
+        "reason",
+    ),
     "egress_denied": ("dnsguard_egress_denied_total", "Packets of pods that were dropped", "reason"),
     "kernel_repairs": ("dnsguard_kernel_repairs_total", "Others' changes to the kernel that were undone", "what"),
     "reloads": ("dnsguard_policy_loads_total", "Policies read", "result"),
@@ -118,10 +122,7 @@ class Metrics(Collector):
         yield from self._tallies()
         yield from self._queries()
         yield from self._forwarding()
-        duration = (
-            "dnsguard_enforce_commit_duration_seconds",
-            "From sending leases to the kernel to their acknowledgement",
-        )
+        duration = ("dnsguard_enforce_commit_duration_seconds", "One transaction of leases, to its acknowledgement")
         # The enforcer's writer may add its first histogram meanwhile: iterate over a copy.
         yield _histograms(duration, "enforcer", list(self._counters.commit_seconds.items()))
 

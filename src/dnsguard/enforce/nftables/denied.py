@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -68,9 +67,7 @@ class DenialReader:
         self.lost = 0
         """Times that the kernel had to throw messages away because this process was slow."""
         self._loop = asyncio.get_running_loop()
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_NETFILTER
-        )
+        self._socket = netlink.netfilter_socket()
         try:
             self._bind(group)
         except BaseException:

@@ -7,11 +7,10 @@ come back in the event loop. What the kernel holds outlives this object: `close`
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-from dnsguard.core.errors import KernelError, MissingFeatureError
-from dnsguard.core.model import Flow, Pair
+from dnsguard.core.errors import MissingFeatureError
+from dnsguard.core.model import Flow, Pair, Seconds
 from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.probe import Abilities, probe
@@ -19,10 +18,14 @@ from dnsguard.enforce.nftables.ruleset import Layout
 from dnsguard.enforce.nftables.session import Session, delete_table
 from dnsguard.enforce.nftables.table import Table
 from dnsguard.enforce.nftables.watch import OnDamage, Watch
-from dnsguard.enforce.writer import Writer
+from dnsguard.enforce.writer import OnCommit, Writer
 from dnsguard.enforce.writes import refuse_faults
 from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
-from dnsguard.engine.counters import Counters
+
+RETRY: Seconds = 1.0
+"""How long after a repair that failed the next is tried."""
+OnFailure = Callable[[str], None]
+"""`on_failure(why)`: a repair has failed; it will be tried again."""
 
 
 class NftEnforcer:
@@ -34,17 +37,23 @@ class NftEnforcer:
     _watch: Watch
     _denials: DenialReader
 
-    def __init__(self, layout: Layout, acknowledge: Acknowledge, on_damage: OnDamage, counters: Counters) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        acknowledge: Acknowledge,
+        on_damage: OnDamage,
+        *,
+        on_failure: OnFailure,
+        on_commit: OnCommit,
+    ) -> None:
         self._layout = layout
-        self._counters = counters
-        self._on_damage = on_damage
-        self.written = 0
-        """Lease elements handed to the kernel for answers."""
-        self._writer = Writer(self._commit, acknowledge)
+        self._on_damage, self._on_failure = on_damage, on_failure
+        self._writer = Writer(self._commit, acknowledge, on_commit)
+        self._retry: asyncio.TimerHandle | None = None
         self._repair: asyncio.Future[None] | None = None
         self._repair_begun = False
         self._close: list[Callable[[], None]] = []
-        self._opened = False
+        self._opened = self._closing = False
 
     @classmethod
     async def create(
@@ -54,18 +63,18 @@ class NftEnforcer:
         on_damage: OnDamage,
         on_denial: OnDenial,
         *,
+        on_failure: OnFailure = lambda why: None,
+        on_commit: OnCommit = lambda seconds, elements: None,
         own: bool | None = None,
-        counters: Counters | None = None,
     ) -> NftEnforcer:
         """Probe the kernel, and take over the table that an earlier process left, as it is; the first `apply`
         changes it, or makes it. `own` False leaves the table open to others, as older kernels must; None owns it
         where that is possible.
 
         `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
-        queued (await `repair` for its end). Commits are counted in `counters`, by the writer's thread. Raises
-        KernelError, or MissingFeatureError without libnftables.
+        queued (await `repair` for its end). Raises KernelError, or MissingFeatureError without libnftables.
         """
-        enforcer = cls(layout, acknowledge, on_damage, counters or Counters())
+        enforcer = cls(layout, acknowledge, on_damage, on_failure=on_failure, on_commit=on_commit)
         try:
             await enforcer._writer.do(lambda: enforcer._open(own))
             enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
@@ -89,12 +98,7 @@ class NftEnforcer:
         self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
 
     def _commit(self, writes: Sequence[Write]) -> Mapping[Element, str]:
-        self.written += len(writes)
-        began = time.monotonic()
-        refused = self._table.arm(writes)
-        self._counters.commit_seconds["nftables"].observe(time.monotonic() - began)
-        self._counters.lease_writes["nftables"] += len(writes) - len(refused)
-        return refused
+        return self._table.arm(writes)
 
     def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
         refuse_faults(writes)
@@ -151,7 +155,15 @@ class NftEnforcer:
     def _queue_repair(self) -> None:
         self._repair_begun = False
         self._repair = self._writer.do(self._repair_now)
-        self._repair.add_done_callback(_retrieved)
+        self._repair.add_done_callback(self._repair_ended)
+
+    def _repair_ended(self, repair: asyncio.Future[None]) -> None:
+        """Until one succeeds the table is not what it should be: say so, and go on trying."""
+        if repair.cancelled() or (error := repair.exception()) is None:
+            return
+        self._on_failure(str(error) or type(error).__name__)
+        if not self._closing:
+            self._retry = asyncio.get_running_loop().call_later(RETRY, self._queue_repair)
 
     def _repair_now(self) -> None:
         self._repair_begun = True
@@ -169,6 +181,9 @@ class NftEnforcer:
 
     async def close(self) -> None:
         """End the thread and the readers. The table stays in force."""
+        self._closing = True
+        if self._retry is not None:
+            self._retry.cancel()
         while self._close:
             self._close.pop()()
         await self._writer.stop()
@@ -195,9 +210,3 @@ def remove_table() -> bool:
         return True
     finally:
         session.close()
-
-
-def _retrieved(future: asyncio.Future[None]) -> None:
-    """A repair nobody waits for has its error reported by the next one, or by `verify`."""
-    if not future.cancelled() and isinstance(future.exception(), KernelError):
-        return
