@@ -41,6 +41,8 @@ upstreams: [192.0.2.53, 192.0.2.54]
 """
 CONFIGS = (LIMITS, LIMITS + "dns: {denyResponse: REFUSED, serveStale: 0s}\nttl: {floor: 1s, grace: 1s}\n")
 IN_FLIGHT, LEASES_PER_POD, LEASES, CACHED = 12, 20, 30, 8
+FETCHES = 3 * (30 + 4 * 20)
+"""Each of three pods its burst, and then its rate for as long as a fetch may last."""
 PODS = {"web": ["10.244.0.5", "fd00::5"], "db": ["10.244.0.6"], "new": ["10.244.0.7"]}
 ALLOWLISTS = (
     """
@@ -100,6 +102,7 @@ class Transport:
         node, name = self._node, Name(attempt.section[:-4].lower())
         permitted = name in node.permitted or any(node.allows(pod, name) for pod in node.askers.get(name, ()))
         assert permitted, f"{name!r} was forwarded, and no policy allows it"
+        node.permitted.add(name)
         assert len(attempt.query) in (10 + len(attempt.section), 21 + len(attempt.section))
         assert attempt.query[10 : 10 + len(attempt.section)] == attempt.section
         node.attempts = [*node.under_way(), attempt]
@@ -276,7 +279,7 @@ class Node(Stage):
         """Nothing grows beyond what the configuration says."""
         engine = self.engine
         assert len(engine.exchanges) <= IN_FLIGHT * len(engine.pods)
-        assert len(engine.fetches) <= len(self.permitted) * 8
+        assert len(engine.fetches) <= FETCHES
         assert all(0 <= pod.share.in_flight <= IN_FLIGHT for pod in engine.pods)
         assert len(engine.cache) <= CACHED
         assert engine.leases.elements <= LEASES

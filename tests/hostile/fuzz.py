@@ -42,10 +42,6 @@ def stored(reader: str) -> list[Path]:
     ]
 
 
-def seeds(reader: str) -> list[bytes]:
-    return [path.read_bytes() for path in stored(reader)]
-
-
 def mutate(reader: Reader, data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
     """One input, changed in one to six places."""
     out = bytearray(data)
@@ -183,13 +179,11 @@ def save(reader: str, data: bytes, kind: str = "found") -> Path:
     return path
 
 
-def smallest(reader: Reader, data: bytes, holds: Callable[[bytes], bool], tries: int = 400) -> bytes:
-    """A smaller input for which `holds` is as true as for `data`: parts, then halves, quarters ... are left out."""
-    if reader.separator:
-        parts = data.split(reader.separator)
-        data = reader.separator.join(_fewest(parts, lambda left: holds(reader.separator.join(left)), tries))
-    octets = [bytes((octet,)) for octet in data]
-    return b"".join(_fewest(octets, lambda left: holds(b"".join(left)), tries))
+def smallest(reader: Reader, data: bytes, holds: Callable[[bytes], bool], tries: int = 200) -> bytes:
+    """A smaller input for which `holds` is as true as for `data`: halves, quarters ... of its parts are left out, or of
+    its octets where it has no parts."""
+    items = data.split(reader.separator) if reader.separator else [bytes((octet,)) for octet in data]
+    return reader.separator.join(_fewest(items, lambda left: holds(reader.separator.join(left)), tries))
 
 
 def _fewest(items: list[bytes], holds: Callable[[list[bytes]], bool], tries: int) -> list[bytes]:
@@ -211,9 +205,10 @@ def fuzz(name: str, seconds: float, seed: int, keep: bool = False) -> int:
     """Fuzz one reader; the number of findings, each saved and printed. A second finding on the same line is skipped."""
     reader, rng = READERS[name], random.Random(seed)
     pool, known, found, kept = [b""], _Lines(), set[str](), list[bytes]()
-    for data in seeds(name):
+    for path in stored(name):
+        data = path.read_bytes()
         if reason := finding(reader, data):
-            print(f"{save(name, data)}\n{reason}", flush=True)
+            print(f"{path}\n{reason}", flush=True)
             found.add(where_in(reason))
         else:
             known |= reached(reader, data)
