@@ -17,7 +17,7 @@ from itertools import takewhile
 from dnsguard.core.answers import Answer, Vetted, reply, without
 from dnsguard.core.compile import closed
 from dnsguard.core.leases import Leases
-from dnsguard.core.limits import QUERIES
+from dnsguard.core.limits import FREE_LEASES, LEASES, QUERIES
 from dnsguard.core.model import Address, LinkIndex, PodId, Scope, Seconds
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied
@@ -372,6 +372,10 @@ class Exchanges:
             if not addresses:
                 self._counters.answers_withheld["denied"] += 1
                 return answer, 0
+        leases = len(addresses) * len(scopes)
+        if leases > FREE_LEASES and (over := pod.share.work(leases // LEASES, now)) is not None:
+            self._limit_leases(exchange, over)
+            return None
         fits = self._leases.fitting(pod.id, name, scopes, addresses)
         if fits is not addresses:
             if not fits:
