@@ -9,6 +9,7 @@ further than the gate. Every exchange ends in exactly one `_close`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,7 +17,7 @@ from itertools import takewhile
 from dnsguard.core.answers import Answer, Vetted, reply, without
 from dnsguard.core.compile import closed
 from dnsguard.core.leases import Leases
-from dnsguard.core.limits import QUERIES
+from dnsguard.core.limits import FREE_LEASES, LEASES, QUERIES
 from dnsguard.core.model import Address, LinkIndex, PodId, Scope, Seconds
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied
@@ -49,7 +50,8 @@ STALE_TTL = 30
 
 STRANGE_LINKS = 1000
 STRANGERS_PER_LINK = 10
-"""Packets kept from sources that are no pod yet: the kernel's word about a new pod's route is on its way."""
+"""Packets kept, and connections taken, from sources that are no pod yet: the kernel's word about a new pod's route is
+on its way."""
 STRANGER_WAIT: Seconds = 1.0
 
 
@@ -105,6 +107,7 @@ class Exchanges:
         self.gate: Gate[Exchange] = Gate(enforcer, Exits(self._release, self._withhold, self._doubt))
         self._open: dict[Exchange, None] = {}
         self._strangers: dict[LinkIndex, list[Stranger]] = {}
+        self._strange_connections: Counter[LinkIndex] = Counter()
         self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
             None
         )
@@ -167,13 +170,27 @@ class Exchanges:
         """A TCP connection: None refuses it, else what gives it back. A stranger may wait for its first answer."""
         pod = self._pods.by_source.get((source, link))
         if pod is None:
-            return lambda: None
+            return self._admit_stranger(link)
         share = pod.share
         if (over := share.connection()) is not None:
             self._counters.limited[over] += 1
             self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, limit=over)
             return None
         return share.disconnection
+
+    def _admit_stranger(self, link: LinkIndex) -> Callable[[], None] | None:
+        strange = self._strange_connections
+        if strange[link] >= STRANGERS_PER_LINK or (link not in strange and len(strange) >= STRANGE_LINKS):
+            self._counters.dropped["unknown source"] += 1
+            return None
+        strange[link] += 1
+
+        def release() -> None:
+            strange[link] -= 1
+            if not strange[link]:
+                del strange[link]
+
+        return release
 
     def _begin(self, exchange: Exchange) -> Exchange:
         exchange.pod.share.in_flight += 1
@@ -360,6 +377,10 @@ class Exchanges:
             if not addresses:
                 self._counters.answers_withheld["denied"] += 1
                 return answer, 0
+        leases = len(addresses) * len(scopes)
+        if leases > FREE_LEASES and (over := pod.share.work(leases // LEASES, now)) is not None:
+            self._limit_leases(exchange, over)
+            return None
         fits = self._leases.fitting(pod.id, name, scopes, addresses)
         if fits is not addresses:
             if not fits:

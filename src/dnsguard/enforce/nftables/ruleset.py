@@ -146,9 +146,10 @@ _DHCP = (
 
 
 def _dns(layout: Layout) -> tuple[str, ...]:
-    """A query goes to the listener, or nowhere."""
+    """A query goes to the listener, or nowhere. Every link has a route to fe80::/10, and no pod its address there."""
     mark = f"meta mark set meta mark or {layout.mark:#x}"
     return (
+        "ip6 saddr fe80::/10 goto drop_source",
         "fib saddr . iif oif missing goto drop_source",
         *(
             f"meta nfproto ipv{family} {protocol} dport 53 tproxy {_IP[family]} to :{layout.listen_port} {mark} accept"
