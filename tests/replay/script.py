@@ -429,6 +429,8 @@ def _carries(fields: dict[str, object], expected: Any) -> bool:
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
     if isinstance(value, bytes):
         return to_text(value) if len(value) not in (4, 16) else str(ip_address(value))  # type: ignore[arg-type]
     return str(value)
