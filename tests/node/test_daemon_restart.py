@@ -177,8 +177,11 @@ def test_a_restored_lease_is_extended_by_a_new_answer(scene: Scene) -> None:
     assert scene.lease_left(DB) > 50
 
 
-@ENDS
-@pytest.mark.parametrize("ports", [(), (PORT,)], ids=["other ports", "the same ports"])
+@pytest.mark.parametrize(
+    ("end", "ports"),
+    [(signal.SIGTERM, ()), (signal.SIGTERM, (PORT,)), (signal.SIGKILL, (PORT,))],
+    ids=["stopped, other ports", "stopped, the same ports", "killed, the same ports"],
+)
 def test_a_policy_that_changed_while_it_was_down_is_applied_before_it_is_ready(
     scene: Scene, end: signal.Signals, ports: tuple[int, ...]
 ) -> None:
@@ -281,10 +284,9 @@ def test_cleanup_refuses_while_it_runs(scene: Scene) -> None:
     assert not scene.opens(scene.a, OTHER)
 
 
-@ENDS
-def test_cleanup_removes_every_trace(scene: Scene, end: signal.Signals) -> None:
+def test_cleanup_removes_every_trace(scene: Scene) -> None:
     ran = traces(scene)
-    scene.daemon.stop(end)
+    scene.daemon.stop(signal.SIGKILL)
     stopped = traces(scene)
 
     removed = scene.daemon.call("cleanup")
