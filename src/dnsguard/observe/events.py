@@ -1,8 +1,8 @@
 """Events on their way to an operator: levelled, rate-limited per pod, described, and made safe to print.
 
 `EventLog` is the `Events` of `engine/contracts.py`. It hands each event that passes to every sink. Turning fields into
-text happens here, after the rate limit, so that a flood of denials costs the sender's pod its lines and the daemon about
-1 us each; one that passes costs 5 us before it is written.
+text happens here, after the rate limit, so that a flood of denials costs the sender's pod its lines and the daemon
+about 1 us each; one that passes costs 5 us before it is written.
 """
 
 from __future__ import annotations
