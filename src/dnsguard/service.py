@@ -467,6 +467,10 @@ class Service:
             log_lines_dropped=lambda: log.outlet.dropped,
             log_lines_suppressed=lambda: self._events.suppressed,
             log_events_failed=lambda: self._events.failed,
+            udp_discarded=lambda: sum(each.discarded for each in self._udp.counts),
+            udp_unsent=lambda: sum(each.unsent for each in self._udp.counts),
+            tcp_cut=lambda: self._tcp.cut,
+            drop_reports_lost=lambda: self._enforcer.reports_lost,
             upstreams_up=reports.upstreams,
         )
         return Metrics(self._counters, list(reports.upstreams()), gauges)

@@ -52,6 +52,15 @@ def test_an_answer_is_counted_from_question_to_commit(scene: Scene) -> None:
     assert value(scene, "dnsguard_policy_generation") == 1
 
 
+def test_what_the_listeners_and_readers_count_is_told(scene: Scene) -> None:
+    with scene.client(scene.a, "10.96.0.10") as client:
+        client.send(b"")
+
+        wait_for(lambda: value(scene, "dnsguard_udp_discarded_total") >= 1, 5)
+    unsent = [value(scene, f"dnsguard_{name}_total") for name in ("udp_unsent", "tcp_cut", "drop_reports_lost")]
+    assert unsent == [0, 0, 0]
+
+
 def test_a_dropped_packet_is_counted_for_its_pod(scene: Scene) -> None:
     assert not scene.opens(scene.b, OTHER)
 

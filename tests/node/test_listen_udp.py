@@ -12,10 +12,10 @@ import pytest
 from dnsguard.core.model import LinkIndex
 from dnsguard.demo.lab import Lab
 from dnsguard.engine.contracts import Client
-from dnsguard.listen.transparent import ListenSockets, adopt_sockets
+from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import OnQuery, UdpListener
 from dnsguard.mmsg import BATCH, LONGEST, ROOM
-from tests.node.intercepted import PORT, REPLY_MARK, ask, client, intercept, link_index, on_uvloop, received, until
+from tests.node.intercepted import ask, client, intercept, link_index, on_uvloop, received, until
 
 pytestmark = pytest.mark.node
 
@@ -203,13 +203,3 @@ async def test_a_stopped_listener_takes_no_query_and_still_replies_and_a_closed_
         assert len(recorder.queries) == 1
         with pytest.raises((TimeoutError, ConnectionError, BlockingIOError)):
             asking.recv(100)
-
-
-@on_uvloop
-async def test_sockets_that_someone_else_opened_and_bound_can_be_taken_over(lab: Lab) -> None:
-    pod = lab.pod("a", "10.244.0.5")
-    intercept(lab).close()
-    bound = lab.socket(lab.node, socket.AF_INET)
-    bound.bind(("0.0.0.0", PORT))
-    with listening(adopt_sockets([bound.detach()], REPLY_MARK), Recorder()):
-        assert await ask(lab, pod, "8.8.8.8", b"a question") == b"answer to a question"

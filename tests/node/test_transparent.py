@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from dnsguard.core.errors import KernelError, MissingFeatureError
 from dnsguard.demo.lab import Lab
 from dnsguard.listen import transparent
-from dnsguard.listen.transparent import adopt_sockets, open_sockets
+from dnsguard.listen.transparent import open_sockets
 
 pytestmark = pytest.mark.node
 
@@ -63,9 +62,3 @@ def test_a_family_that_the_kernel_lacks_is_left_out(lab: Lab, monkeypatch: pytes
     opened = lab.inside(lab.node, lambda: open_sockets(5300, 0x2000))
     assert [one.family for one in (*opened.udp, *opened.tcp)] == [socket.AF_INET, socket.AF_INET]
     opened.close()
-
-
-def test_a_descriptor_that_is_no_internet_socket_is_refused() -> None:
-    one, other = socket.socketpair()
-    with one, other, pytest.raises(KernelError, match="neither a UDP nor a TCP socket"):
-        adopt_sockets([os.dup(one.fileno())], 0x2000)

@@ -83,4 +83,4 @@ def test_facts_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     ("seconds", "text"), [(0.9, "0s"), (59, "59s"), (60, "1m00s"), (3599, "59m59s"), (7620, "2h07m"), (442800, "5d03h")]
 )
 def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
-    assert output.duration_text(seconds) == text
+    assert output.rounded_duration(seconds) == text

@@ -7,9 +7,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from dnsguard.core.model import Address
 from dnsguard.demo.server import Zone, open_sockets, served
-from dnsguard.upstream.endpoint import addresses
 from dnsguard.upstream.transport import Transport
 from tests.upstreams import Inbox, Server, ask, until
 
@@ -63,9 +61,3 @@ async def test_an_attempt_that_has_ended_may_be_abandoned() -> None:
 async def test_a_server_without_an_ip_address_is_an_error() -> None:
     with pytest.raises(OSError, match=r"not known|not supported"):
         Transport([Server("resolver.test", 53)], Inbox().reports)
-
-
-def test_addresses_of_the_servers_are_those_that_packets_carry() -> None:
-    found = addresses([Server("10.96.0.10", 53), Server("fd00:10::a", 5353), Server("10.96.0.10", 54)])
-
-    assert found == {Address(bytes((10, 96, 0, 10))), Address(bytes.fromhex("fd000010" + "00" * 11 + "0a"))}

@@ -35,9 +35,7 @@ def before_command(context: typer.Context, config: ConfigOption = None) -> None:
     remember_config(context, config)
 
 
-run.register(app)
-app.command(epilog="Example: dnsguard check --config /etc/dnsguard/config.yaml")(check.check)
-for _module in (explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
+for _module in (run, check, explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
     _module.register(app)
 
 

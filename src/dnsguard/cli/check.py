@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from ipaddress import ip_address
@@ -11,21 +10,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dnsguard.cli.options import ConfigOption, JsonOption, config_path
+from dnsguard.cli.output import print_json
+from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Address
 
 if TYPE_CHECKING:
     from dnsguard.config.diagnostics import Diagnostic
 
-DEFAULT_CONFIG = Path("/etc/dnsguard/config.yaml")
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog="Example: dnsguard check --config /etc/dnsguard/config.yaml")(check)
 
 
 def check(
     context: typer.Context,
-    config: Annotated[
-        Path | None, typer.Option(help="The configuration file.", show_default=str(DEFAULT_CONFIG))
+    config: ConfigOption = None,
+    allowlist: Annotated[
+        Path | None, typer.Option("--allowlist", metavar="PATH", help="An allowlist other than the one it names.")
     ] = None,
-    allowlist: Annotated[Path | None, typer.Option(help="An allowlist other than the one it names.")] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a line, on standard output.")] = False,
+    json: JsonOption = False,
     system: Annotated[bool, typer.Option("--system", help="Look at the node instead of the files.")] = False,
 ) -> None:
     """Say what is wrong with the configuration and the allowlist.
@@ -33,11 +37,8 @@ def check(
     Exit code 0: usable (there may be warnings). 1: it has errors. 77: it asks for something that this build lacks.
     """
     if system:
-        print("dnsguard check --system is not built yet", file=sys.stderr)
-        raise typer.Exit(77)
-    # `--config` before the command is the application's; it leaves the path in the context.
-    above = context.obj if isinstance(context.obj, Path) else DEFAULT_CONFIG
-    raise typer.Exit(check_files(config or above, allowlist, json_lines=json_lines))
+        raise MissingFeatureError("check --system is not built yet: `dnsguard run` says what this node lacks")
+    raise typer.Exit(check_files(config_path(context, config), allowlist, json_lines=json))
 
 
 def check_files(config: Path, allowlist: Path | None, *, json_lines: bool) -> int:
@@ -50,7 +51,10 @@ def check_files(config: Path, allowlist: Path | None, *, json_lines: bool) -> in
     if loaded.store is not None:
         loaded.store.close()
     for one in loaded.diagnostics:
-        print(_json(one) if json_lines else one, file=sys.stdout if json_lines else sys.stderr)
+        if json_lines:
+            print_json([_record(one)])
+        else:
+            print(one, file=sys.stderr)
     if not json_lines:
         print(_summary(loaded.diagnostics), file=sys.stderr if exit_code(loaded.diagnostics) else sys.stdout)
     return exit_code(loaded.diagnostics)
@@ -69,16 +73,16 @@ def own_addresses() -> list[Address]:
     return [Address(ip_address(text).packed) for text in texts if text]
 
 
-def _json(one: Diagnostic) -> str:
+def _record(one: Diagnostic) -> dict[str, object]:
     origin = one.origin
-    record = {
+    return {
         "file": origin.file,
         "line": origin.line,
         "column": origin.column,
         "severity": one.severity,
         "text": one.text,
+        "missing": one.missing,
     }
-    return json.dumps(record | {"missing": one.missing})
 
 
 def _summary(found: list[Diagnostic]) -> str:

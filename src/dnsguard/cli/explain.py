@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dnsguard.cli.options import ConfigOption, JsonOption, client, config_path, note_version
-from dnsguard.cli.output import duration_text, print_facts, print_json, print_table
+from dnsguard.cli.output import print_facts, print_json, print_table, rounded_duration
 from dnsguard.control.calls import DENIED, DONE, USAGE, CallError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _print(explanation: Explanation) -> None:
         )
     if explanation["leases"]:
         print()
-        leases = [{**row, "remaining": duration_text(row["remaining"])} for row in explanation["leases"]]
+        leases = [{**row, "remaining": rounded_duration(row["remaining"])} for row in explanation["leases"]]
         print_table(LEASE_COLUMNS, leases, empty="")
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import typer
 
 from dnsguard.cli.options import ConfigOption, JsonOption, PodOption, client, note_version
-from dnsguard.cli.output import duration_text, print_json, print_table
+from dnsguard.cli.output import print_json, print_table, rounded_duration
 
 COLUMNS: Final = {"pod": "pod", "address": "address", "ports": "ports", "names": "names", "remaining": "ends in"}
 
@@ -28,6 +28,6 @@ def leases(
     if json:
         print_json(rows)
     else:
-        shown = ({**row, "remaining": duration_text(row["remaining"])} for row in rows)
+        shown = ({**row, "remaining": rounded_duration(row["remaining"])} for row in rows)
         print_table(COLUMNS, shown, empty="no live leases" + (f" of {pod}" if pod else ""))
     note_version(daemon)

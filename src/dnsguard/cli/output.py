@@ -45,7 +45,7 @@ def cell_text(value: Any) -> str:
     return printable(str(value))
 
 
-def duration_text(seconds: float) -> str:
+def rounded_duration(seconds: float) -> str:
     """`42s`, `3m05s`, `2h07m`, `5d03h`."""
     whole = int(seconds)
     if whole < 60:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dnsguard.cli.options import ConfigOption, JsonOption, client, note_version
-from dnsguard.cli.output import duration_text, print_facts, print_json
+from dnsguard.cli.output import print_facts, print_json, rounded_duration
 
 if TYPE_CHECKING:
     from dnsguard.control.calls import Status
@@ -35,7 +35,7 @@ def status(context: typer.Context, config: ConfigOption = None, json: JsonOption
 def _facts(status: Status) -> Iterator[tuple[str, Any]]:
     yield "state", "ready" if status["ready"] else f"not ready: {status['missing']}"
     yield "version", status["version"]
-    yield "running", f"{duration_text(status['uptime'])} as process {status['pid']}"
+    yield "running", f"{rounded_duration(status['uptime'])} as process {status['pid']}"
     yield "mode", f"{status['mode']}, enforced by {', '.join(status['enforcers']) or 'nothing'}"
     yield "config", status["config"]
     yield "policy", f"generation {status['generation']} of {status['allowlist']}"

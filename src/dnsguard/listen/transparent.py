@@ -58,17 +58,6 @@ def open_sockets(port: int, reply_mark: int) -> ListenSockets:
     return _sorted(opened)
 
 
-def adopt_sockets(descriptors: Iterable[int], reply_mark: int) -> ListenSockets:
-    """Take over bound sockets that someone else opened (socket activation), and give them every option they need."""
-    adopted = [socket.socket(fileno=descriptor) for descriptor in descriptors]
-    for one in adopted:
-        if one.family not in FAMILIES or one.type not in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            raise KernelError(f"descriptor {one.fileno()} is neither a UDP nor a TCP socket")
-        with _said(f"descriptor {one.fileno()}"):
-            _prepare(one, reply_mark)
-    return _sorted(adopted)
-
-
 def _families() -> Iterator[socket.AddressFamily]:
     for family in FAMILIES:
         try:

@@ -1,8 +1,8 @@
 """Events on their way to an operator: levelled, rate-limited per pod, described, and made safe to print.
 
-`EventLog` is the `Events` of `engine/contracts.py`. It hands each event that passes to every sink (the log; later also
-the ring that `monitor` reads). Turning fields into text happens here, after the rate limit, so that a flood of denials
-costs the sender's pod its lines and the daemon about 1 us each; one that passes costs 5 us before it is written.
+`EventLog` is the `Events` of `engine/contracts.py`. It hands each event that passes to every sink. Turning fields into
+text happens here, after the rate limit, so that a flood of denials costs the sender's pod its lines and the daemon
+about 1 us each; one that passes costs 5 us before it is written.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Event:
 
 
 Sink = Callable[[Event], None]
+"""Gets every event that passes; must return at once."""
 
 
 def field_value(key: str, value: object) -> FieldValue:
@@ -99,18 +100,11 @@ class EventLog:
         """Lines left out by the rate limit since the start."""
         self.failed = 0
         """Events that a defect in a sink or in a field's text kept from being written."""
-        self._sinks = list(sinks)
+        self._sinks = tuple(sinks)
         self._limiter = limiter
         self._clock = clock
         unsaid = UNSAID[queries]
         self._described = {k: d for k, d in CATALOG.items() if d.level >= level and k not in unsaid}
-
-    def add_sink(self, sink: Sink) -> None:
-        """From now on `sink` gets every event that passes; it must return at once and not raise."""
-        self._sinks.append(sink)
-
-    def remove_sink(self, sink: Sink) -> None:
-        self._sinks.remove(sink)
 
     def emit(self, kind: EventKind, /, **fields: object) -> None:
         description = self._described.get(kind)

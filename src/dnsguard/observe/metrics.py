@@ -85,6 +85,10 @@ class Gauges:
     log_lines_dropped: Reading = _none
     log_lines_suppressed: Reading = _none
     log_events_failed: Reading = _none
+    udp_discarded: Reading = _none
+    udp_unsent: Reading = _none
+    tcp_cut: Reading = _none
+    drop_reports_lost: Reading = _none
     upstreams_up: Callable[[], Mapping[str, bool]] = field(default=dict)
 
 
@@ -102,6 +106,10 @@ COUNTED_ELSEWHERE: Final = {
     "log_lines_dropped": ("dnsguard_log_lines_dropped_total", "Log lines lost because standard error was blocked"),
     "log_lines_suppressed": ("dnsguard_log_lines_suppressed_total", "Log lines over a pod's limits.logLines"),
     "log_events_failed": ("dnsguard_log_events_failed_total", "Events that could not be written"),
+    "udp_discarded": ("dnsguard_udp_discarded_total", "Empty or overlong datagrams of pods"),
+    "udp_unsent": ("dnsguard_udp_unsent_total", "Replies that the kernel would not send"),
+    "tcp_cut": ("dnsguard_tcp_cut_total", "Connections of pods that were ended because of a limit"),
+    "drop_reports_lost": ("dnsguard_drop_reports_lost_total", "Times that reports of dropped packets overflowed"),
 }
 
 

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
-from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
-
-from dnsguard.core.model import Address
 
 
 class Endpoint(Protocol):
@@ -32,8 +28,3 @@ def place(server: Endpoint) -> Place:
     flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
     found = socket.getaddrinfo(str(server.address), server.port, type=socket.SOCK_DGRAM, flags=flags)
     return Place(found[0][0], found[0][4])
-
-
-def addresses(servers: Iterable[Endpoint]) -> frozenset[Address]:
-    """The servers' addresses: a query from one of them is a forwarding loop."""
-    return frozenset(Address(ip_address(str(server.address)).packed) for server in servers)

@@ -175,6 +175,11 @@ class NftEnforcer:
         return self._table.owned
 
     @property
+    def reports_lost(self) -> int:
+        """Times that reports of dropped packets overflowed; their counters lost nothing."""
+        return self._denials.lost
+
+    @property
     def busy_since(self) -> float | None:
         """The monotonic time at which the writer's present work began, for a watchdog."""
         return self._writer.busy_since
