@@ -76,6 +76,15 @@ class Layout:
         return self.leases + self.leases // 4 + 1024
 
     @property
+    def cuts(self) -> int:
+        """Cut flows that have ports; each of the two sets has room for 1024 more."""
+        return self.flows
+
+    @property
+    def portless_cuts(self) -> int:
+        return self.flows // 16
+
+    @property
     def counter_set_size(self) -> int:
         return 4 * self.pods + 1024
 
@@ -90,9 +99,9 @@ def static_sets(layout: Layout) -> Sets:
         sets[f"pods{family}"] = f"map {{ type iface_index . {kind} : verdict; }}"
         sets[f"excluded{family}"] = f"set {{ type iface_index . {kind}; }}"
         sets[f"cut{family}"] = (
-            f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.flows + 1024}; }}"
+            f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.cuts + 1024}; }}"
         )
-        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} size {layout.flows // 16 + 1024}; }}"
+        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} size {layout.portless_cuts + 1024}; }}"
     return sets
 
 
