@@ -21,7 +21,7 @@ import pytest
 from dnsguard.core.model import Flow, LinkIndex, Packet, Protocol
 from dnsguard.enforce.nftables import Layout, NftEnforcer
 from tests.contract.subject import Maker, Settled, Subject, crowd
-from tests.node.nftables_lab import LAYOUT, WORLD_MAC, Lab, inside, ip, transport, udp
+from tests.node.nftables_lab import LAYOUT, WORLD_MAC, Lab, inside, ip, udp
 
 TOP = Path(__file__).resolve().parents[2]
 _UPLINK = ("100.64.0.1/24", "100.64.0.2")
@@ -41,7 +41,9 @@ class NftSubject:
         self.damage: list[str] = []
         self._layout = layout
         self.capacity = layout.lease_set_size
-        self._starts = {place.link: self.lab.pod if n % 2 == 0 else self.lab.other for n, place in enumerate(self.crowd)}
+        self._starts = {
+            place.link: self.lab.pod if n % 2 == 0 else self.lab.other for n, place in enumerate(self.crowd)
+        }
         self._links = {own: place.link for place in self.crowd for own in place.addresses}
 
     async def start(self, own: bool) -> None:
@@ -65,8 +67,9 @@ class NftSubject:
         """UDP only."""
         assert flow.protocol == Protocol.UDP
         end = self._starts[self._links[flow.pod]]
-        out, back = udp(flow.pod_port, flow.peer_port, self.lab.nonce()), udp(
-            flow.peer_port, flow.pod_port, self.lab.nonce()
+        out, back = (
+            udp(flow.pod_port, flow.peer_port, self.lab.nonce()),
+            udp(flow.peer_port, flow.pod_port, self.lab.nonce()),
         )
         return (
             self.lab.through(ip(flow.pod, flow.peer, flow.protocol, out), start=end),

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from ipaddress import ip_network
+from pathlib import Path
 
 import pytest
 
-from dnsguard.core.model import Address
+from dnsguard.core.model import Action, Address, Program, ProgramRule, Tier
 from dnsguard.engine.contracts import Desired, Write
 from tests.node.nftables.test_nftables_decision import HOUR, WEB, leasing
 from tests.node.nftables.test_nftables_flows import Conversation, end_lease, icmp_error, lease
 from tests.node.nftables_lab import (
+    ACK,
     PEER,
     PEER6,
     POD,
     POD6,
+    RST,
     SYN,
     TCP,
     UDP,
     Lab,
     Subject,
+    addr,
     checksum,
     crc32c,
+    inside,
     ip,
     tcp,
     udp,
@@ -53,7 +59,9 @@ async def test_an_icmp_error_about_a_flow_that_nobody_answered_passes_no_longer_
 
 
 @BOTH
-async def test_an_icmp_error_about_a_flow_that_was_answered_passes(subject: Subject, pod: Address, peer: Address) -> None:
+async def test_an_icmp_error_about_a_flow_that_was_answered_passes(
+    subject: Subject, pod: Address, peer: Address
+) -> None:
     await lease(subject)
     lab = subject.lab
     talk = Conversation(lab, pod, peer)
@@ -93,6 +101,55 @@ async def test_an_sctp_association_is_decided_anew_on_the_ports_of_an_open_one(
     await end_lease(subject, pod, peer)
     assert pod_says(9, 0, bytes(12))
     assert not pod_says(0, 1, init)
+
+
+@BOTH
+async def test_a_pod_cannot_answer_its_own_flow_by_forging_its_peer(
+    subject: Subject, pod: Address, peer: Address
+) -> None:
+    await lease(subject)
+    lab = subject.lab
+    talk = Conversation(lab, pod, peer)
+    assert talk.pod_udp()
+    for start in (lab.pod, lab.other):
+        lab.send(ip(peer, pod, UDP, udp(443, 40001, lab.nonce())), start)
+    await end_lease(subject, pod, peer)
+    assert not talk.pod_udp()
+
+
+@BOTH
+async def test_a_forged_reset_does_not_end_the_flow_of_another_pod(
+    subject: Subject, pod: Address, peer: Address
+) -> None:
+    await lease(subject)
+    lab = subject.lab
+    talk = Conversation(lab, pod, peer)
+    talk.open_tcp()
+    lab.send(ip(peer, pod, TCP, tcp(443, 40001, RST | ACK, lab.nonce(), seq=5009, ack=1017)), lab.other)
+    await end_lease(subject, pod, peer)
+    assert talk.pod_tcp(ACK, 1017, 5009)
+    assert b"CLOSE" not in conntrack(lab)
+
+
+def conntrack(lab: Lab) -> bytes:
+    with inside(lab.node):
+        return Path("/proc/thread-self/net/nf_conntrack").read_bytes()
+
+
+async def test_a_source_route_does_not_carry_a_packet_past_the_address_that_was_decided(subject: Subject) -> None:
+    lab = subject.lab
+    node = addr("198.51.100.1")
+    with inside(lab.node):
+        for path in ("all", "vetha"):
+            Path(f"/proc/sys/net/ipv4/conf/{path}/accept_source_route").write_text("1")
+    program = Program("p_node", (ProgramRule(Tier.POD, Action.ACCEPT, (), (ip_network("198.51.100.1/32"),)),))
+    await subject.enforcer.apply(Desired((program,), {(lab.link(), POD): program.name}))
+    data = udp(40000, 443, lab.nonce())
+    for kind in (131, 137):
+        option = bytes([kind, 7, 4]) + PEER + b"\0"
+        head = struct.pack(">BBHHHBBH", 0x47, 0, 28 + len(data), 0, 0, 64, UDP, 0) + POD + node + option
+        packet = head[:10] + struct.pack(">H", checksum(head)) + head[12:] + data
+        assert not lab.through(packet)
 
 
 # ---- ports that are hard to find
