@@ -285,3 +285,12 @@ def test_a_pod_without_a_policy_resolves_and_reaches_nothing(scene: Scene) -> No
 
     assert rcode(scene.ask(stranger, "mail.example.com")) == "NXDOMAIN"
     assert not scene.opens(stranger, MAIL)
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("A", "10.99.0.255"), ("AAAA", "fd00:99::")])
+def test_an_address_that_the_node_shares_with_its_network_is_taken_out(scene: Scene, kind: str, shared: str) -> None:
+    """A broadcast address and the routers' anycast address lead to whatever listens on the node, over UDP."""
+    name = f"shared-{kind.lower()}.fresh.example.com"
+    scene.zone.put(name, kind, shared)
+
+    assert scene.resolve(scene.a, name, kind) == []
