@@ -294,3 +294,10 @@ def test_an_address_that_the_node_shares_with_its_network_is_taken_out(scene: Sc
     scene.zone.put(name, kind, shared)
 
     assert scene.resolve(scene.a, name, kind) == []
+
+
+def test_the_daemon_has_as_many_descriptors_as_it_may(scene: Scene) -> None:
+    limits = Path(f"/proc/{scene.daemon.ask('status')['pid']}/limits").read_text().splitlines()
+    soft, hard = next(line.split()[3:5] for line in limits if line.startswith("Max open files"))
+
+    assert soft == hard
