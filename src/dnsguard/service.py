@@ -14,6 +14,7 @@ import errno
 import fcntl
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -77,6 +78,7 @@ def run(config: Path) -> int:
         settings = load_settings(config)
         with _lock(settings.paths.runtime):
             _tune_interpreter()
+            _raise_descriptors()
             return uvloop.run(Service(config, settings).run())
     except ConfigError as error:
         return _print(error.diagnostics)
@@ -92,6 +94,12 @@ def _tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.0005)
+
+
+def _raise_descriptors() -> None:
+    """As many as this process may have: 50 pods with 20 DNS connections each would use up the usual 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def cleanup(settings: Settings) -> int:
