@@ -129,16 +129,21 @@ def test_a_missing_file_changes_nothing(scene: Scene) -> None:
 # -- leases and flows -------------------------------------------------------------------------------------------------
 
 
+def lease_ends(scene: Scene) -> dict[str, float]:
+    """When each lease ends, as the kernel says; late by the time that listing them takes."""
+    left = scene.elements(A) | scene.elements(B)
+    now = time.monotonic()
+    return {peer: now + seconds for peer, seconds in left.items()}
+
+
 def test_what_the_new_policy_still_allows_is_not_touched(scene: Scene) -> None:
     scene.resolve(scene.a, "db.example.com")
     scene.resolve(scene.b, "mail.example.com")
-    ends = {name: time.monotonic() + left for name, left in (scene.elements(A) | scene.elements(B)).items()}
+    before = lease_ends(scene)
     with flow_to(scene, DB) as flow:
         scene.daemon.reload(allowing("db.example.com", "other.example.com"))
 
-        now = time.monotonic()
-        after = {name: now + left for name, left in (scene.elements(A) | scene.elements(B)).items()}
-        assert after == pytest.approx(ends, abs=0.3)
+        assert lease_ends(scene) == pytest.approx(before, abs=0.5)
         assert flow.alive()
         assert scene.opens(scene.b, MAIL)
 
@@ -324,8 +329,8 @@ def test_a_file_of_50_000_pods_loads_while_others_are_answered(
     assert rcode(scene.ask(scene.a, "host-0.service-0.example.com")) == "NXDOMAIN"
     assert took < 60
     assert max(gaps) < GAP
-    programs = scene.lab.run(scene.lab.node, "nft", "list", "table", "inet", "dnsguard").stdout.count("chain p_")
-    assert programs <= 4
+    table = scene.lab.run(scene.lab.node, "nft", "list", "table", "inet", "dnsguard").stdout
+    assert table.count("chain program_") == 2
 
 
 def waits(scene: Scene, stop: threading.Event) -> Iterator[float]:
