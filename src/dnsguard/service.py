@@ -268,11 +268,13 @@ class Service:
         """The first change: every pod of this node, with the leases that the kernel still holds for it."""
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
+        cut = await self._enforcer.cut_before()
         seen, self._seen = self._seen, {}
         assert self._store is not None
         await engine.changes.begin(
             seen, self._store, lambda now: restore(engine.pods, engine.leases, held, running, now), running
         )
+        engine.revocation.adopt(engine.pods, cut)
 
     def _listen(self, sockets: ListenSockets) -> None:
         exchanges, tcp = self._engine.exchanges, self._settings.tcp

@@ -236,9 +236,6 @@ def test_a_pod_that_was_replaced_while_it_was_down_inherits_nothing(scene: Scene
     assert scene.opens(b, MAIL)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="cuts are kept in the kernel over a restart, and the next process cannot undo them"
-)
 def test_a_flow_that_the_process_before_cut_opens_again_when_it_is_allowed_again(scene: Scene) -> None:
     scene.daemon.reload(allowing("db.example.com"))
     scene.resolve(scene.a, "db.example.com")

@@ -120,6 +120,15 @@ class Revocation:
         if not cuts[address]:
             del cuts[address]
 
+    def adopt(self, pods: Iterable[Pod], flows: Sequence[Flow]) -> None:
+        """Take up what an earlier process has cut; flows of addresses that no pod has any longer are cut no more."""
+        by_address = {address: pod for pod in pods for address in pod.addresses}
+        known = [flow for flow in flows if flow.pod in by_address]
+        self._keep(known, by_address)
+        if gone := [flow for flow in flows if flow.pod not in by_address]:
+            self._enforcer.uncut(gone)
+        self._reopen_all({by_address[flow.pod].id: by_address[flow.pod] for flow in known}.values())
+
     def pod_went(self, pod: Pod) -> None:
         """Nothing of a pod that is gone stays cut: its address may be another's."""
         gone = [flow for flows in self.cuts.pop(pod.id, {}).values() for flow in flows]

@@ -221,6 +221,18 @@ def cut_keys(flow: Flow) -> Iterator[tuple[SetName, Key]]:
             yield f"cut_portless{family}", head
 
 
+CUT_SETS = ("cut4", "cut6", "cut_portless4", "cut_portless6")
+
+
+def cut_flow(key: Key) -> Flow:
+    """The flow that a cut element is about, without what NAT made of it: an element stands for one of its two ends."""
+    width = 4 if len(key) in (12, 20) else 16
+    pod, peer, protocol = Address(key[:width]), Address(key[width : 2 * width]), key[2 * width]
+    ports = key[2 * width + 4 :]
+    own, port = struct.unpack(">HxxHxx", ports) if ports else (0, 0)
+    return Flow(protocol, pod, own, peer, port, peer, port)
+
+
 def dump_set(session: Session, name: SetName) -> Iterator[dict[int, bytes]]:
     """The attributes of each element of a set (NFTA_SET_ELEM_*)."""
     for listed in _dump_lists(session, name):

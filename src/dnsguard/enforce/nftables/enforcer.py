@@ -132,6 +132,10 @@ class NftEnforcer:
         """Which program each (link, address) runs in the kernel: an earlier process's, until the first `apply`."""
         return self._writer.do(lambda: self._table.running())
 
+    def cut_before(self) -> Awaitable[Sequence[Flow]]:
+        """The flows that an earlier process has cut and that have not fallen silent since."""
+        return self._writer.do(lambda: self._table.cut_before())
+
     def verify(self) -> Awaitable[Sequence[str]]:
         """What is wrong with the table's chains and sets; empty when nothing is. Some milliseconds."""
         return self._writer.do(lambda: self._table.verify())

@@ -71,8 +71,11 @@ class Table:
         """Take over what an earlier process left: its leases are ours from here on."""
         self.owned = self._session.claim(self._own)
         now = time.monotonic()
-        for name in filter(elements.is_lease_set, inventory(self._session).sets):
+        sets = inventory(self._session).sets
+        for name in filter(elements.is_lease_set, sets):
             self._ends[name] = {key: now + ms / 1000 for key, ms in self._held(name).items()}
+        for name in filter(sets.__contains__, elements.CUT_SETS):
+            self._cuts[name] = {elements.element_key(each): None for each in elements.dump_set(self._session, name)}
 
     # Leases
 
@@ -150,6 +153,10 @@ class Table:
             for key in members:
                 known.pop(key, None)
             elements.delete_present_or_not(self._session, name, members)
+
+    def cut_before(self) -> list[Flow]:
+        """What is cut: after taking over, the flows that an earlier process has cut."""
+        return [elements.cut_flow(key) for keys in self._cuts.values() for key in keys]
 
     def _forget_silent_cuts(self) -> None:
         """Packets renew a cut in the kernel, so only the kernel knows which have ended."""
