@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= /usr/bin/python3
 KEEP ?=
-COVERAGE ?= report
+COVERAGE ?= enforce
 SECONDS_EACH ?= 60
 MACHINE = $(PYTHON) tests/machine.py
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check

@@ -43,7 +43,7 @@ from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
-from dnsguard.node.routing import Interception
+from dnsguard.node.routing import Interception, unusable_sysctls
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.health import HealthServer
@@ -167,15 +167,21 @@ class Service:
         """Returns the exit code; errors of the start are raised as DnsguardError."""
         loop = asyncio.get_running_loop()
         self._log.outlet.attach(loop)
+        # First of all: a SIGHUP while a large allowlist is read asks for a reload, and must not end the process.
+        for number, event in (
+            (signal.SIGTERM, self._stop),
+            (signal.SIGINT, self._stop),
+            (signal.SIGHUP, self._hangup),
+        ):
+            loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
         for missing in unbuilt_defaults(self._settings):
             feature, _, reason = missing.partition(" (")
             self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
+        for unusable in unusable_sysctls():
+            self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:
             async with contextlib.AsyncExitStack() as rooms:
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    loop.add_signal_handler(number, self._stop.set)
-                loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
                 # Not inside the task group, which would wrap the error of a start into a group.
                 background = await self._start(rooms)
                 async with asyncio.TaskGroup() as tasks:
@@ -361,11 +367,6 @@ class Service:
         for one in loaded.diagnostics:
             self._events.emit(kinds[one.severity], reason=str(one))
 
-    async def _reload_on_signal(self) -> None:
-        # Told as events by `reload` itself, whatever came of it.
-        with contextlib.suppress(DnsguardError):
-            await self.reload()
-
     # ---- what runs until the stop
 
     async def _every(self, seconds: Seconds, where: str, do: Callable[[], Awaitable[None]]) -> None:
@@ -392,6 +393,11 @@ class Service:
     async def _follow_links(self) -> None:
         seen, self._seen = self._seen, {}
         await self._engine.changes.links(seen)
+
+    async def _reload_on_signal(self) -> None:
+        # Told as events by `reload` itself, whatever came of it.
+        with contextlib.suppress(DnsguardError):
+            await self.reload()
 
     async def _remember(self) -> None:
         await self._engine.revocation.remember(self._engine.pods, time.monotonic())

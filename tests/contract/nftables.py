@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from dnsguard.core.model import Flow, LinkIndex, Packet, Protocol
-from dnsguard.enforce.nftables import NftEnforcer
+from dnsguard.enforce.nftables import Layout, NftEnforcer
 from tests.contract.subject import Maker, Settled, Subject, crowd
 from tests.node.nftables_lab import LAYOUT, WORLD_MAC, Lab, inside, ip, udp
 
@@ -33,14 +33,14 @@ class NftSubject:
 
     enforcer: NftEnforcer
 
-    def __init__(self, lab: Lab, *, small: bool) -> None:
+    def __init__(self, lab: Lab, layout: Layout) -> None:
         self.lab = lab
         self.settled = Settled()
         self.crowd = crowd(lab.link("vetha"), lab.link("vethb"))
         self.places = self.crowd[0], self.crowd[1]
         self.damage: list[str] = []
-        self._layout = replace(LAYOUT, leases=0) if small else LAYOUT
-        self.capacity = self._layout.lease_set_size
+        self._layout = layout
+        self.capacity = layout.lease_set_size
         self._starts = {
             place.link: self.lab.pod if n % 2 == 0 else self.lab.other for n, place in enumerate(self.crowd)
         }
@@ -100,21 +100,28 @@ def loading(lab: Lab) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _nftables(own: bool, *, small: bool = False) -> AsyncIterator[Subject]:
+async def started(layout: Layout, *, own: bool) -> AsyncIterator[NftSubject]:
+    """A subject in a lab of its own. Without root the run ends with exit code 77."""
     if os.geteuid() != 0:
         pytest.exit("the tests of the kernel's tables need root", returncode=77)
     lab = Lab()
     try:
         _move_uplink(lab)
-        subject = NftSubject(lab, small=small)
+        subject = NftSubject(lab, layout)
         await subject.start(own)
         try:
             yield subject
-            assert subject.damage == []
         finally:
             await subject.enforcer.close()
     finally:
         lab.close()
+
+
+@asynccontextmanager
+async def _made(own: bool, *, small: bool = False) -> AsyncIterator[Subject]:
+    async with started(replace(LAYOUT, leases=0) if small else LAYOUT, own=own) as subject:
+        yield subject
+        assert subject.damage == []
 
 
 def _move_uplink(lab: Lab) -> None:
@@ -127,5 +134,5 @@ def _move_uplink(lab: Lab) -> None:
     lab.ip("-6 route replace default via 2001:db8:f::2")
 
 
-owned: Maker = partial(_nftables, True)
-shared: Maker = partial(_nftables, False)
+owned: Maker = partial(_made, True)
+shared: Maker = partial(_made, False)

@@ -22,15 +22,19 @@ def packets(scenario: Scenario) -> list[tuple[int, Packet]]:
     return [(pod, packet) for pod, place in enumerate(scenario.places) for packet in every_packet(place)]
 
 
-async def misjudged(subject: Subject, scenario: Scenario) -> list[Misjudged]:
-    """Go over from whatever is in force to this scenario, send its packets, and tell which were decided wrongly."""
+async def decisions(subject: Subject, scenario: Scenario) -> list[bool]:
+    """Go over from whatever is in force to this scenario, and send its packets: which passed?"""
     gone = {Element(held.scope, held.key) for held in await subject.enforcer.read()}
     made = {Element(asked.scope, asked.key) for asked in scenario.writes}
     await subject.enforcer.apply(scenario.desired, scenario.writes, gone - made)
-    sent = packets(scenario)
-    passed = await subject.decide_all([packet for _, packet in sent])
+    return await subject.decide_all([packet for _, packet in packets(scenario)])
+
+
+async def misjudged(subject: Subject, scenario: Scenario) -> list[Misjudged]:
+    """The packets that the enforcer decides otherwise than the rules say."""
+    passed = await decisions(subject, scenario)
     return [
         Misjudged(packet, did)
-        for (pod, packet), did in zip(sent, passed, strict=True)
+        for (pod, packet), did in zip(packets(scenario), passed, strict=True)
         if did != scenario.expected(pod, packet)
     ]

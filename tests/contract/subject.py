@@ -98,8 +98,11 @@ class MemorySubject:
     crowd = crowd(LinkIndex(11), LinkIndex(12))
     places = crowd[0], crowd[1]
 
-    def __init__(self, capacity: int = 5000) -> None:
+    def __init__(self, capacity: int = 5000, crowd: tuple[Place, ...] = crowd) -> None:
+        self.crowd = crowd
+        self.places = crowd[0], crowd[1]
         self.time = 1000.0
+        self._turn: asyncio.Handle | None = None
         self.settled = Settled()
         self.capacity = capacity
         self.memory = MemoryEnforcer(self.settled, lambda: self.time, capacity=capacity)
@@ -129,13 +132,14 @@ class MemorySubject:
         def turn() -> None:
             self.memory.release()
             self.memory.hold()
-            self._next = loop.call_soon(turn)
+            self._turn = loop.call_soon(turn)
 
         turn()
         try:
             yield
         finally:
-            self._next.cancel()
+            if self._turn:
+                self._turn.cancel()
             self.memory.release()
 
 

@@ -201,15 +201,14 @@ async def test_a_lease_of_one_pod_opens_nothing_for_another(subject: Subject) ->
     assert not await subject.decide(packet(two))
 
 
-async def test_manytickets_are_settled_in_order_and_all_are_open(subject: Subject) -> None:
+async def test_many_tickets_are_settled_in_order_and_all_are_open(subject: Subject) -> None:
     one, _ = subject.places
     await subject.enforcer.apply(running({one: WEB}))
     peers = [Address(bytes((198, 51, 100, last))) for last in range(1, 201)]
-    first = next(tickets)
-    tickets = [first, *(next(tickets) for _ in peers[1:])]
-    for ticket, peer in zip(tickets, peers, strict=True):
+    numbers = [next(tickets) for _ in peers]
+    for ticket, peer in zip(numbers, peers, strict=True):
         subject.enforcer.arm(ticket, [write(one, peer)])
-    assert [await subject.settled[ticket] for ticket in tickets] == [None] * len(tickets)
+    assert [await subject.settled[ticket] for ticket in numbers] == [None] * len(numbers)
     assert len(await subject.enforcer.read()) == len(peers)
     assert await subject.decide(packet(one, peer=peers[-1]))
 
@@ -217,10 +216,10 @@ async def test_manytickets_are_settled_in_order_and_all_are_open(subject: Subjec
 async def test_a_refused_write_fails_its_own_ticket_only(subject: Subject) -> None:
     one, two = subject.places
     await subject.enforcer.apply(running({one: WEB, two: WEB}))
-    tickets = [next(tickets) for _ in range(3)]
-    for ticket, asked in zip(tickets, (write(one), write(two, scope=UNKNOWN_SCOPE), write(two)), strict=True):
+    numbers = [next(tickets) for _ in range(3)]
+    for ticket, asked in zip(numbers, (write(one), write(two, scope=UNKNOWN_SCOPE), write(two)), strict=True):
         subject.enforcer.arm(ticket, [asked])
-    first, second, third = [await subject.settled[ticket] for ticket in tickets]
+    first, second, third = [await subject.settled[ticket] for ticket in numbers]
     assert (first, third) == (None, None)
     assert second
     assert await subject.decide(packet(one))

@@ -74,7 +74,7 @@ async def test_elements_that_a_full_set_has_not_can_be_removed(small: Subject) -
 
 
 async def test_a_change_that_a_full_set_refuses_leaves_everything_as_it_was(small: Subject) -> None:
-    one, two = small.places
+    one, _ = small.places
     await fill(small)
     with pytest.raises(KernelError):
         await small.enforcer.apply(running({one: WEB_AND_MAIL}), [write(one, peer(1), seconds=600), write(one, OTHER)])

@@ -1,8 +1,9 @@
-"""A mutation fuzzer for the readers of outside bytes: `python -m tests.hostile.fuzz --reader answer --seconds 60`.
+"""A mutation fuzzer for the readers of outside bytes: `python -m tests.hostile --reader answer --seconds 60`.
 
 Takes inputs from corpus/<reader>/, changes and joins them, and gives them to the reader. An input that reaches a line
-no input reached before (in dnsguard, told by the interpreter's trace while learning) joins the pool; one that raises
-or is slow is saved into the corpus as found-<hash>, and the exit code is 1.
+no input reached before (in dnsguard, told by the interpreter's trace while learning) joins the pool; one that raises,
+is slow or does not end is saved into the corpus as found-<hash>, and the exit code is 1. With `--keep` inputs that
+reached new lines are made as small as they can be and saved as new-<hash>.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import random
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,24 +25,55 @@ from typing import Any
 from tests.hostile.readers import READERS, Reader
 
 CORPUS = Path(__file__).parent / "corpus"
+TOP = Path(__file__).resolve().parents[2]
 INTERESTING = [0, 1, 4, 5, 12, 16, 28, 41, 46, 63, 64, 65, 127, 128, 191, 192, 255]
 _LEARN_EVERY = 16
 _LARGEST_POOL = 2000
+_ENDLESS = 30.0
+"""Seconds of the processor after which an input counts as one that never ends."""
+_Lines = set[tuple[str, int]]
 
 
-def seeds(reader: str) -> list[bytes]:
-    """The stored corpus of a reader, in a stable order."""
-    return [path.read_bytes() for path in sorted((CORPUS / reader).glob("*.bin"))]
+def stored(reader: str) -> list[Path]:
+    """The stored corpus of a reader, and the files of the project that are inputs for it, in a stable order."""
+    return [
+        *sorted((CORPUS / reader).glob("*.bin")),
+        *(path for pattern in READERS[reader].files for path in sorted(TOP.glob(pattern))),
+    ]
 
 
-def mutate(data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
+def mutate(reader: Reader, data: bytes, pool: list[bytes], rng: random.Random) -> bytes:
     """One input, changed in one to six places."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         at = rng.randrange(len(out)) if out else 0
+        if reader.separator and rng.random() < 0.4:
+            out = bytearray(reader.separator.join(move_parts(out.split(reader.separator), reader, pool, rng)))
+            continue
+        if reader.words and rng.random() < 0.15:
+            out[at : at + rng.choice((0, 0, 4))] = rng.choice(reader.words)
+            continue
         length = rng.choice((1, 1, 2, 4, 12, rng.randint(1, 64)))
         rng.choice(_MUTATIONS)(out, at, length, pool, rng)
     return bytes(out)
+
+
+def move_parts(
+    parts: list[bytearray], reader: Reader, pool: list[bytes], rng: random.Random
+) -> list[bytearray] | list[bytes]:
+    """Parts of an input, with one left out, repeated, moved, or taken from another input."""
+    at, to = rng.randrange(len(parts)), rng.randrange(len(parts) + 1)
+    what = rng.randrange(5)
+    if what == 0:
+        return parts[:at] + parts[at + 1 :]
+    if what == 1:
+        return parts[:to] + [parts[at]] * rng.choice((1, 1, 2, 30)) + parts[to:]
+    if what == 2:
+        return parts[:at] + parts[at + 1 :][:to] + [parts[at]] + parts[at + 1 :][to:]
+    others = rng.choice(pool).split(reader.separator)
+    start = rng.randrange(len(others))
+    taken = [bytearray(other) for other in others[start : start + rng.choice((1, 1, 2, 8))]]
+    return parts[:to] + taken + parts[to + (what == 3) :]
 
 
 def _set(out: bytearray, at: int, _length: int, _pool: list[bytes], rng: random.Random) -> None:
@@ -68,7 +103,7 @@ def _splice(out: bytearray, at: int, length: int, pool: list[bytes], rng: random
 
 
 def _number(out: bytearray, at: int, _length: int, _pool: list[bytes], rng: random.Random) -> None:
-    value = rng.choice((0, 1, 2, 0xC000 | rng.randrange(len(out) + 1), 0xFFFF, rng.randrange(1 << 16)))
+    value = rng.choice((0, 1, 2, 0xC000 | rng.randrange(len(out) + 1) & 0x3FFF, 0xFFFF, rng.randrange(1 << 16)))
     out[at : at + 2] = value.to_bytes(2, "big")
 
 
@@ -80,9 +115,9 @@ _Mutation = Callable[[bytearray, int, int, list[bytes], random.Random], None]
 _MUTATIONS: list[_Mutation] = [_set, _set, _flip, _delete, _insert, _repeat, _splice, _number, _number, _cut]
 
 
-def reached(reader: Reader, data: bytes) -> set[tuple[str, int]]:
+def reached(reader: Reader, data: bytes) -> _Lines:
     """The lines of dnsguard that an input reaches."""
-    lines: set[tuple[str, int]] = set()
+    lines: _Lines = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if "/dnsguard/" not in frame.f_code.co_filename:
@@ -91,12 +126,29 @@ def reached(reader: Reader, data: bytes) -> set[tuple[str, int]]:
             lines.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
+    before = sys.gettrace()  # whoever measures the coverage
     sys.settrace(trace)
     try:
         reader.run(data)
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return lines
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Raises TimeoutError inside what takes the processor for too long."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"no end after {_ENDLESS:.0f} s")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, _ENDLESS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def finding(reader: Reader, data: bytes, patience: float = 1) -> str | None:
@@ -107,59 +159,120 @@ def finding(reader: Reader, data: bytes, patience: float = 1) -> str | None:
     limit = reader.limit * patience
     fastest = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
-            reader.run(data)
-        except BaseException:
+            with ending():
+                reader.run(data)
+        except Exception:
             return traceback.format_exc()
-        fastest = min(fastest, time.perf_counter() - start)
+        fastest = min(fastest, time.process_time() - start)
         if fastest <= limit:
             return None
     return f"slow: {fastest:.3f} s for {len(data)} octets, more than {limit} s"
 
 
-def save(reader: str, data: bytes) -> Path:
+def save(reader: str, data: bytes, kind: str = "found") -> Path:
     """Store an input in the corpus, so that it is replayed from now on."""
-    path = CORPUS / reader / f"found-{hashlib.sha256(data).hexdigest()[:16]}.bin"
+    path = CORPUS / reader / f"{kind}-{hashlib.sha256(data).hexdigest()[:16]}.bin"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path
 
 
-def fuzz(name: str, seconds: float, seed: int) -> int:
+def smallest(reader: Reader, data: bytes, holds: Callable[[bytes], bool], tries: int = 200) -> bytes:
+    """A smaller input for which `holds` is as true as for `data`: halves, quarters ... of its parts are left out, or of
+    its octets where it has no parts."""
+    items = data.split(reader.separator) if reader.separator else [bytes((octet,)) for octet in data]
+    return reader.separator.join(_fewest(items, lambda left: holds(reader.separator.join(left)), tries))
+
+
+def _fewest(items: list[bytes], holds: Callable[[list[bytes]], bool], tries: int) -> list[bytes]:
+    size = len(items) // 2
+    while size and tries:
+        at = 0
+        while at < len(items) and tries:
+            tries -= 1
+            left = items[:at] + items[at + size :]
+            if holds(left):
+                items = left
+            else:
+                at += size
+        size //= 2
+    return items
+
+
+def fuzz(name: str, seconds: float, seed: int, keep: bool = False) -> int:
     """Fuzz one reader; the number of findings, each saved and printed. A second finding on the same line is skipped."""
     reader, rng = READERS[name], random.Random(seed)
-    pool = seeds(name) or [b""]
-    known: set[tuple[str, int]] = set()
-    for data in pool:
-        known |= reached(reader, data)
-    found: set[str] = set()
+    pool, known, found, kept = [b""], _Lines(), set[str](), list[bytes]()
+    for path in stored(name):
+        data = path.read_bytes()
+        if reason := finding(reader, data):
+            print(f"{path}\n{reason}", flush=True)
+            found.add(where_in(reason))
+        else:
+            known |= reached(reader, data)
+            pool.append(data)
+    before = set(known)
     runs, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
-        data = mutate(rng.choice(pool), pool, rng)[: reader.largest]
+        data = mutate(reader, rng.choice(pool), pool, rng)[: reader.largest]
         runs += 1
         if reason := finding(reader, data):
-            where = "\n".join(line for line in reason.splitlines() if "line " in line) or "slow"
-            if where not in found:
-                found.add(where)
-                print(f"{save(name, data)}\n{reason}")
+            if where_in(reason) not in found:
+                found.add(where_in(reason))
+                print(f"{save(name, data)}\n{reason}", flush=True)
         elif runs % _LEARN_EVERY == 0 and len(pool) < _LARGEST_POOL and (new := reached(reader, data)) - known:
             known |= new
             pool.append(data)
-    print(f"{name}: {runs} inputs, pool {len(pool)}, {len(known)} lines reached, {len(found)} findings (seed {seed})")
+            kept.append(data)
+    saved = _keep(name, kept, set(before)) if keep else 0
+    print(
+        f"{name}: {runs} inputs in {seconds:.0f} s, pool {len(pool)}, {len(known)} lines reached "
+        f"({len(known - before)} new, {saved} inputs saved), {len(found)} findings (seed {seed})",
+        flush=True,
+    )
     return len(found)
+
+
+def where_in(reason: str) -> str:
+    return "\n".join(line for line in reason.splitlines() if "line " in line) or "slow"
+
+
+def _keep(name: str, kept: list[bytes], known: _Lines) -> int:
+    """Store the few inputs that reach all the new lines, each as small as it can be; how many these are."""
+    reader, saved = READERS[name], 0
+    for data in sorted(kept, key=len):
+        new = reached(reader, data) - known
+        if not new:
+            continue
+        small = smallest(reader, data, partial(_reaches, reader, new))
+        known |= reached(reader, small)
+        save(name, small, "new")
+        saved += 1
+    return saved
+
+
+def _reaches(reader: Reader, lines: _Lines, data: bytes) -> bool:
+    try:
+        return lines <= reached(reader, data)
+    except Exception:  # a finding, and perhaps another one than this input's
+        return False
 
 
 def main() -> int:
     """The command line: exit code 1 when anything was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.hostile.fuzz", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
     parser.add_argument("--reader", choices=[*READERS, "all"], default="all")
     parser.add_argument("--seconds", type=float, default=60, help="for each reader")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run; by default another each time")
+    parser.add_argument("--keep", action="store_true", help="store the inputs that reach new lines")
+    parser.add_argument("--shares", action="store_true", help="more of the time for readers with more to read")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 32)
     chosen = list(READERS) if given.reader == "all" else [given.reader]
-    return 1 if sum(fuzz(name, given.seconds, seed) for name in chosen) else 0
+    shares = {name: given.seconds * (READERS[name].share if given.shares else 1) for name in chosen}
+    return 1 if sum(fuzz(name, shares[name], seed, given.keep) for name in chosen) else 0
 
 
 if __name__ == "__main__":

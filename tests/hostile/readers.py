@@ -14,6 +14,7 @@ from dnsguard.core.errors import InvalidNameError, UpstreamError
 from dnsguard.core.names import parse_name, parse_pattern, pattern_text, to_text
 from dnsguard.core.records import Record, read_records
 from dnsguard.core.wire import Question, Rejection, denial, error, forwarded, read_question
+from tests.hostile import control, exchanges, files, kernel, streams
 
 CAP = 3600
 GUARD = Protected(DEFAULT_PROTECTED)
@@ -28,7 +29,15 @@ class Reader:
     limit: float = 0.25
     """Seconds that no input may take, on a slow machine."""
     largest: int = 65_535
-    """Octets: longer input cannot arrive."""
+    """Octets: longer input cannot arrive, or need not be tried."""
+    separator: bytes = b""
+    """What stands between the parts of an input, where it has any: parts are also changed as wholes."""
+    words: tuple[bytes, ...] = ()
+    """What the reader looks for, put in now and then."""
+    files: tuple[str, ...] = ()
+    """Patterns of files of the project that are inputs too."""
+    share: float = 1.0
+    """Of the time that all readers have."""
 
 
 def question(packet: bytes) -> None:
@@ -105,12 +114,58 @@ def name(data: bytes) -> None:
         except InvalidNameError as refusal:
             assert str(refusal).isprintable()
             continue
-        printed = print_(read)  # type: ignore[operator]
+        printed = print_(read)  # type: ignore[arg-type]
         assert printed == "." or parse(printed) == read
 
 
+_PARTS = streams.SEPARATOR
+_NAMES = (b"\3www\7example\3com\0", b"\1a\7example\3org\0", b"\2no\7example\3org\0", b"\1a\7example\0")
+_EVENTS = tuple(_PARTS + bytes((event, choice)) for event in b"qtagfwkprc" for choice in (0, 1, 8, 16, 129))
+_YAML = tuple(
+    word.encode()
+    for word in ("*", "&a ", "!!str ", "- ", "{", "}", "[", "]", ": ", "? ", "| ", "> ", "'", '"', "#", "\t", "---\n",
+                 "~", "0x10", "012", "1e9", ".inf", "true", "\u2028", "\ufeff", "*.example.com", "10.0.0.0/8", "::/0")
+)  # fmt: skip
+_POLICY_WORDS = tuple(
+    word.encode()
+    for word in ("policies:", "pods:", "egress:", "to:", "domainNames:", "ipBlock:", "except:", "cidr:", "ports:",
+                 "protocol: TCP", "port: 443", "endPort: 8010", "dns: PassThrough", "name:", "[]", "10.244.0.5:")
+)  # fmt: skip
+_HTTP = tuple(
+    word.encode()
+    for word in ("GET ", "POST ", "/v1/explain?pod=a", "/v1/reload", "/v1/pods", "&", "%00", "\r\n", "\r\n\r\n",
+                 "Transfer-Encoding: chunked\r\n", "Content-Length: 5\r\n", "Expect: 100-continue\r\n",
+                 "Upgrade: websocket\r\nConnection: upgrade\r\n", "Connection: close\r\n", "0\r\n\r\n")
+)  # fmt: skip
+
 READERS: dict[str, Reader] = {
-    "question": Reader(question),
-    "answer": Reader(answer),
+    "question": Reader(question, share=2),
+    "answer": Reader(answer, share=3),
     "name": Reader(name, largest=4096),
+    "framing": Reader(streams.framing, separator=_PARTS, words=(b"\0\x0c", b"\0\x0b", b"\xff\xff")),
+    "matching": Reader(streams.matching, largest=16_384, separator=_PARTS, words=(b"?\x12\x34", b"!\x12\x34", _PARTS)),
+    "reports": Reader(kernel.reports, words=(b"dnsguard default\0", b"dnsguard 12\0")),
+    "notifications": Reader(kernel.notifications, separator=_PARTS, words=(b"dnsguard\0",)),
+    "dumps": Reader(kernel.dumps, limit=0.5, largest=16_384, separator=_PARTS, words=(b"dnsguard\0",)),
+    "flows": Reader(kernel.flows, separator=_PARTS),
+    "config": Reader(
+        files.config,
+        limit=2,
+        largest=8192,
+        separator=b"\n",
+        words=_YAML,
+        share=2,
+        files=("config/config.yaml", "tests/broken/config-*.yaml"),
+    ),
+    "allowlist": Reader(
+        files.policies,
+        limit=2,
+        largest=8192,
+        separator=b"\n",
+        words=_YAML + _POLICY_WORDS,
+        share=2,
+        files=("config/allowlist.yaml", "tests/broken/allowlist-*.yaml"),
+    ),
+    "exchange": Reader(exchanges.exchange, limit=5, largest=16_384, separator=_PARTS, words=_NAMES + _EVENTS, share=5),
+    "control": Reader(control.control, limit=1, largest=32_768, separator=b"\r\n", words=_HTTP),
 }

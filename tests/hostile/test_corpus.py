@@ -7,10 +7,10 @@ from struct import pack
 
 import pytest
 
-from tests.hostile.fuzz import CORPUS, finding, fuzz
+from tests.hostile.fuzz import CORPUS, finding, fuzz, stored
 from tests.hostile.readers import READERS
 
-STORED = sorted(CORPUS.glob("*/*.bin"))
+STORED = [(reader, path) for reader in READERS for path in stored(reader)]
 PATIENCE = 20
 """Under coverage, and beside other tests, everything is much slower; what is endless or quadratic still shows."""
 HEADER = b"\x99\x99\x81\x80\0\1"
@@ -73,13 +73,14 @@ LARGEST = {
 }
 
 
-@pytest.mark.parametrize("path", STORED, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_every_stored_input_is_read_without_a_finding(path: Path) -> None:
-    assert finding(READERS[path.parent.name], path.read_bytes(), PATIENCE) is None
+@pytest.mark.parametrize(("reader", "path"), STORED, ids=[f"{reader}/{path.stem}" for reader, path in STORED])
+def test_every_stored_input_is_read_without_a_finding(reader: str, path: Path) -> None:
+    assert finding(READERS[reader], path.read_bytes(), PATIENCE) is None
 
 
-def test_every_reader_has_seeds() -> None:
-    assert {path.parent.name for path in STORED} == set(READERS)
+def test_every_reader_has_seeds_and_every_seed_a_reader() -> None:
+    assert {reader for reader, _ in STORED} == set(READERS)
+    assert {folder.name for folder in CORPUS.iterdir()} <= set(READERS)
 
 
 @pytest.mark.parametrize("flags", [b"\x81\x80", b"\x81\x83", b"\x81\x81"])

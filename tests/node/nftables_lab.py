@@ -202,7 +202,7 @@ class Lab:
                     self.frames[start].send(self._frame(packet, start))
                 for start in starts:
                     self._done_with(start)
-                seen.update(frame.rstrip(b"\0")[-8:] for frame in _waiting(self.frames[self.world]))
+                seen.update(frame.rstrip(b"\0")[-8:] for frame in waiting(self.frames[self.world]))
         return [packet[-8:] in seen for _, packet in packets]
 
     def _frame(self, packet: bytes, start: str | None) -> bytes:
@@ -245,11 +245,11 @@ def _on_one_cpu() -> Iterator[None]:
 
 
 def _drain(port: socket.socket) -> None:
-    for _ in _waiting(port):
+    for _ in waiting(port):
         pass
 
 
-def _waiting(port: socket.socket) -> Iterator[bytes]:
+def waiting(port: socket.socket) -> Iterator[bytes]:
     """The frames that have arrived."""
     with suppress(BlockingIOError):
         while True:

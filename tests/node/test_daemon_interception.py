@@ -14,6 +14,7 @@ nobody listens (the daemon was killed) .................... when_the_daemon_was_
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ from dnslib import DNSRecord
 
 from dnsguard.demo.lab import NODE_ADDRESSES, WORLD_ADDRESSES, Lab, Pod
 from tests.node.daemon import ANY_RESOLVER, wait_for
-from tests.node.scene import A6, ALLOWLIST, DB, DB6, MAIL, OTHER, PORT, A, B, Scene, playing, rcode
+from tests.node.scene import A6, ALLOWLIST, DB, DB6, MAIL, OTHER, PORT, A, B, Scene, addresses, playing, rcode
 
 pytestmark = pytest.mark.node
 
@@ -105,6 +106,42 @@ def test_a_link_local_source_gets_no_answer_and_no_connection(scene: Scene, aske
 
     assert silent
     assert scene.zone.asked("local.fresh.example.com") == 0
+
+
+@pytest.mark.parametrize("asked", ["fe80::1", "2001:db8::53"])
+def test_a_link_local_source_gets_no_dns_connection(scene: Scene, asked: str) -> None:
+    listing = scene.lab.run(scene.a.namespace, "ip", "-br", "-6", "addr", "show", "dev", "eth0").stdout
+    local = next(word for word in listing.split() if word.startswith("fe80:")).partition("/")[0]
+
+    with pytest.raises(TimeoutError):
+        scene.client(scene.a, asked, stream=True, source=local).close()
+
+
+def test_connections_from_addresses_that_are_no_pods_are_few(scene: Scene) -> None:
+    """A network that is routed to a link makes no pod, but its addresses are no forgery either."""
+    scene.lab.ip(scene.lab.node, f"route add 10.244.77.0/24 dev {scene.b.link}")
+    scene.lab.ip(scene.b.namespace, "route add local 10.244.77.0/24 dev lo")
+    try:
+        with contextlib.ExitStack() as clients:
+            wide = [f"10.244.77.{number}" for number in range(1, 41)]
+            opened = [clients.enter_context(scene.client(scene.b, "10.96.0.10", stream=True, source=a)) for a in wide]
+            wait_for(lambda: sum(_ended(client) for client in opened) == 30, 3)
+
+            assert addresses(scene.ask(scene.b, "mail.example.com", stream=True)) == [MAIL]
+    finally:
+        scene.lab.ip(scene.b.namespace, "route del local 10.244.77.0/24 dev lo")
+        scene.lab.ip(scene.lab.node, f"route del 10.244.77.0/24 dev {scene.b.link}")
+
+
+def _ended(client: socket.socket) -> bool:
+    """Whether the other side has ended the connection."""
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def test_a_link_local_source_reaches_no_service_of_the_node(scene: Scene) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -38,6 +39,7 @@ class Demo:
             start_new_session=True,
         )
         self.printed = ""
+        self._held: list[BinaryIO] = []
 
     def until(self, line_begins: str) -> None:
         """Read on until such a line has come."""
@@ -53,9 +55,17 @@ class Demo:
         self.printed += self.process.communicate(timeout=60)[0]
         return self.process.returncode
 
+    def places(self) -> set[int]:
+        """What tells processes in the demo's namespaces from all others, also when the names are gone."""
+        held = [path.open("rb") for path in namespaces(self.process.pid)]
+        self._held += held  # a namespace that nobody holds gives its number to the next
+        return {os.fstat(each.fileno()).st_ino for each in held}
+
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
+        for each in self._held:
+            each.close()
 
 
 @pytest.fixture
@@ -80,11 +90,6 @@ def namespaces(pid: int) -> list[Path]:
 
 def folders(pid: int) -> list[Path]:
     return sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}-{pid}-*"))
-
-
-def inodes(pid: int) -> set[int]:
-    """What tells processes in the demo's namespaces from all others, also when the names are gone."""
-    return {path.stat().st_ino for path in namespaces(pid)}
 
 
 def processes_in(places: set[int]) -> list[str]:
@@ -130,7 +135,7 @@ def test_every_step_is_as_expected(whole_demos: tuple[Demo, Demo]) -> None:
 def test_a_kept_demo_says_how_to_enter_a_pod_and_ends_at_ctrl_c(whole_demos: tuple[Demo, Demo]) -> None:
     _, demo = whole_demos
     demo.until(STAYING)
-    places = inodes(demo.process.pid)
+    places = demo.places()
     enter = re.search(r"^ +(sh \S+/enter-backend)$", demo.printed, re.MULTILINE)
     assert enter is not None
 
@@ -149,7 +154,7 @@ def test_an_interrupted_demo_leaves_nothing(demo: Demo, number: signal.Signals) 
     before = root_namespace()
     step = random.randrange(1, len(TITLES) + 1)
     demo.until(f"{step}. ")
-    places = inodes(demo.process.pid)
+    places = demo.places()
     assert places
 
     os.killpg(demo.process.pid, number)  # as a terminal does
@@ -171,15 +176,16 @@ def test_a_demo_interrupted_while_it_sets_up_leaves_nothing(demo: Demo) -> None:
 
 def test_the_next_demo_removes_what_a_killed_one_left(demo: Demo) -> None:
     demo.until(FIRST_ACT)
-    places = inodes(demo.process.pid)
-    demo.kill()
+    places = demo.places()
+    demo.process.kill()
+    demo.process.wait()
     assert places
     assert folders(demo.process.pid)
 
     successor = Demo()
     successor.until(FIRST_ACT)
     successor.process.terminate()
-    successor.end()
+    assert successor.end() == 128 + signal.SIGTERM, successor.printed
 
     assert_nothing_is_left(demo.process.pid, places)
 

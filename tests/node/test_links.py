@@ -286,10 +286,10 @@ async def test_links_that_come_and_go_leave_nothing_behind(lab: Lab) -> None:
             lab.ip(lab.node, *(f"route add fd00:250::/64 dev {link} metric {n + 1}" for n, link in enumerate(links)))
             lab.ip(lab.node, "link del group 7")
         lab.pod("last", "10.244.0.9")
-        await until(lambda: "veth-last" in node.pods)
-        assert node.pods == {"veth-a": packed("10.244.0.5"), "veth-last": packed("10.244.0.9")}
-        sizes = [len(vars(node.links)[name]) for name in ("_routes", "_places", "_told", "_wide", "_touched", "_posts")]
-        assert sizes == [2, 2, 2, 0, 0, 0]
+        await until(lambda: node.pods == {"veth-a": packed("10.244.0.5"), "veth-last": packed("10.244.0.9")})
+        await until(lambda: not vars(node.links)["_touched"])
+        sizes = [len(vars(node.links)[name]) for name in ("_routes", "_places", "_told", "_wide", "_posts")]
+        assert sizes == [2, 2, 2, 0, 0]
         assert len(vars(node.links)["_links"]) == 4  # lo, uplink and the two pods'
 
 
@@ -306,6 +306,27 @@ async def test_when_notifications_were_lost_everything_is_read_again(lab: Lab) -
         assert node.pods["veth-a"] == packed("10.244.0.5")
         assert len([one for one in node.sockets if one.fileno() >= 0]) == 2, "one that hears and one that asks"
     assert len(node.sockets) > 2, "nothing was lost, so nothing was tested"
+
+
+@on_uvloop
+async def test_an_interrupted_reading_is_begun_again_on_a_fresh_socket(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_all, outcomes = Watch._read_all, iter((False, False))
+
+    async def interrupted_twice(self: Watch, kernel: object) -> bool:
+        return await read_all(self, kernel) and next(outcomes, True)
+
+    monkeypatch.setattr(Watch, "_read_all", interrupted_twice)
+    monkeypatch.setattr("dnsguard.node.watch.GATHER_SECONDS", 0)
+    lab.pod("a", "10.244.0.5")
+    async with following(lab) as node:
+        assert node.pods == {"veth-a": packed("10.244.0.5")}
+        lab.pod("b", "10.244.0.6")
+        await until(lambda: node.pods == {"veth-a": packed("10.244.0.5"), "veth-b": packed("10.244.0.6")})
+        assert len(node.sockets) == 4
+        assert len([one for one in node.sockets if one.fileno() >= 0]) == 2
+    assert node.problems == []
 
 
 @on_uvloop

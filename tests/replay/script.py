@@ -53,7 +53,7 @@ import yaml
 from dnslib import DNSRecord
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Protocol
+from dnsguard.core.model import Name, Protocol
 from dnsguard.core.names import to_text
 from dnsguard.core.wire import type_text
 from dnsguard.upstream.scripted import Answer, Failure, Silence, Step
@@ -425,12 +425,14 @@ def _peer(text: str) -> tuple[str, int, Protocol]:
 def _carries(fields: dict[str, object], expected: Any) -> bool:
     if isinstance(expected, str):
         return any(expected in str(value) for value in fields.values())
-    return all(str(value) in _plain(fields.get(key)) for key, value in expected.items())
+    return all(str(value) in _plain(key, fields.get(key)) for key, value in expected.items())
 
 
-def _plain(value: object) -> str:
+def _plain(key: str, value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(_plain(key, one) for one in value)
     if isinstance(value, bytes):
-        return to_text(value) if len(value) not in (4, 16) else str(ip_address(value))  # type: ignore[arg-type]
+        return to_text(Name(value)) if key == "name" else str(ip_address(value))
     return str(value)
 
 

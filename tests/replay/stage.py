@@ -478,7 +478,7 @@ class Stage:
         now = self.clock.now
         if any(not task.done() for task in self.tasks):
             return
-        self.promises = [p for p in self.promises if p.until > now and p.pod.link in self.engine.pods.by_link]
+        self.promises = [p for p in self.promises if p.until > now and p.pod.id in self.engine.pods.by_id]
         generation = self.engine.changes.generation
         if generation > self._looked_at + 1:
             self.promises.clear()  # One of the policies between may have taken any of them back.
@@ -510,6 +510,8 @@ class Stage:
         for source in pod.addresses:
             if len(source) != len(promise.address):
                 continue
+            if (pod.link, source) not in self.enforcer.desired.pairs:
+                continue  # gained a moment ago: the kernel drops whatever comes from it
             for protocol, port in {(p, n) for s in verdict.scopes for p, n in _points(s.ports)}:
                 packet = Packet(source, promise.address, protocol, port)
                 if decide(pod.program, packet, names.__contains__).action is not Action.ACCEPT:

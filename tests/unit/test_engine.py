@@ -48,6 +48,20 @@ def test_a_connection_of_a_pod_that_is_not_known_yet_may_wait_for_its_first_answ
     give_back()
 
 
+def test_few_connections_of_addresses_that_are_no_pods_are_taken(stage: Stage) -> None:
+    exchanges, link = stage.engine.exchanges, stage.links["web"]
+
+    taken = [exchanges.admit(f"10.244.7.{number}", link) for number in range(12)]
+    elsewhere = exchanges.admit("10.244.7.99", stage.links["db"])
+    assert taken[0] is not None
+    taken[0]()
+
+    assert [one is not None for one in taken] == [True] * 10 + [False] * 2
+    assert elsewhere is not None
+    assert exchanges.admit("10.244.7.1", link) is not None
+    assert exchanges.admit("10.244.7.2", link) is None
+
+
 def test_a_report_about_an_attempt_that_is_over_is_nothing(stage: Stage) -> None:
     stage.ask("web", "b.example.com")
     (attempt,) = stage.engine.fetches._attempts

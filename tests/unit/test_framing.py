@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from dnsguard.core.framing import HEADER_LENGTH, FrameReader, framed
+from dnsguard.core.framing import HEADER_LENGTH, LONGEST, FrameReader, framed
 
 messages = st.lists(st.binary(min_size=HEADER_LENGTH, max_size=300), max_size=5)
 
@@ -44,3 +45,57 @@ def test_any_octets_are_read_without_an_error_and_to_the_same_effect_as_at_once(
 
 def test_the_longest_message_is_read() -> None:
     assert FrameReader().feed(framed(bytes(65_535))) == [bytes(65_535)]
+
+
+class Connection(RuleBasedStateMachine):
+    """A peer that sends messages, one of them too short, and a network that brings the octets when it likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = FrameReader()
+        self.on_the_way = b""
+        self.arrived = 0
+        self.ends: list[tuple[int, bytes]] = []
+        """Each good message, and how many octets must have arrived for it to be whole."""
+        self.sent = 0
+        self.short_at: int | None = None
+        self.read: list[bytes] = []
+
+    @rule(message=st.binary(min_size=HEADER_LENGTH, max_size=40) | st.sampled_from([HEADER_LENGTH, LONGEST]).map(bytes))
+    def send(self, message: bytes) -> None:
+        self._put(framed(message))
+        if self.short_at is None:
+            self.ends.append((self.sent, message))
+
+    @precondition(lambda self: self.short_at is None)
+    @rule(length=st.integers(min_value=0, max_value=HEADER_LENGTH - 1))
+    def send_one_too_short(self, length: int) -> None:
+        self._put(length.to_bytes(2, "big"))
+        self.short_at = self.sent
+        self._put(bytes(length))
+
+    def _put(self, octets: bytes) -> None:
+        self.on_the_way += octets
+        self.sent += len(octets)
+
+    @rule(count=st.integers(min_value=0, max_value=30) | st.just(LONGEST))
+    def arrive(self, count: int) -> None:
+        piece, self.on_the_way = self.on_the_way[:count], self.on_the_way[count:]
+        self.arrived += len(piece)
+        self.read += self.reader.feed(piece)
+
+    @invariant()
+    def every_whole_message_was_read_and_nothing_else(self) -> None:
+        assert self.read == [message for end, message in self.ends if end <= self.arrived]
+
+    @invariant()
+    def it_is_broken_from_the_short_message_on(self) -> None:
+        assert self.reader.broken == (self.short_at is not None and self.arrived >= self.short_at)
+
+    @invariant()
+    def no_more_is_held_than_the_unfinished_message(self) -> None:
+        whole = max((end for end, _ in self.ends if end <= self.arrived), default=0)
+        assert len(self.reader._buffer) == (0 if self.reader.broken else self.arrived - whole)
+
+
+TestConnection = Connection.TestCase

@@ -298,3 +298,24 @@ def test_a_lease_whose_time_is_over_counts_as_ended_before_it_is_cleared_away() 
     assert leases.open_in(POD, DB, 40.0) == []
     assert leases.last_ended(POD, DB, 39.9) is None
     assert leases.open_in(POD, DB, 39.9) == ["tcp_443"]
+
+
+def test_a_lease_that_was_taken_back_begins_anew_and_inherits_no_time() -> None:
+    leases = table()
+    armed(leases, DB, need=3600.0)
+    leases.rejustify(POD, lambda name, address: (), 10.0, same_program=False)
+
+    again = armed(leases, DB, now=20.0, need=30.0, grace=10.0)
+
+    assert again.writes == [Write("tcp_443", ME + DB, 40_000)]
+    assert next(iter(leases)).until == 60.0
+
+
+def test_a_lease_that_was_taken_back_has_ended_at_that_moment() -> None:
+    leases = table()
+    armed(leases, DB, need=3600.0)
+
+    leases.rejustify(POD, lambda name, address: (), 10.0, same_program=False)
+
+    ended = leases.last_ended(POD, DB, 12.0)
+    assert ended is not None and ended.until == 10.0

@@ -63,3 +63,12 @@ def test_a_connection_given_back_is_free(share: Share) -> None:
     share.disconnection()
 
     assert (first, second, share.connection()) == (None, CONNECTIONS, None)
+
+
+def test_work_counts_as_queries_and_is_begun_only_when_none_is_owed(share: Share) -> None:
+    begun = [share.work(15, 0.0) for _ in range(3)]
+
+    assert begun == [None, None, QUERIES]
+    assert allowed(share, 1.0, 100) == 0
+    assert share.work(1, 1.0) is None
+    assert allowed(share, 2.2, 100) == 11

@@ -38,6 +38,17 @@ def test_a_list_with_an_element_of_another_form_is_read_all_the_same() -> None:
     assert len(elements.read_leases(b"".join(elements.plain(bytes([n]) * 8) for n in range(11)), 8)) == 11
 
 
+def test_an_element_for_all_keys_is_read_and_deleted_without_a_key() -> None:
+    ((_, body),) = netlink.each(elements.plain(elements.EVERY))
+
+    assert elements.element_key(netlink.attributes(body)) == elements.EVERY
+    assert elements.read_leases(elements.plain(elements.EVERY), 8) == {elements.EVERY: 0}
+
+
+def test_elements_with_keys_of_another_length_are_no_leases() -> None:
+    assert elements.read_leases(elements.timed(bytes(12), 1) + elements.timed(bytes(8), 1), 8) == {bytes(8): 1}
+
+
 @given(WRITES)
 def test_merging_keeps_every_key_once_with_its_longest_timeout(writes: list[Write]) -> None:
     merged = elements.merged(writes)
@@ -63,6 +74,10 @@ def test_an_element_of_a_verdict_map_names_its_chain() -> None:
     ((_, body),) = netlink.each(elements.jump_to(key, "program_x"))
     assert elements.goto_chain(netlink.attributes(body)) == "program_x"
     assert elements.element_key(netlink.attributes(body)) == struct.pack("=I", 7) + POD
+
+
+def test_an_element_that_goes_nowhere_names_no_chain() -> None:
+    assert elements.goto_chain({}) == ""
 
 
 def test_a_flow_is_cut_as_the_pod_sees_it_and_as_its_replies_arrive() -> None:

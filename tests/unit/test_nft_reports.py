@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnsguard.core.model import Address, LinkIndex
+from dnsguard.core.model import Address, Flow, LinkIndex
 from dnsguard.enforce.nftables import netlink
 from dnsguard.enforce.nftables.denied import Denial, denials, read_addresses
 from dnsguard.enforce.nftables.watch import Changes
@@ -63,6 +63,11 @@ def test_a_protocol_without_ports_has_port_0() -> None:
     assert found and found[2:] == (1, 0)
 
 
+def test_a_number_that_no_rule_has_is_a_reason_as_it_stands() -> None:
+    (denial,) = denials(report("dnsguard " + "9" * 5000, ipv4(6, bytes(4))))
+    assert (denial.reason, denial.rule) == ("9" * 5000, None)
+
+
 def test_reports_of_other_prefixes_are_passed_over() -> None:
     assert list(denials(report("another", ipv4(6, bytes(4))))) == []
 
@@ -74,6 +79,32 @@ def test_any_bytes_are_read_without_an_error(datagram: bytes, packet: bytes) -> 
     list(Changes().read(datagram))
     list(Changes().read(netlink.table_message(0, 0, 0, datagram)))
     list(read_flow(datagram))
+
+
+def entry(protocol: bytes, source: bytes = POD, destination: bytes = PEER) -> bytes:
+    """The attributes of a conntrack entry, with the same tuple for both directions."""
+    addresses = netlink.attribute(1, source) + netlink.attribute(2, destination)
+    both = netlink.nested(1, addresses) + netlink.nested(2, protocol)
+    return netlink.nested(1, both) + netlink.nested(2, both)
+
+
+def test_a_flow_is_read_from_its_two_tuples() -> None:
+    ports = netlink.attribute(2, b"\x0f\xa0") + netlink.attribute(3, b"\x01\xbb")
+    assert list(read_flow(entry(netlink.attribute(1, b"\x06") + ports))) == [Flow(6, POD, 4000, PEER, 443, POD, 4000)]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        entry(netlink.attribute(1, b"")),
+        entry(netlink.attribute(1, b"\x06"), source=POD[:3]),
+        entry(netlink.attribute(1, b"\x06"), destination=PEER6),
+        entry(netlink.attribute(1, b"\x06"), source=b"", destination=b""),
+    ],
+    ids=["no protocol", "a short address", "two families", "no addresses"],
+)
+def test_an_entry_without_a_protocol_or_without_two_addresses_of_one_family_is_no_flow(attributes: bytes) -> None:
+    assert list(read_flow(attributes)) == []
 
 
 def changed(kind: int, table: str, family: int = 1) -> bytes:

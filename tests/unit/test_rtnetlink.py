@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from typing import Any
 
@@ -69,6 +70,18 @@ def test_a_route_is_read_back_as_it_was_requested(
     route = Route(family[0], table, Address(destination), length, LinkIndex(7), LOCAL, 153, priority)
     message = requested(rtmsg(), "route", "replace", route.fields)
     assert change(message, RTM_NEWROUTE, NLM_F_REPLACE) == Change(route, True, True)
+
+
+def test_what_was_read_leaves_nothing_for_the_garbage_collector() -> None:
+    route = Route(IPV6, 5353, Address(bytes(range(16))), 128, LinkIndex(7), protocol=153)
+    data = octets(requested(rtmsg(), "route", "replace", route.fields), RTM_NEWROUTE)
+    gc.collect()
+    gc.disable()
+    try:
+        assert [read(one) for one in told(data * 100)] == [Change(route, True, False)] * 100
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
 
 
 def test_an_address_of_a_point_to_point_link_is_the_nodes_own_end() -> None:

@@ -88,6 +88,12 @@ def test_settings_dump_to_a_file_that_reads_back_as_the_same() -> None:
     assert again == settings
 
 
+def test_what_is_wrong_with_a_file_that_is_not_yaml_comes_in_the_order_of_the_file() -> None:
+    _, found = settings_from_text("upstreams: []\nupstreams: &dns []\nmode: *dns}\n", "c")
+
+    assert [(one.origin.line, one.origin.column) for one in found] == [(2, 1), (2, 12), (3, 7), (3, 11)]
+
+
 def test_python_names_are_not_a_second_spelling_of_keys() -> None:
     _, found = settings_from_text(LEAST + "default_action: Allow\n", "c")
 

@@ -7,6 +7,7 @@ from itertools import islice
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dnsguard.upstream.matching import MAX_DISCARDS, Suspicions, identifiers, objection
 from tests.upstreams import Ask, question
@@ -112,3 +113,90 @@ def test_identifiers_are_two_octets_and_spread() -> None:
 
     assert {len(one) for one in drawn} == {2}
     assert len(set(drawn)) > 4000
+
+
+IDENTS = st.integers(0, 3).map(lambda number: bytes((0, number)))
+NAMES = st.integers(0, 3).map(lambda number: question(f"{number}.test"))
+
+
+class Socket(RuleBasedStateMachine):
+    """A socket with few IDs and few names, so that questions meet the packets of others; beside it a plain account of
+    what is held against each question."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pending: dict[bytes, Ask] = {}
+        self.discarded: dict[str, int] = {}
+        self.suspicions = Suspicions(self.pending, self.discarded)
+        self.strikes: dict[bytes, int] = {}
+        self.gone: set[bytes] = set()
+        self.reasons: dict[str, int] = {}
+
+    @rule(ident=IDENTS, section=NAMES)
+    def ask(self, ident: bytes, section: bytes) -> None:
+        if ident not in self.pending:
+            self.pending[ident] = Ask(section)
+            self.strikes[ident] = 0
+
+    @precondition(lambda self: self.pending)
+    @rule(choice=st.integers(0, 3))
+    def give_up(self, choice: int) -> None:
+        ident = list(self.pending)[choice % len(self.pending)]
+        self._end(ident)
+        self.suspicions.abandoned(ident)
+        self.gone.add(ident)
+
+    @precondition(lambda self: self.pending)
+    @rule(choice=st.integers(0, 3), upper=st.booleans())
+    def answer(self, choice: int, upper: bool) -> None:
+        ident, asked = list(self.pending.items())[choice % len(self.pending)]
+        section = asked.section[:-4].upper() + asked.section[-4:] if upper else asked.section
+
+        assert self.suspicions.weigh(reply(section, ident=ident)) == (ident, None)
+
+        self._end(ident)
+        self.suspicions.answered(ident)
+
+    @rule(ident=IDENTS, section=NAMES, times=st.sampled_from([1, 1, 5, MAX_DISCARDS - 1]))
+    def guess(self, ident: bytes, section: bytes, times: int) -> None:
+        """Packets without a right pair of ID and question."""
+        for _ in range(times):
+            if ident in self.pending and self.pending[ident].section == section:
+                return
+            self._weigh(reply(section, ident=ident), section, "question")
+
+    @rule(ident=IDENTS, section=NAMES)
+    def echo(self, ident: bytes, section: bytes) -> None:
+        """A query where an answer should be."""
+        self._weigh(reply(section, ident=ident, flags=b"\x01\x00"), section, "qr")
+
+    def _weigh(self, packet: bytes, section: bytes, reason: str) -> None:
+        """`reason` is what is said against it where its ID is one that is waited for."""
+        suspect: bytes | None = packet[:2]
+        if suspect in self.gone and suspect not in self.pending:
+            suspect, reason = None, "late"
+        elif suspect not in self.pending:
+            suspect, reason = next((i for i, asked in self.pending.items() if asked.section == section), None), "id"
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        if suspect is not None:
+            self.strikes[suspect] += 1
+
+        judged = self.suspicions.weigh(packet)
+
+        if suspect is not None and self.strikes[suspect] == MAX_DISCARDS:
+            assert judged == (suspect, "garbage")
+            self._end(suspect)
+            self.suspicions.answered(suspect)
+        else:
+            assert judged is None
+
+    def _end(self, ident: bytes) -> None:
+        del self.pending[ident]
+        del self.strikes[ident]
+
+    @invariant()
+    def every_packet_that_was_not_believed_is_counted_once_with_its_reason(self) -> None:
+        assert self.discarded == self.reasons
+
+
+TestSocket = Socket.TestCase

@@ -7,7 +7,7 @@ import platform
 import typer
 
 from dnsguard import __version__
-from dnsguard.cli.options import JsonOption
+from dnsguard.cli.options import ConfigOption, JsonOption
 from dnsguard.cli.output import print_json
 
 
@@ -15,8 +15,11 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: dnsguard version --json")(version)
 
 
-def version(json: JsonOption = False) -> None:
-    """Print the version of dnsguard, of Python and of the kernel."""
+def version(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Print the version of dnsguard, of Python and of the kernel.
+
+    Takes --config like every command, and has no use for it.
+    """
     facts = {"version": __version__, "python": platform.python_version(), "kernel": platform.release()}
     if json:
         print_json([facts])

@@ -207,7 +207,8 @@ class Limits(Group):
     """What one pod may use."""
 
     queries_per_second: Annotated[StrictInt, Field(ge=1, le=1_000_000)] = 1000
-    """Queries a second, on average."""
+    """Queries a second, on average. One with a long answer counts as more: for each 16 addresses beyond the first 16,
+    and each 128 octets beyond 512."""
     burst: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 2000
     """Queries at once, before the average counts."""
     in_flight: Annotated[StrictInt, Field(ge=1, le=100_000)] = 1000

@@ -70,7 +70,7 @@ def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diag
     if not isinstance(root, Fields):
         if not found:
             found = [Diagnostic(Origin(file, 1, 1), _no_mapping(root))]
-        return None, found
+        return None, in_order(found)
     reading = _Reading(root, file)
     settings = reading.settings({one.origin for one in found})
     found = in_order(found + reading.found)

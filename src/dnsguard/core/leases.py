@@ -309,7 +309,7 @@ class Leases:
                 if lease.until > now:
                     self._bucket(lease, lease.until)
                 else:
-                    self._end(table, lease)
+                    self._end(table, lease, now)
                     ended.append(lease)
         return ended
 
@@ -324,9 +324,11 @@ class Leases:
             table.discount(name)
         lease.past = frozenset([*over, *lease.past][:NAMES_PER_LEASE])
 
-    def _end(self, table: PodLeases, lease: Lease) -> None:
+    def _end(self, table: PodLeases, lease: Lease, now: Seconds) -> None:
         """Take a lease out of the table; what it stood on is remembered for the flows it let open."""
         self._age(table, lease, float("inf"))
+        # One that is taken back has ended now: a later answer must not find the time that it had left.
+        lease.until = min(lease.until, now)
         del table.by_key[lease.scope, lease.address]
         self.elements -= len(table.sources(lease.address))
         lease.written = 0.0
@@ -416,7 +418,7 @@ class Leases:
             lease = table.by_key[key]
             changed.remove += _elements(table, lease)
             changed.purged.append(lease)
-            self._end(table, lease)
+            self._end(table, lease, now)
         for (scope, address), names in wanted.items():
             self._renew(table, (pod, scope, address), names, changed, now)
         if not same_program:
@@ -458,7 +460,7 @@ class Leases:
         before = {(lease.scope, lease.address): (names, until) for lease, names, until in checkpoint if until > now}
         for key in [key for key in table.by_key if key not in before]:
             changed.remove += _elements(table, table.by_key[key])
-            self._end(table, table.by_key[key])
+            self._end(table, table.by_key[key], now)
         for (scope, address), (names, until) in before.items():
             lease = table.by_key.get((scope, address)) or self._open(table, pod, scope, address)
             table.rename(lease, names)

@@ -16,6 +16,11 @@ IN_FLIGHT = "inFlight"
 NAMES = "uniqueNamesPerMinute"
 CONNECTIONS = "tcpConnections"
 
+FREE_OCTETS, OCTETS = 512, 128
+"""An answer longer than this counts as one more query for every so many octets: reading it takes that much longer."""
+FREE_LEASES = LEASES = 16
+"""So do leases of one answer."""
+
 _REFUSED_BEFORE_DROPPING = 9
 """Queries refused for each one allowed before the rest is dropped: ten times the limit in all."""
 
@@ -70,6 +75,14 @@ class Share:
             return False
         self._refusals -= 1.0
         return True
+
+    def work(self, queries: int, now: Seconds) -> str | None:
+        """Count work that one query turns out to be as so many more. Only begun on credit: after it the rate may be
+        owed, and nothing more is done until it is paid."""
+        if self._tokens + (now - self._updated) * self._limits.queries_per_second < 0.0:
+            return QUERIES
+        self._tokens -= queries
+        return None
 
     def name(self, name: Name, now: Seconds) -> str | None:
         """Count a name that is about to leave the node; one already counted this minute is free."""

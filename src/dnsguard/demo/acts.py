@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,7 +16,10 @@ from urllib.parse import urlsplit
 from dnsguard.demo.stage import LEASE, SITES, Stage
 from dnsguard.demo.world import ECHO_PORT
 
-CURL: Final = ("curl", "-sS", "-m", "2")
+PATIENCE: Final = 10
+"""Seconds for what should come, however busy the machine."""
+SILENCE: Final = 2
+"""Seconds after which nothing will come any more: a second SYN has been dropped, too."""
 WORDS: Final = "are you still there?"
 
 
@@ -50,33 +53,40 @@ def gets_page(who: str, url: str) -> Act:
     """`who` is a pod, or `node`."""
     address, port = _place(url)
     page = f"hello from {address} port {port}"
-    return Act(f"{who}$ {_curl(url)}", f"the page: {page}", rf"^{page}$", lambda stage: _told(stage, who, url))
+    return Act(
+        f"{who}$ {' '.join(_curl(url))}", f"the page: {page}", rf"^{page}$", lambda stage: _told(stage, who, _curl(url))
+    )
 
 
 def cannot_resolve(pod: str, url: str) -> Act:
-    return Act(f"{pod}$ {_curl(url)}", "the name does not resolve", r"^curl: \(6\)", lambda s: _told(s, pod, url))
+    return Act(
+        f"{pod}$ {' '.join(_curl(url))}",
+        "the name does not resolve",
+        r"^curl: \(6\)",
+        lambda s: _told(s, pod, _curl(url)),
+    )
 
 
 def is_dropped(pod: str, url: str, because: str) -> Act:
     """`because` is a pattern for the reason in dnsguard's log."""
     address, port = _place(url)
+    argv = _curl(url, SILENCE)
 
     def play(stage: Stage) -> str:
         stage.mark_log()
-        told = _told(stage, pod, url)
+        told = _told(stage, pod, argv)
         return f"{told}\ndnsguard: {stage.reason_of_drop(address, port)}" if told.startswith("curl:") else told
 
     expects = "no connection: every packet is dropped, and the log says why"
-    return Act(f"{pod}$ {_curl(url)}", expects, rf"^curl: \(28\) (?!Resolving)(?s:.)*\ndnsguard: {because}", play)
+    return Act(f"{pod}$ {' '.join(argv)}", expects, rf"^curl: \(28\) (?!Resolving)(?s:.)*\ndnsguard: {because}", play)
 
 
-def _told(stage: Stage, who: str, url: str) -> str:
-    argv = (*CURL, url)
+def _told(stage: Stage, who: str, argv: Sequence[str]) -> str:
     return (stage.run_on_node(*argv) if who == "node" else stage.run_in_pod(who, *argv)).told
 
 
-def _curl(url: str) -> str:
-    return " ".join((*CURL, url))
+def _curl(url: str, seconds: int = PATIENCE) -> tuple[str, ...]:
+    return "curl", "-sS", "-m", str(seconds), url
 
 
 def _place(url: str) -> tuple[str, int]:
@@ -115,22 +125,27 @@ def opens_conversation(pod: str, name: str) -> Act:
 
     def play(stage: Stage) -> str:
         stage.conversation = stage.converse(pod, *argv)
-        return stage.conversation.say("hello")
+        return stage.conversation.say("hello", PATIENCE)
 
     return Act(f"{pod}$ {' '.join(argv)}    (and types: hello)", "an echo", r"^echo: hello$", play)
 
 
 def still_talks(pod: str) -> Act:
-    return Act(f"{pod} types into the old connection: {WORDS}", "an echo", rf"^echo: {re.escape(WORDS)}$", _say)
+    return Act(
+        f"{pod} types into the old connection: {WORDS}", "an echo", rf"^echo: {re.escape(WORDS)}$", _says(PATIENCE)
+    )
 
 
 def talks_no_more(pod: str) -> Act:
-    return Act(f"{pod} types into the old connection: {WORDS}", "silence: it was cut", r"^no echo", _say)
+    return Act(f"{pod} types into the old connection: {WORDS}", "silence: it was cut", r"^no echo", _says(SILENCE))
 
 
-def _say(stage: Stage) -> str:
-    assert stage.conversation is not None
-    return stage.conversation.say(WORDS)
+def _says(seconds: int) -> Callable[[Stage], str]:
+    def play(stage: Stage) -> str:
+        assert stage.conversation is not None
+        return stage.conversation.say(WORDS, seconds)
+
+    return play
 
 
 # -- dnsguard ----------------------------------------------------------------------------------------------------------
@@ -141,11 +156,16 @@ def leases_end(pod: str) -> Act:
 
     def play(stage: Stage) -> str:
         begin = time.monotonic()
-        ended = stage.interrupts.until(lambda: not stage.leases(pod), LEASE + 5)
+        ended = stage.interrupts.until(lambda: not stage.has_leases(pod), LEASE + 5)
         return f"{'ended' if ended else 'not ended'} after {time.monotonic() - begin:.1f} s"
 
-    expects = f"all ended within {LEASE:g} s: the TTL and a second of grace"
-    return Act(f"wait until {pod} has no leases", expects, r"^ended", play)
+    expects = f"none after about {LEASE:g} s: the TTL and a second of grace"
+    return Act(
+        f"wait until neither `dnsguard leases` nor `nft list table inet dnsguard` shows one of {pod}",
+        expects,
+        r"^ended",
+        play,
+    )
 
 
 def reloads(allowlist: str, edit: str) -> Act:

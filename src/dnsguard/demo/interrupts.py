@@ -49,11 +49,15 @@ class Interrupts:
         """Inside, a signal raises Interrupted wherever it finds the program; so does one that came before."""
         self._waiting = True
         try:
-            if self.number is not None:
-                raise Interrupted(self.number)
+            self.check()
             yield
         finally:
             self._waiting = False
+
+    def check(self) -> None:
+        """Raise Interrupted when a signal came: what looks wrong since may be its doing."""
+        if self.number is not None:
+            raise Interrupted(self.number)
 
     def until(self, condition: Callable[[], bool], seconds: Seconds) -> bool:
         """Wait until `condition()` is true; False when it was not in time."""

@@ -120,6 +120,7 @@ def story(allowlist: str) -> tuple[Step, ...]:
         step(
             "dnsguard tells who is governed, and what is open",
             shows("pods", "both pods, with their policies", r"shop/backend .* backend (?s:.*)shop/cron .* cron "),
+            gets_page("backend", "http://files.example.net/"),
             shows(
                 "leases",
                 "the one address that is open now",
@@ -181,6 +182,7 @@ def play(one: Step, made: Stage, teller: Teller) -> bool:
     for act in one.acts:
         teller.before(act)
         happened = act.play(made)
+        made.interrupts.check()
         as_expected = act.is_as_expected(happened)
         teller.after(happened, as_expected)
         if not as_expected:

@@ -158,7 +158,10 @@ class Changes:
         if assignment.conflict is not None:
             first, second = assignment.conflict
             self._events.emit(
-                EventKind.POD_CONFLICT, pod_ip=_texts(addresses), link=link, reason=f"{first} and {second} disagree"
+                EventKind.POD_CONFLICT,
+                pod_ip=_texts(addresses),
+                link=link,
+                reason=f"its allowlist entries {first} and {second} disagree",
             )
         return assignment, program
 

@@ -14,6 +14,7 @@ from itertools import takewhile
 from dnsguard.core.answers import Outcome, Protected, Vetted, classify, vet
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import UpstreamError
+from dnsguard.core.limits import FREE_OCTETS, OCTETS, QUERIES
 from dnsguard.core.model import Seconds
 from dnsguard.core.wire import Question, Rcode
 from dnsguard.engine import contracts
@@ -171,6 +172,11 @@ class Fetches:
 
     def _vet(self, attempt: Attempt, packet: bytes, now: Seconds) -> None:
         fetch = attempt.fetch
+        if len(packet) > FREE_OCTETS and not _paid(fetch, (len(packet) - FREE_OCTETS) // OCTETS, now):
+            self._counters.limited[QUERIES] += 1
+            fetch.rcode = Rcode.REFUSED
+            self._fail(fetch, f"over the limit {QUERIES}: the answer is long")
+            return
         try:
             vetted = vet(packet, fetch.question, self.guard, cap=self._limits.cap, allowed=fetch.allows)
         except UpstreamError as error:
@@ -253,3 +259,9 @@ class Fetches:
         """Give up everything on the way (the daemon stops)."""
         for fetch in list(self._by_key.values()):
             self._fail(fetch, "dnsguard is stopping")
+
+
+def _paid(fetch: Fetch, queries: int, now: Seconds) -> bool:
+    """Whether one of those who want the answer has the share to read it, the first who asked before others."""
+    pods = dict.fromkeys((fetch.pod, *(exchange.pod for exchange in fetch.waiters.values())))
+    return any(pod.share.work(queries, now) is None for pod in pods)

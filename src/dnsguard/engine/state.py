@@ -68,11 +68,12 @@ class Fetch:
     whoever joins after that gets one at once.
     """
 
-    __slots__ = ("key", "late", "outstanding", "policy", "question", "rcode", "started", "tried", "waiters")
+    __slots__ = ("key", "late", "outstanding", "pod", "policy", "question", "rcode", "started", "tried", "waiters")
 
     def __init__(self, key: Hashable, first: Exchange, started: Seconds) -> None:
         self.key = key
         self.question = first.question
+        self.pod = first.pod
         self.policy = first.pod.policy
         """Judges the names inside SVCB answers, which for that reason are shared only under one policy."""
         self.started = started

@@ -13,6 +13,7 @@ import asyncio
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -36,6 +37,7 @@ _ATTRIBUTE = struct.Struct("=HH")
 _ICMP_REQUESTS = {1: (8, 13, 15, 17), 58: (128,)}
 """The ICMP types that begin a flow (nf_conntrack_proto_icmp.c); a Flow does not say which."""
 _BURST = 256
+_LENGTHS = ({4}, {16})
 
 Tuple = tuple[int, Address, int, Address, int]
 """Protocol, source and its port, destination and its port; of ICMP the identifier stands for the source port."""
@@ -137,7 +139,7 @@ def read_flow(attributes: bytes) -> Iterator[Flow]:
     """The flow that a conntrack entry describes; nothing when the kernel left something out."""
     found = dict(_each(attributes))
     original, answer = _read_tuple(found.get(_ORIG, b"")), _read_tuple(found.get(_REPLY, b""))
-    if original and answer:
+    if original and answer and len(original[1]) == len(answer[1]):
         protocol, pod, pod_port, peer, peer_port = original
         yield Flow(protocol, pod, pod_port, peer, peer_port, answer[1], 0 if protocol in _ICMP_REQUESTS else answer[2])
 
@@ -147,15 +149,15 @@ def _read_tuple(data: bytes) -> Tuple | None:
     address, protocol = dict(_each(parts.get(1, b""))), dict(_each(parts.get(2, b"")))
     source = address.get(1) or address.get(3)
     destination = address.get(2) or address.get(4)
-    if source is None or destination is None or 1 not in protocol:
+    if source is None or destination is None or {len(source), len(destination)} not in _LENGTHS or not protocol.get(1):
         return None
     number = protocol[1][0]
     own = protocol.get({1: 4, 58: 7}.get(number, 2), bytes(2))
-    return number, Address(source), int.from_bytes(own, "big"), Address(destination), _port(protocol)
+    return number, Address(source), int.from_bytes(own[:2], "big"), Address(destination), _port(protocol)
 
 
 def _port(protocol: dict[int, bytes]) -> int:
-    return int.from_bytes(protocol.get(3, bytes(2)), "big")
+    return int.from_bytes(protocol.get(3, bytes(2))[:2], "big")
 
 
 def _tuples(flow: Flow) -> Iterator[tuple[int, bytes]]:
@@ -195,5 +197,5 @@ def _each(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _refusal(asked: str, data: bytes, offset: int) -> KernelError:
-    number = -struct.unpack_from("=i", data, offset + 16)[0]
+    number = -int.from_bytes(data[offset + 16 : offset + 20], sys.byteorder, signed=True)
     return KernelError(f"conntrack refused {asked}: {errno.errorcode.get(number, number)}")

@@ -1,8 +1,9 @@
 """A thread that follows the node's links, addresses, routes and rules, and asks and changes them on request.
 
 In a thread because the kernel answers such requests under one lock of its own, which tearing down other pods can hold
-for long, and with an event loop of its own because pyroute2 knows asyncio's alone. What the followers keep is only
-ever touched in this thread; they post results to the daemon's event loop.
+for long, and with an event loop of its own because pyroute2 knows asyncio's alone. Requests have a socket without
+notifications: who waits in pyroute2 for a reply is not told that the socket overflowed. What the followers keep is
+only ever touched in this thread; they post results to the daemon's event loop.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Protocol, TypeVar
 
 from pyroute2 import AsyncIPRoute
@@ -28,11 +30,13 @@ T = TypeVar("T")
 SO_RCVBUFFORCE = 33
 BUFFER = 8 << 20
 """Octets of notifications the kernel may hold for us: some 5,000 links coming at once."""
-GATHER_SECONDS = 0.002
-"""What one program does at once is acted on at once."""
+GATHER_SECONDS, LATEST_SECONDS = 0.002, 0.05
+"""What one program does at once is acted on at once: after that long a silence, or that long after it began."""
 ATTEMPTS = 10
 """A dump that a change interrupted is asked for again."""
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 5.0
+READ_SECONDS = 30.0
+"""For the whole state: 1,000 pods take a third of a second of an idle core."""
 RETRY_SECONDS = 0.5
 WITHOUT_STATISTICS = 8
 """RTEXT_FILTER_SKIP_STATS."""
@@ -121,12 +125,12 @@ class Watch:
         with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody wants to know any more
             self._outside.call_soon_threadsafe(do, *values)
 
-    async def ask(self, request: Callable[[AsyncIPRoute], Awaitable[T]]) -> T:
+    async def ask(self, request: Callable[[AsyncIPRoute], Awaitable[T]], seconds: float | None = None) -> T:
         """What the kernel replies to `request`. Raises OSError with the kernel's errno, KernelError for no reply."""
         if self._kernel is None:
-            self._kernel = self._open(0)
+            self._kernel = await self._open(0)
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
+            async with asyncio.timeout(seconds or TIMEOUT_SECONDS):
                 return await request(self._kernel)
         except NetlinkError as error:
             raise OSError(error.code, os.strerror(error.code)) from error
@@ -167,7 +171,7 @@ class Watch:
                     await self._keep_up()
                 except Exception as error:
                     if not self._first.done():
-                        self._first.set_exception(error)
+                        self._first.set_exception(KernelError(f"cannot follow links and routes ({error})"))
                         return
                     self.post(self._on_problem, f"following links and routes: {error}; reading them again")
                     self._stale = True
@@ -181,12 +185,18 @@ class Watch:
         """Everything at first and after a loss; else what is heard next and shortly after."""
         if not self._stale:
             await self._hear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(GATHER_SECONDS):
-                    while not self._stale:
-                        await self._hear()
+            await self._gather()
         async with self._turn:
             await (self._resynchronize() if self._stale else self._settle())
+
+    async def _gather(self) -> None:
+        loop = asyncio.get_running_loop()
+        latest = loop.time() + LATEST_SECONDS
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_SECONDS) as silence:
+                while not self._stale:
+                    await self._hear()
+                    silence.reschedule(min(loop.time() + GATHER_SECONDS, latest))
 
     async def _hear(self) -> None:
         """Take in one datagram of notifications, once there is one."""
@@ -200,16 +210,20 @@ class Watch:
             self._stale = True
 
     async def _resynchronize(self) -> None:
-        """The whole state, asked for when notifications are heard already: what changes meanwhile is told after it."""
+        """The whole state. What was heard while it was read repeats what led to it, so that is taken in before anything
+        is acted on."""
         for _ in range(ATTEMPTS):
             if self._notifications is not None:
                 self._notifications.close()
                 self._notifications = None
-            self._notifications = self._open(GROUPS)
+            self._notifications = await self._open(GROUPS)
             self._stale = False
             for follower in self._followers:
                 follower.reset()
-            if await self.ask(self._read_all) and not self._stale:
+            if not await self.ask(self._read_all, READ_SECONDS) or self._stale:
+                continue
+            await self._gather()
+            if not self._stale:
                 await self._settle()
                 if not self._first.done():
                     self._first.set_result(None)
@@ -221,18 +235,19 @@ class Watch:
         """True when it is whole. Links before what refers to them."""
         kernel.marshal.incomplete = False
         for dump in (
-            kernel.get_links(ext_mask=WITHOUT_STATISTICS),
-            kernel.get_addr(),
-            kernel.get_rules(),
-            kernel.get_routes(family=socket.AF_UNSPEC),
+            partial(kernel.get_links, ext_mask=WITHOUT_STATISTICS),
+            kernel.get_addr,
+            kernel.get_rules,
+            partial(kernel.get_routes, family=socket.AF_UNSPEC),
         ):
-            async for message in await dump:
+            async for message in await dump():
                 self._tell(message)
         return not kernel.marshal.incomplete
 
-    def _open(self, groups: int) -> AsyncIPRoute:
+    async def _open(self, groups: int) -> AsyncIPRoute:
         opened = AsyncIPRoute(use_socket=self._open_socket(groups))
         opened.set_marshal(Marshal())
+        await opened.setup_endpoint()  # left to its first use, a timeout there would close the socket
         return opened
 
     def _tell(self, message: Message) -> None:

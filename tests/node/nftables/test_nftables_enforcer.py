@@ -246,6 +246,21 @@ async def test_a_new_process_finds_the_leases_and_takes_over_without_a_gap(lab: 
         await new.close()
 
 
+@pytest.mark.parametrize("added", ["10.244.0.5 . 192.0.2.81", "*", "* timeout 1h"])
+async def test_what_others_added_without_an_end_or_for_all_is_deleted_at_the_take_over(lab: Lab, added: str) -> None:
+    old = await start(lab, own=False)
+    await old.enforcer.apply(desired(old, leasing(WEB)), [Write("tcp_443", KEY, HOUR)])
+    await old.close()
+    lab.nft(f"add element inet dnsguard tcp_443_v4 {{ {added} }}")
+    new = await start(lab, own=False)
+    try:
+        await new.enforcer.apply(desired(new, leasing(WEB)))
+        assert not lab.decide(Packet(POD, addr("192.0.2.81"), Protocol.TCP, 443))
+        assert (await held(new)).keys() == {("tcp_443", KEY)}
+    finally:
+        await new.close()
+
+
 async def test_a_taken_over_table_is_enforced_before_the_first_change(lab: Lab) -> None:
     old = await start(lab)
     await old.enforcer.apply(desired(old, leasing(WEB)), [Write("tcp_443", KEY, HOUR)])
@@ -293,6 +308,10 @@ DAMAGE = {
     "the base chain deleted": "delete chain inet dnsguard intercept",
     "a program without its pair": "flush map inet dnsguard pods4",
     "a pair added": "add element inet dnsguard excluded4 { {LINK} . 10.244.0.5 }",
+    "a lease of every pair": "add element inet dnsguard tcp_443_v4 { * timeout 1h }",
+    "a lease of every pair without an end": "add element inet dnsguard tcp_443_v4 { * }",
+    "an exception of every pair": "add element inet dnsguard excluded4 { * }",
+    "a program of every pair": "add element inet dnsguard pods4 { * : goto program_p_leases }",
     "a set of another type": "flush chain inet dnsguard program_p_leases\ndelete set inet dnsguard tcp_443_v4\n"
     "add set inet dnsguard tcp_443_v4 { type ipv4_addr; }",
     "the cuts flushed": "flush set inet dnsguard cut4",

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Flow, Packet, Program, Protocol
-from dnsguard.enforce.nftables import elements
+from dnsguard.enforce.nftables import elements, netlink
+from dnsguard.enforce.nftables.netlink import Part
+from dnsguard.enforce.nftables.session import TABLE_ATTRIBUTE
 from dnsguard.engine.contracts import Desired, Element, Write
 from tests.node.nftables.test_nftables_decision import ANY, HOUR, leasing
 from tests.node.nftables_lab import (
     ACK,
+    LAYOUT,
     OTHER,
     OTHER6,
     PEER,
@@ -27,6 +33,7 @@ from tests.node.nftables_lab import (
     Subject,
     addr,
     ip,
+    start,
     tcp,
     udp,
 )  # fmt: skip
@@ -174,6 +181,36 @@ async def test_a_cut_leaves_another_flow_of_the_same_two_alone(subject: Subject)
     await subject.enforcer.cut([cut.flow(TCP)])
     assert alive.pod_tcp(ACK, 1017, 5009)
     assert alive.peer_tcp(ACK, 5009, 1017)
+
+
+async def test_a_pod_with_more_flows_than_can_be_cut_leaves_room_for_the_cuts_of_others(lab: Lab) -> None:
+    subject = await start(lab, replace(LAYOUT, flows=0))
+    try:
+        await lease(subject, POD, OTHER)
+        many = [Flow(UDP, POD, port, PEER, 443, PEER, 443) for port in range(1, 1100)]
+        other = Conversation(lab, OTHER)
+        with pytest.raises(KernelError, match="1 pod"):
+            await subject.enforcer.cut([*many, other.flow(UDP)])
+        assert not other.pod_udp(start=lab.other)
+        await subject.enforcer.cut(many[:1000])
+    finally:
+        await subject.close()
+
+
+async def test_cuts_that_ended_in_silence_do_not_stand_in_the_way_of_a_repair(lab: Lab) -> None:
+    subject = await start(lab, replace(LAYOUT, flows=1600))
+    try:
+        await lease(subject)
+        for turn in range(2):
+            peers = [addr(f"198.18.{turn}.{n}") for n in range(20)]
+            await subject.enforcer.cut([Flow(p, POD, 0, peer, 0, peer, 0) for p in range(200, 240) for peer in peers])
+            silence = Part(netlink.DELSETELEM, 0, TABLE_ATTRIBUTE + netlink.text(2, "cut_portless4"))
+            session = subject.enforcer._session
+            await subject.enforcer._writer.do(partial(session.commit, [silence], "to empty the set"))
+        await subject.enforcer.repair()
+        assert await subject.enforcer.verify() == []
+    finally:
+        await subject.close()
 
 
 @pytest.mark.parametrize("way", ["pod", "peer"])

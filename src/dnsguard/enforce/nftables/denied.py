@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -134,7 +135,8 @@ def _denial(prefix: str, link: bytes, packet: bytes) -> Denial | None:
 
 def reason_of(why: str) -> tuple[str, int | None]:
     """The last word of a drop chain's name: a reason, or a rule's number."""
-    return ("rule", int(why)) if why.isascii() and why.isdigit() else (why, None)
+    # Python refuses to read more than 4,300 digits; a program has 64 rules.
+    return ("rule", int(why)) if why.isascii() and why.isdigit() and len(why) < 10 else (why, None)
 
 
 def read_addresses(packet: bytes) -> tuple[Address, Address, int, int] | None:
@@ -178,7 +180,7 @@ def dropped(session: Session, names: Iterable[str]) -> list[Dropped]:
 
 
 def _link(key: bytes) -> LinkIndex:
-    return LinkIndex(struct.unpack("=I", key)[0])
+    return LinkIndex(int.from_bytes(key, sys.byteorder))
 
 
 def _counters(session: Session, name: str) -> Iterator[tuple[bytes, int]]:

@@ -28,7 +28,10 @@ _ICMP = (1, 58)
 WITH_PORTS = frozenset((*Protocol, 33, 136))
 """DCCP and UDP-Lite have ports too."""
 
-_VALUE, _KEY, _DATA, _TIMEOUT, _EXPIRATION = 1, 1, 2, 4, 5
+_VALUE, _KEY, _DATA, _FLAGS, _TIMEOUT, _EXPIRATION = 1, 1, 2, 3, 4, 5
+EVERY: Key = b""
+"""The key of the catch-all `*`, an element without a key that stands for all others. Never ours."""
+_CATCH_ALL = 2
 _GOTO = 0xFFFFFFFC
 
 
@@ -67,6 +70,8 @@ def timed(key: Key, ms: Milliseconds) -> bytes:
 
 def plain(key: Key) -> bytes:
     """An element without a timeout; it also names the element to delete."""
+    if key == EVERY:
+        return netlink.nested(1, netlink.attribute(_FLAGS, struct.pack(">I", _CATCH_ALL)))
     return netlink.nested(1, netlink.nested(_KEY, netlink.attribute(_VALUE, key)))
 
 
@@ -187,7 +192,7 @@ def delete_present_or_not(session: Session, name: SetName, keys: Sequence[Key]) 
     Deleting a missing key aborts the transaction, and DESTROYSETELEM is younger than 6.1: so each is added first,
     which leaves an existing one alone. A full set refuses that; then each missing key is left out.
     """
-    dead = [timed(key, 1000) for key in keys]
+    dead = [timed(key, 1000) for key in keys if key != EVERY]
     batch = [*parts(netlink.NEWSETELEM, name, dead), *parts(netlink.DELSETELEM, name, map(plain, keys))]
     if not session.transact(batch):
         return
@@ -237,7 +242,7 @@ def read_leases(listed: bytes, length: int) -> dict[Key, Milliseconds]:
         rows = list(struct.iter_unpack(f">12s{length}s4s8s4sQ", listed))
         if {row[0] + row[2] + row[4] for row in rows} <= _heads(length):
             return {row[1]: row[5] for row in rows}
-    return {element_key(each): remaining_ms(each) for each in _elements(listed)}
+    return {key: remaining_ms(each) for each in _elements(listed) if len(key := element_key(each)) in (0, length)}
 
 
 @cache
@@ -264,7 +269,7 @@ def _elements(listed: bytes) -> Iterator[dict[int, bytes]]:
 
 
 def element_key(element: Mapping[int, bytes]) -> Key:
-    return element[_KEY][4:]
+    return element.get(_KEY, EVERY)[4:]
 
 
 def remaining_ms(element: Mapping[int, bytes]) -> Milliseconds:
@@ -273,6 +278,6 @@ def remaining_ms(element: Mapping[int, bytes]) -> Milliseconds:
 
 
 def goto_chain(element: Mapping[int, bytes]) -> str:
-    """The chain that an element of a verdict map goes to."""
-    verdict = netlink.attributes(netlink.attributes(element[_DATA])[2])
+    """The chain that an element of a verdict map goes to; empty when it goes to none."""
+    verdict = netlink.attributes(netlink.attributes(element.get(_DATA, b"")).get(2, b""))
     return netlink.string(verdict.get(2, b""))

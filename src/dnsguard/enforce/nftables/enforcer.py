@@ -79,6 +79,7 @@ class NftEnforcer:
             await enforcer._writer.do(lambda: enforcer._open(own))
             enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
             enforcer._close.append(enforcer._watch.close)
+            enforcer._stop_watching_what_is_owned()
             enforcer._denials = DenialReader(layout.nflog_group, on_denial)
             enforcer._close.append(enforcer._denials.close)
         except BaseException:
@@ -107,7 +108,14 @@ class NftEnforcer:
         asked = Desired(desired.programs, dict(desired.pairs), desired.excluded)  # the caller may go on changing it
         added, removed = tuple(add), tuple(remove)
         refuse_faults(added)
-        return self._writer.do(lambda: self._table.apply(asked, added, removed))
+        applied = self._writer.do(lambda: self._table.apply(asked, added, removed))
+        applied.add_done_callback(self._stop_watching_what_is_owned)
+        return applied
+
+    def _stop_watching_what_is_owned(self, _: object = None) -> None:
+        """Nobody else can change an owned table, and hearing of everybody's changes to other tables is not free."""
+        if self._table.owned:
+            self._watch.close()
 
     def cut(self, flows: Collection[Flow]) -> Awaitable[None]:
         cut = tuple(flows)

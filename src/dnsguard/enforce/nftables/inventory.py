@@ -17,10 +17,11 @@ class Inventory(NamedTuple):
 
 def inventory(session: Session) -> Inventory:
     """Empty when there is no table. Anonymous sets, the `{ ... }` inside rules, are left out."""
-    chains = {string(found[3]): 0 for found in _ours(session, netlink.GETCHAIN)}
+    chains = {string(found.get(3, b"")): 0 for found in _ours(session, netlink.GETCHAIN)}
     for found in _ours(session, netlink.GETRULE):
-        chains[string(found[2])] = chains.get(string(found[2]), 0) + 1
-    sets = (string(found[2]) for found in _ours(session, netlink.GETSET))
+        chain = string(found.get(2, b""))
+        chains[chain] = chains.get(chain, 0) + 1
+    sets = (string(found.get(2, b"")) for found in _ours(session, netlink.GETSET))
     return Inventory(chains, frozenset(name for name in sets if not name.startswith("__")))
 
 

@@ -4,7 +4,8 @@ A chain is a list of rules in the order the kernel takes them; a set is its defi
 link whose name matches a pattern; nothing else is touched, but for two things of our own: the marked replies of the
 listener, and its port, which only TPROXY may reach.
 
-    raw          prerouting -300   DNS of pod links is kept out of connection tracking and so out of every DNAT
+    raw          prerouting -300   DNS of pod links is kept out of connection tracking and so out of every DNAT,
+                                   and so are forged sources, which would change the state of others' flows
     intercept    prerouting -150   every packet of a pod link, after conntrack, before DNAT: see `pod`
     own_port     input      -150   the listening port is closed to all; an intercepted packet is for port 53
     to_pod       postrouting -150  what goes to a pod link: no TCP flow without a SYN, nothing of a cut flow
@@ -38,7 +39,11 @@ _PATTERN = re.compile(r"[^\s\"'/*\\]{1,15}\*?\Z|\*\Z")
 _ADDRESS_TYPE = {"4": "ipv4_addr", "6": "ipv6_addr"}
 _IP = {"4": "ip", "6": "ip6"}
 _COUNTERS = "flags dynamic,timeout; timeout 1h;"
+# Connection tracking comes before the check of the source, and takes what is dropped later for an answer, or an end.
+_FORGED = "fib saddr . iif oif missing"
 _NOT_NEW = "tcp flags & (syn | ack) != syn"
+# An INIT is the only chunk of its packet (RFC 9260, 6.10). Kernels before 5.14 cannot be asked for chunks by name.
+_NO_INIT = "@th,96,8 != 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,15 @@ class Layout:
         return self.leases + self.leases // 4 + 1024
 
     @property
+    def cuts(self) -> int:
+        """Cut flows that have ports; each of the two sets has room for 1024 more."""
+        return self.flows
+
+    @property
+    def portless_cuts(self) -> int:
+        return self.flows // 16
+
+    @property
     def counter_set_size(self) -> int:
         return 4 * self.pods + 1024
 
@@ -85,9 +99,9 @@ def static_sets(layout: Layout) -> Sets:
         sets[f"pods{family}"] = f"map {{ type iface_index . {kind} : verdict; }}"
         sets[f"excluded{family}"] = f"set {{ type iface_index . {kind}; }}"
         sets[f"cut{family}"] = (
-            f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.flows + 1024}; }}"
+            f"set {{ type {flow} . inet_service . inet_service; {timed} size {layout.cuts + 1024}; }}"
         )
-        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} size {layout.flows // 16 + 1024}; }}"
+        sets[f"cut_portless{family}"] = f"set {{ type {flow}; {timed} size {layout.portless_cuts + 1024}; }}"
     return sets
 
 
@@ -99,7 +113,11 @@ def static_chains(layout: Layout) -> Chains:
         "own_port": (f"meta l4proto {{ tcp, udp }} th dport {layout.listen_port} counter drop",),
         "to_pod": _for_links("oifname", layout, "goto toward_pod"),
         "replies": _replies(layout),
-        "raw_pod": (*_excluded("iif", "saddr", "return"), *(f"{dns} notrack" for dns in _intercepted(layout))),
+        "raw_pod": (
+            *_excluded("iif", "saddr", "return"),
+            *(f"{dns} notrack" for dns in _intercepted(layout)),
+            f"{_FORGED} notrack",
+        ),
         "pod": _pod(layout),
         "dns": _dns(layout),
         "flows": _flows(),
@@ -118,6 +136,7 @@ def _pod(layout: Layout) -> tuple[str, ...]:
     a forged source must not ride on another pod's flow."""
     return (
         *_excluded("iif", "saddr", "accept"),
+        *_SOURCE_ROUTES,
         *_NEIGHBOUR_DISCOVERY,
         *_DHCP,
         _MULTICAST_REPORTS,
@@ -128,6 +147,8 @@ def _pod(layout: Layout) -> tuple[str, ...]:
     )
 
 
+# A node that is told to (accept_source_route) sends them on to another address than the one decided here.
+_SOURCE_ROUTES = ("ip option lsrr exists counter drop", "ip option ssrr exists counter drop")
 # To addresses of the link and of the node only: the rest would be forwarded, and carry whatever a pod puts in it.
 _NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255"
 _NEIGHBOUR_DISCOVERY = (
@@ -144,10 +165,11 @@ _DHCP = (
 
 
 def _dns(layout: Layout) -> tuple[str, ...]:
-    """A query goes to the listener, or nowhere."""
+    """A query goes to the listener, or nowhere. Every link has a route to fe80::/10, and no pod its address there."""
     mark = f"meta mark set meta mark or {layout.mark:#x}"
     return (
-        "fib saddr . iif oif missing goto drop_source",
+        "ip6 saddr fe80::/10 goto drop_source",
+        f"{_FORGED} goto drop_source",
         *(
             f"meta nfproto ipv{family} {protocol} dport 53 tproxy {_IP[family]} to :{layout.listen_port} {mark} accept"
             for family in _IP
@@ -158,7 +180,11 @@ def _dns(layout: Layout) -> tuple[str, ...]:
 
 
 def _flows() -> tuple[str, ...]:
-    """The first thing each program asks: is this packet part of an open flow? A SYN never is."""
+    """The first thing each program asks: is this packet part of an open flow? A SYN never is, nor an SCTP INIT.
+
+    A flow that the pod began is open once it was answered. Before that it is also the subject of no ICMP error: the
+    pod's own packets keep its entry alive, dropped or not, and errors carry whatever it puts into them.
+    """
     errors = "destination-unreachable, time-exceeded, parameter-problem"
     return (
         *(
@@ -169,8 +195,10 @@ def _flows() -> tuple[str, ...]:
             f"{ip} saddr . {ip} daddr . meta l4proto @cut_portless{family} goto cut_portless{family}_out"
             for family, ip in _IP.items()
         ),
+        "ct direction original ct status & seen-reply == 0 return",
         f"meta l4proto tcp {_NOT_NEW} ct state established accept",
-        "meta l4proto != tcp ct state established accept",
+        f"meta l4proto sctp {_NO_INIT} ct state established accept",
+        "meta l4proto != { tcp, sctp } ct state established accept",
         f"icmp type {{ {errors} }} ct state related accept",
         f"icmpv6 type {{ {errors}, packet-too-big }} ct state related accept",
     )

@@ -147,9 +147,8 @@ class Session:
         """Our table as it is, None when there is none."""
         for payload in self.dump(netlink.GETTABLE):
             found = netlink.attributes(payload)
-            if netlink.string(found[1]) == TABLE:
-                owner = found.get(7, bytes(4))
-                return TableState(*struct.unpack(">I", found[2]), *struct.unpack(">I", owner))
+            if netlink.string(found.get(1, b"")) == TABLE:
+                return TableState(*(int.from_bytes(found.get(kind, b""), "big") for kind in (2, 7)))
         return None
 
     def claim(self, own: bool) -> bool:

@@ -113,7 +113,7 @@ class Table:
             Held(elements.scope_of(name), key, ms)
             for name in filter(elements.is_lease_set, inventory(self._session).sets)
             for key, ms in self._held(name).items()
-            if ms > 0
+            if ms > 0 and key != elements.EVERY
         ]
 
     def _held(self, name: SetName) -> dict[Key, int]:
@@ -127,10 +127,18 @@ class Table:
     # Flows
 
     def cut(self, flows: Iterable[Flow]) -> None:
-        for name, members in _cut_keys(flows).items():
-            self._despite_damage(partial(self._make_cuts, name, members))
-            self._cuts.setdefault(name, {}).update(dict.fromkeys(members))
+        """When there is no room for the flows of some pod, it is cut none, and the others theirs before this raises."""
+        refused: list[KernelError] = []
+        for name, members in _by_pod(_cut_keys(flows)):
+            try:
+                self._despite_damage(partial(self._make_cuts, name, members))
+            except KernelError as error:
+                refused.append(error)
+            else:
+                self._cuts.setdefault(name, {}).update(dict.fromkeys(members))
         self._forget_silent_cuts()
+        if refused:
+            raise KernelError(f"the flows of {len(refused)} pod addresses are not cut: {refused[0]}")
 
     def _make_cuts(self, name: SetName, keys: Iterable[Key]) -> None:
         packed = [elements.timed(key, elements.CUT_MS) for key in keys]
@@ -146,7 +154,8 @@ class Table:
     def _forget_silent_cuts(self) -> None:
         """Packets renew a cut in the kernel, so only the kernel knows which have ended."""
         for name, known in self._cuts.items():
-            if len(known) > self._layout.flows:
+            room = self._layout.portless_cuts if "portless" in name else self._layout.cuts
+            if len(known) > room:  # more could not all be made again in a repair
                 alive = {elements.element_key(each) for each in elements.dump_set(self._session, name)}
                 self._cuts[name] = {key: None for key in known if key in alive}
 
@@ -256,6 +265,7 @@ class Table:
             self._drop([each for each in remove if elements.lease_set(*each) in wanted.lease_sets])
             if everything:
                 self._delete_unknown(wanted)
+                self._delete_endless(wanted)
             else:
                 self._delete(before.chains.keys() - wanted.chains.keys(), before.sets.keys() - wanted.sets.keys())
         except KernelError:
@@ -271,6 +281,13 @@ class Table:
         found = inventory(self._session)
         self._delete(found.chains.keys() - wanted.chains.keys(), found.sets - wanted.sets.keys())
 
+    def _delete_endless(self, wanted: Wanted) -> None:
+        """Leases of an earlier process have an end, and each is of one pair: anything else was added by others."""
+        for name in sorted(wanted.lease_sets):
+            endless = [key for key, ms in self._held(name).items() if ms == 0 or key == elements.EVERY]
+            if endless:
+                elements.delete_present_or_not(self._session, name, endless)
+
     def _pairs_in_kernel(self) -> PairFields:
         dump = partial(elements.dump_set, self._session)
         key, chain = elements.element_key, elements.goto_chain
@@ -283,7 +300,8 @@ class Table:
         if self._session.table() is None:
             return {}
         chains = self._pairs_in_kernel()["pairs"]
-        return {elements.pair_of(key): program_of(chain) for pairs in chains.values() for key, chain in pairs.items()}
+        known = [each for pairs in chains.values() for each in pairs.items() if each[0] != elements.EVERY]
+        return {elements.pair_of(key): program_of(chain) for key, chain in known}
 
     # Damage
 
@@ -377,3 +395,13 @@ def _cut_keys(flows: Iterable[Flow]) -> dict[SetName, list[Key]]:
         for name, key in elements.cut_keys(flow):
             keys.setdefault(name, {})[key] = None
     return {name: list(members) for name, members in keys.items()}
+
+
+def _by_pod(keys: Mapping[SetName, Sequence[Key]]) -> list[tuple[SetName, list[Key]]]:
+    """The keys of each pod address apart, the fewest first: a pod with too many leaves room for the others'."""
+    groups: dict[tuple[SetName, Key], list[Key]] = {}
+    for name, members in keys.items():
+        octets = 4 if name.endswith("4") else 16
+        for key in members:
+            groups.setdefault((name, key[:octets]), []).append(key)
+    return sorted(((name, members) for (name, _), members in groups.items()), key=lambda group: len(group[1]))

@@ -1,0 +1,113 @@
+"""`python -m tests.contract`: generated scenarios over the kernel and over the enforcer in memory, or measurements.
+
+    --cases 20000    send at least so many packets through the kernel; each has to be decided there and in memory as
+                     its rules say. The smallest scenario that is not is printed
+    --seed 7         the scenarios of an earlier run; it prints its seed
+    --measure        what changes cost, and leases while another process writes
+
+Needs root. Exit codes: 0 all decided alike, 1 not, 77 not root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+from collections import Counter
+from typing import NamedTuple
+
+import hypothesis
+from hypothesis import HealthCheck, given, settings
+
+from dnsguard.core.model import Packet
+from tests.contract.generator import Scenario, every_packet, scenarios
+from tests.contract.measure import measure
+from tests.contract.nftables import started
+from tests.contract.scenario import decisions, packets
+from tests.contract.subject import MemorySubject, Subject
+from tests.node.nftables_lab import LAYOUT
+
+MISSING = 77
+AT_MOST = 400
+"""Scenarios in one lab: what passed is remembered by connection tracking for minutes."""
+
+
+class Answers(NamedTuple):
+    """Whether one packet passed: by its rules read one by one, in memory, in the kernel."""
+
+    rules: bool
+    memory: bool
+    kernel: bool
+
+
+def play(examples: int, seed: int, *, own: bool) -> Counter[Answers]:
+    """Scenarios in a fresh lab. Raises AssertionError, with the smallest scenario found, where they do not agree."""
+    counts: Counter[Answers] = Counter()
+    with asyncio.Runner() as runner:
+        lab = started(LAYOUT, own=own)
+        kernel = runner.run(lab.__aenter__())
+        memory = MemorySubject(crowd=kernel.crowd)
+
+        @hypothesis.seed(seed)
+        @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(scenarios(kernel.crowd))
+        def agree(scenario: Scenario) -> None:
+            answers = runner.run(compare(scenario, memory, kernel))
+            wrong = [(packet, each) for packet, each in answers if len(set(each)) > 1]
+            assert not wrong, wrong[:5]
+            counts.update(each for _, each in answers)
+
+        try:
+            agree()
+        finally:
+            runner.run(lab.__aexit__(None, None, None))
+    return counts
+
+
+async def compare(scenario: Scenario, memory: Subject, kernel: Subject) -> list[tuple[Packet, Answers]]:
+    in_memory, in_kernel = [await decisions(subject, scenario) for subject in (memory, kernel)]
+    return [
+        (packet, Answers(scenario.expected(pod, packet), *passed))
+        for (pod, packet), *passed in zip(packets(scenario), in_memory, in_kernel, strict=True)
+    ]
+
+
+def run(cases: int, seed: int) -> None:
+    """Labs, by turns with an owned table and one that others may change, until so many packets were sent."""
+    counts: Counter[Answers] = Counter()
+    size = len(MemorySubject.crowd) * len([*every_packet(MemorySubject.crowd[0])])
+    turn = 0
+    while (left := cases - counts.total()) > 0:
+        counts += play(min(AT_MOST, -(-left // size)), seed + turn, own=turn % 2 == 0)
+        turn += 1
+    passed = sum(number for answers, number in counts.items() if answers.kernel)
+    print(f"{counts.total()} packets decided alike, {passed} of them let through")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.contract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--measure", action="store_true")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("the tests of the kernel's tables need root", file=sys.stderr)
+        return MISSING
+    if options.measure:
+        asyncio.run(measure())
+        return 0
+    print(f"seed {options.seed}", flush=True)
+    try:
+        run(options.cases, options.seed)
+    except AssertionError as error:
+        print(error, *getattr(error, "__notes__", ()), sep="\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
