@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import resource
 import signal
 import sys
 import time
@@ -76,6 +77,7 @@ def run(config: Path) -> int:
         settings = load_settings(config)
         with only_one(settings.paths.runtime):
             _tune_interpreter()
+            _raise_descriptors()
             return uvloop.run(Service(config, settings).run())
     except ConfigError as error:
         return _print(error.diagnostics)
@@ -91,6 +93,12 @@ def _tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.0005)
+
+
+def _raise_descriptors() -> None:
+    """As many as this process may have: 50 pods with 20 DNS connections each would use up the usual 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _print(diagnostics: Sequence[Diagnostic]) -> int:

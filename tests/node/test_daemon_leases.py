@@ -285,3 +285,19 @@ def test_a_pod_without_a_policy_resolves_and_reaches_nothing(scene: Scene) -> No
 
     assert rcode(scene.ask(stranger, "mail.example.com")) == "NXDOMAIN"
     assert not scene.opens(stranger, MAIL)
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("A", "10.99.0.255"), ("AAAA", "fd00:99::")])
+def test_an_address_that_the_node_shares_with_its_network_is_taken_out(scene: Scene, kind: str, shared: str) -> None:
+    """A broadcast address and the routers' anycast address lead to whatever listens on the node, over UDP."""
+    name = f"shared-{kind.lower()}.fresh.example.com"
+    scene.zone.put(name, kind, shared)
+
+    assert scene.resolve(scene.a, name, kind) == []
+
+
+def test_the_daemon_has_as_many_descriptors_as_it_may(scene: Scene) -> None:
+    limits = Path(f"/proc/{scene.daemon.ask('status')['pid']}/limits").read_text().splitlines()
+    soft, hard = next(line.split()[3:5] for line in limits if line.startswith("Max open files"))
+
+    assert soft == hard

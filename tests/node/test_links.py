@@ -213,6 +213,7 @@ async def test_the_nodes_own_addresses_are_followed_without_those_of_services(la
     lab.ip(lab.node, "link add kube-ipvs0 type bridge", "addr add 10.96.0.10/32 dev kube-ipvs0")
     async with following(lab) as node:
         assert packed("127.0.0.1", "::1", "10.99.0.1", "fd00:99::1") <= node.own
+        assert packed("10.99.0.255", "fd00:99::") <= node.own
         assert not packed("10.96.0.10") & node.own
         lab.ip(lab.node, "addr add 192.0.2.7/32 dev lo", "addr del 10.99.0.1/24 dev uplink")
         await until(lambda: packed("192.0.2.7") <= node.own and not packed("10.99.0.1") & node.own)

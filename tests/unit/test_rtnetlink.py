@@ -85,7 +85,7 @@ def test_what_was_read_leaves_nothing_for_the_garbage_collector() -> None:
 
 
 def test_an_address_of_a_point_to_point_link_is_the_nodes_own_end() -> None:
-    message = filled(ifaddrmsg(), family=IPV4, index=3)
+    message = filled(ifaddrmsg(), family=IPV4, index=3, prefixlen=32)
     message["attrs"] = [("IFA_ADDRESS", "192.0.2.2"), ("IFA_LOCAL", "192.0.2.1")]
     own = LinkAddress(LinkIndex(3), Address(bytes((192, 0, 2, 1))))
     assert change(message, RTM_NEWADDR) == Change(own, True, False)

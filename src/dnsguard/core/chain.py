@@ -121,14 +121,15 @@ def _ttl(value: int) -> int:
 
 
 def _withheld(losses: Losses) -> str | None:
-    return "; ".join(f"{_WITHHELD[reason]} {text}" for reason, text in losses.texts()) or None
+    return "; ".join(f"{WITHHELD[reason]} {text}" for reason, text in losses.texts()) or None
 
 
-_WITHHELD = {
+WITHHELD = {
     "protected": "protected address",
     "target": "no rule allows the target",
     "mandatory": "hints are not passed on, and mandatory for",
 }
+"""What is said before the texts of a reason."""
 
 
 class _Sieve:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from dnsguard.core.answers import Answer, Vetted, reply, without
+from dnsguard.core.chain import WITHHELD
 from dnsguard.core.compile import closed
 from dnsguard.core.leases import Leases
 from dnsguard.core.limits import FREE_LEASES, LEASES, QUERIES
@@ -305,7 +306,11 @@ class Exchanges:
             if not vetted.answer.addresses:
                 self._counters.answers_withheld[reason] += 1
             self._events.emit(
-                EventKind.ANSWER_WITHHELD, pod=exchange.pod.name, name=exchange.question.name, reason=text
+                EventKind.ANSWER_WITHHELD,
+                pod=exchange.pod.name,
+                name=exchange.question.name,
+                type=type_text(exchange.question.qtype),
+                reason=f"{WITHHELD[reason]} {text}",
             )
 
     def unanswered(self, fetch: Fetch, rcode: int, reason: str) -> None:

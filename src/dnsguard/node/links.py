@@ -1,8 +1,9 @@
 """Which pod links there are, and which addresses are routed to each: how pods come, change and go.
 
 A follower of the node's `Watch`. It promises the full set of a link's host routes (/32, /128, every routing table)
-each time that set changes, None once the link is gone, and the node's own addresses. It never follows a route that is
-wider than one host, nor IPv6 link-local and multicast ones.
+each time that set changes, None once the link is gone, and the node's own addresses, those included that it shares
+with a network (broadcast, anycast). It never follows a route that is wider than one host, nor IPv6 link-local and
+multicast ones.
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ class Links:
         if self._posts:
             self._watch.post(self._deliver, tuple(self._posts))
             self._posts.clear()
-        own = frozenset(one.address for one in self._own if self._name(one.link) not in SERVICE_LINKS)
+        on_links = [one for one in self._own if self._name(one.link) not in SERVICE_LINKS]
+        own = frozenset[Address]().union(*({one.address} | one.shared for one in on_links))
         if own != self._told_own:
             self._told_own = own
             self._watch.post(self._on_addresses, own)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
 from pyroute2 import AsyncIPRoute
@@ -53,10 +54,12 @@ class Link(NamedTuple):
 
 
 class LinkAddress(NamedTuple):
-    """An address of the node itself, and the link that it is on."""
+    """An address of the node itself, the link that it is on, and what else the node takes in because of it."""
 
     link: LinkIndex
     address: Address
+    shared: frozenset[Address] = frozenset()
+    """The network's broadcast addresses, or its routers' anycast address."""
 
 
 class Route(NamedTuple):
@@ -205,7 +208,24 @@ def _link(message: Message) -> Link | None:
 
 def _own_address(message: Message) -> LinkAddress | None:
     address = message.get("local") or message.get("address")  # the latter is the peer's on a point-to-point link
-    return LinkAddress(LinkIndex(message["index"]), _packed(message["family"], address)) if address else None
+    if not address:
+        return None
+    family = message["family"]
+    return LinkAddress(LinkIndex(message["index"]), _packed(family, address), frozenset(_shared(message)))
+
+
+def _shared(message: Message) -> Iterator[Address]:
+    """Where a router also listens (fib_add_ifaddr; addrconf_join_anycast, RFC 4291 section 2.6.1)."""
+    prefix = message.get("address") or message.get("local")
+    network = ip_interface(f"{prefix}/{message['prefixlen']}").network
+    if message["family"] == socket.AF_INET6:
+        if network.prefixlen < 127:
+            yield Address(network.network_address.packed)
+        return
+    if network.prefixlen < 31:
+        yield Address(network.broadcast_address.packed)
+    if broadcast := message.get("broadcast"):
+        yield _packed(socket.AF_INET, broadcast)
 
 
 def _route(message: Message) -> Route:

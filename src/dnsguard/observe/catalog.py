@@ -158,7 +158,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.ANSWER_WITHHELD: Description(
         WARNING,
-        "an answer for {name} was withheld from {who}, or a part of it: {reason}",
+        "an answer for {name} ({type}) was withheld from {who}, or a part of it: {reason}",
         UUID("4e8116b48d2b4bbca4032fa4f655a219"),
         "If the address is meant to be reachable by name, change answers.protected or the rule that closes it.",
         limited=True,
