@@ -1,9 +1,9 @@
 """The daemon: reads the configuration, builds the rooms, starts them in order, and stops them.
 
-Order of a start: lock, allowlist (in a child process), nftables table (what an earlier process left stays in force),
-interception routes, listening sockets, links and pods with the leases that the kernel still holds, then queries. It
-is ready when all of that stands. Order of a stop: no new queries, those in flight are answered, then every room
-closes; enforcement stays in the kernel.
+Order of a start: lock, listening sockets, nftables table (what an earlier process left stays in force), links and
+routes, allowlist (in a child process), pods with the leases that the kernel still holds, interception routes, then
+queries and the control socket. It is ready when all of that stands. Order of a stop: no new queries, those in flight
+are answered, then every room closes; enforcement stays in the kernel.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import gc
-import os
 import resource
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -35,13 +33,14 @@ from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
 from dnsguard.drops import Drops
-from dnsguard.enforce.nftables import NftEnforcer, remove_table
+from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import OTHER, Counters
 from dnsguard.engine.engine import Engine, Surroundings
 from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
+from dnsguard.lock import only_one
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
@@ -76,7 +75,7 @@ def run(config: Path) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit code."""
     try:
         settings = load_settings(config)
-        with _lock(settings.paths.runtime):
+        with only_one(settings.paths.runtime):
             _tune_interpreter()
             _raise_descriptors()
             return uvloop.run(Service(config, settings).run())
@@ -100,42 +99,6 @@ def _raise_descriptors() -> None:
     """As many as this process may have: 50 pods with 20 DNS connections each would use up the usual 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def cleanup(settings: Settings) -> int:
-    """Remove every trace from the kernel; returns the exit code. Raises CallError while a daemon runs."""
-    with _lock(settings.paths.runtime):
-        remove_table()
-        asyncio.run(_remove_routes(settings))
-    return 0
-
-
-async def _remove_routes(settings: Settings) -> None:
-    interception = Interception(assembly.interception_route(settings), lambda what: None, lambda text: None)
-    watch = Watch([interception], lambda text: None)
-    try:
-        await watch.start()
-        await interception.remove()
-    finally:
-        watch.stop()
-
-
-@contextlib.contextmanager
-def _lock(runtime: Path) -> Iterator[None]:
-    """Be the only daemon on this runtime directory."""
-    try:
-        runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
-        descriptor = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CallError(f"paths.runtime: {runtime}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise CallError(f"a daemon is running on {runtime}; stop it first") from None
-    else:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _print(diagnostics: Sequence[Diagnostic]) -> int:

@@ -249,6 +249,16 @@ def test_a_scrape_counts_what_pods_did(scene: Scene) -> None:
     assert not [key for key in after if key[0] == "dnsguard_internal_errors_total"]
 
 
+def test_a_datagram_that_is_no_message_is_counted(scene: Scene) -> None:
+    key = "dnsguard_udp_discarded_total", ()
+    before = samples(scene)[key]
+
+    with scene.client(scene.a, "10.96.0.10") as client:
+        client.send(b"")
+
+        wait_for(lambda: samples(scene)[key] == before + 1, 5)
+
+
 # -- the log ----------------------------------------------------------------------------------------------------------
 
 

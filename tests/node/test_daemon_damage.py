@@ -3,6 +3,7 @@
 a table that can be owned refuses others .................. nobody_else_can_...
 one that cannot be owned is repaired, leases included ..... what_others_do_to_the_table_...
 the rule and the route of interception .................... a_removed_rule_or_route_...
+what is not as it should be, and is not dnsguard's ........ a_problem_of_the_node_...
 """
 
 from __future__ import annotations
@@ -128,3 +129,15 @@ def test_a_removed_rule_or_route_is_put_back_and_told(
         print(f"\n{command}: told of its repair after {1000 * (time.monotonic() - began):.0f} ms")
     assert owned.resolve(owned.a, "db.example.com", to=resolver) == [DB]
     assert owned.resolve(owned.a, "db.example.com", to=resolver, stream=True) == [DB]
+
+
+def test_a_problem_of_the_node_is_told_as_one_and_denies_nobody_anything(owned: Scene) -> None:
+    wide = f"10.250.0.0/24 dev {owned.a.link}"
+    owned.lab.ip(owned.lab.node, f"route add {wide}")
+
+    told = owned.daemon.told("node_problem")
+
+    owned.lab.ip(owned.lab.node, f"route del {wide}")
+    assert "10.250.0.0/24" in told["reason"]
+    assert not owned.daemon.events("pod_conflict")
+    assert owned.resolve(owned.a, "db.example.com") == [DB]
