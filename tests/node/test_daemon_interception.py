@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,6 +116,32 @@ def test_a_link_local_source_gets_no_dns_connection(scene: Scene, asked: str) ->
 
     with pytest.raises(TimeoutError):
         scene.client(scene.a, asked, stream=True, source=local).close()
+
+
+def test_a_fragment_that_stays_alone_ends_in_no_error_to_a_forged_source(scene: Scene) -> None:
+    """The kernel puts fragments together before all else, and tells the sender what it waited for in vain."""
+    scene.lab.sysctl(scene.lab.node, ipv4__ipfrag_time=1)
+    places = (scene.lab.world, scene.a.namespace)
+    outside, inside = (scene.lab.inside(place, lambda: raw_socket(socket.IPPROTO_ICMP)) for place in places)
+    with outside, inside, scene.lab.inside(scene.a.namespace, lambda: raw_socket(socket.IPPROTO_RAW)) as pod:
+        for source in ("198.18.9.9", A):
+            pod.sendto(first_fragment(source, NODE_ADDRESSES[0]), (NODE_ADDRESSES[0], 0))
+        inside.settimeout(5)
+        outside.setblocking(False)
+
+        assert inside.recv(1500)[20:22] == bytes((11, 1))
+        with pytest.raises(BlockingIOError):
+            outside.recv(1500)
+
+
+def raw_socket(protocol: int) -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
+
+
+def first_fragment(source: str, target: str) -> bytes:
+    """The first of a UDP packet's fragments; the kernel adds length and checksum."""
+    head = struct.pack(">BBHHHBBH", 0x45, 0, 0, 77, 0x2000, 64, socket.IPPROTO_UDP, 0)
+    return head + socket.inet_aton(source) + socket.inet_aton(target) + struct.pack(">HHHH", 5, 9999, 80, 0) + bytes(40)
 
 
 def test_connections_from_addresses_that_are_no_pods_are_few(scene: Scene) -> None:

@@ -264,6 +264,19 @@ async def test_neighbours_and_address_assignment_are_let_through_to_the_node_onl
     assert not arrived(ip(link_local, PEER6, UDP, udp(546, 547)))
 
 
+async def test_a_forged_source_gets_no_packet_that_the_node_might_answer_with_an_error(subject: Subject) -> None:
+    await subject.enforcer.apply(Desired())
+    lab = subject.lab
+    arrived = Arrivals(lab)
+    forged = addr("2001:db8:bad::1")
+    assert not arrived(ip(addr("192.0.2.66"), addr("198.51.100.1"), UDP, udp(68, 67)))
+    assert not arrived(ip(forged, addr("fe80::1"), UDP, udp(546, 547)))
+    for kind in (133, 135, 136):
+        assert not arrived(ip(forged, addr("fe80::1"), 58, nd(kind), hop_limit=255))
+        assert not arrived(ip(forged, addr("2001:db8:f::1"), 58, nd(kind), hop_limit=255))
+        assert arrived(ip(POD6, addr("fe80::1"), 58, nd(kind), hop_limit=255))
+
+
 def nd(kind: int) -> bytes:
     return struct.pack(">BBHI", kind, 0, 0, 0) + (bytes(16) if kind != 133 else b"")
 

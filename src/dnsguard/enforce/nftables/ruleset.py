@@ -4,6 +4,7 @@ A chain is a list of rules in the order the kernel takes them; a set is its defi
 link whose name matches a pattern; nothing else is touched, but for two things of our own: the marked replies of the
 listener, and its port, which only TPROXY may reach.
 
+    fragments    prerouting -450   no fragment of a forged source waits for its others, which ends in an error to it
     raw          prerouting -300   DNS of pod links is kept out of connection tracking and so out of every DNAT,
                                    and so are forged sources, which would change the state of others' flows
     intercept    prerouting -150   every packet of a pod link, after conntrack, before DNAT: see `pod`
@@ -26,6 +27,7 @@ Chains = dict[str, tuple[str, ...]]
 Sets = dict[str, str]
 
 BASE_CHAINS: Mapping[str, str] = {
+    "fragments": "type filter hook prerouting priority -450; policy accept;",
     "raw": "type filter hook prerouting priority -300; policy accept;",
     "intercept": "type filter hook prerouting priority -150; policy accept;",
     "own_port": "type filter hook input priority -150; policy accept;",
@@ -108,6 +110,7 @@ def static_sets(layout: Layout) -> Sets:
 def static_chains(layout: Layout) -> Chains:
     """Every chain that is always there, base chains included."""
     chains: Chains = {
+        "fragments": _for_links("iifname", layout, "ip frag-off & 0x3fff != 0 goto fragment_of_pod"),
         "raw": _for_links("iifname", layout, "goto raw_pod"),
         "intercept": _intercept(layout),
         "own_port": (f"meta l4proto {{ tcp, udp }} th dport {layout.listen_port} counter drop",),
@@ -118,6 +121,7 @@ def static_chains(layout: Layout) -> Chains:
             *(f"{dns} notrack" for dns in _intercepted(layout)),
             f"{_FORGED} notrack",
         ),
+        "fragment_of_pod": (f"{_FORGED} goto drop_source",),
         "pod": _pod(layout),
         "dns": _dns(layout),
         "flows": _flows(),
@@ -149,18 +153,22 @@ def _pod(layout: Layout) -> tuple[str, ...]:
 
 # A node that is told to (accept_source_route) sends them on to another address than the one decided here.
 _SOURCE_ROUTES = ("ip option lsrr exists counter drop", "ip option ssrr exists counter drop")
+# What is let through here the node's own stack may answer with an error that quotes it: to a forged source that would
+# carry out whatever a pod puts in.
+_ROUTED_SOURCE = "fib saddr . iif oif exists"
 # To addresses of the link and of the node only: the rest would be forwarded, and carry whatever a pod puts in it.
 _NEIGHBOURS = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255"
-_NEIGHBOUR_DISCOVERY = (
-    f"{_NEIGHBOURS} ip6 daddr {{ fe80::/10, ff02::/16 }} accept",
-    f"{_NEIGHBOURS} fib daddr type local accept",
+_NEIGHBOUR_DISCOVERY = tuple(
+    f"{_NEIGHBOURS} {source} {target} accept"
+    for source in ("ip6 saddr { ::, fe80::/10 }", _ROUTED_SOURCE)
+    for target in ("ip6 daddr { fe80::/10, ff02::/16 }", "fib daddr type local")
 )
 # Every pod's stack sends these when its link comes up; on a routed link nobody needs them. Not worth an event.
 _MULTICAST_REPORTS = "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } counter drop"
 _DHCP = (
     "ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept",
-    "udp sport 68 udp dport 67 fib daddr type local accept",
-    "ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept",
+    f"udp sport 68 udp dport 67 {_ROUTED_SOURCE} fib daddr type local accept",
+    "ip6 saddr fe80::/10 ip6 daddr { fe80::/10, ff02::/16 } udp sport 546 udp dport 547 accept",
 )
 
 
