@@ -15,7 +15,6 @@ from dnsguard.enforce.nftables import denied, elements, netlink
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.session import Session
 from dnsguard.enforce.nftables.watch import Changes
-from dnsguard.node import rtnetlink
 from dnsguard.node.conntrack import Conntrack
 from tests.hostile.streams import SEPARATOR
 
@@ -135,19 +134,3 @@ def flows(data: bytes) -> None:
 
 def done(sequence: int) -> bytes:
     return netlink.message(netlink.DONE, 0, sequence, bytes(4))
-
-
-def links(data: bytes) -> None:
-    """A datagram of rtnetlink: each message is read as whatever it may be; a rule can be asked for anew."""
-    for message in rtnetlink.messages(data):
-        assert message.payload in data
-        rtnetlink.error_number(message)
-        rtnetlink.read_link(message.payload)
-        if address := rtnetlink.read_address(message.payload):
-            assert len(address.address) in (4, 16)
-        if route := rtnetlink.read_route(message.payload):
-            assert len(route.destination) in (4, 16)
-            hash(route.place)
-        if rule := rtnetlink.read_rule(message.payload):
-            again = rtnetlink.read_rule(rtnetlink.rule_body(rule))
-            assert again is not None and again.priority == rule.priority

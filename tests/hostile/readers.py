@@ -154,7 +154,6 @@ READERS: dict[str, Reader] = {
     "notifications": Reader(kernel.notifications, separator=_PARTS, words=(b"dnsguard\0",)),
     "dumps": Reader(kernel.dumps, limit=0.5, largest=16_384, separator=_PARTS, words=(b"dnsguard\0",)),
     "flows": Reader(kernel.flows, separator=_PARTS),
-    "links": Reader(kernel.links),
     "config": Reader(
         files.config,
         limit=2,
