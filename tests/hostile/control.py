@@ -15,6 +15,7 @@ from typing import Any
 
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import CALLS, VERSION_HEADER
+from tests.hostile.connections import End, turns
 
 ANSWERS: dict[str, Any] = {name: [{"row": 1}] if call.rows else {"called": name} for name, call in CALLS.items()}
 STATUSES = {100, 200, 400, 404, 405, 408, 409, 413, 417, 431, 500, 501, 505}
@@ -49,53 +50,13 @@ class Daemon:
     async def _told(self, request: bytes) -> bytes:
         runner = self.server._runner
         assert runner is not None and runner.server is not None
-        connection, client = runner.server(), Client()
+        connection, client = runner.server(), End()
         connection.connection_made(client)
         connection.data_received(request)
         await turns()
         connection.connection_lost(None)
         await turns()
         return bytes(client.told)
-
-
-async def turns() -> None:
-    for _ in range(40):
-        await asyncio.sleep(0)
-
-
-class Client(asyncio.Transport):
-    """The server's end of a connection, without a socket."""
-
-    def __init__(self) -> None:
-        super().__init__({"peername": "", "sockname": ""})
-        self.told = bytearray()
-        self._closing = False
-
-    def write(self, data: Any) -> None:
-        self.told += data
-
-    def writelines(self, pieces: Any) -> None:
-        self.told += b"".join(pieces)
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def close(self) -> None:
-        self._closing = True
-
-    abort = close
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def pause_reading(self) -> None:
-        pass
-
-    def resume_reading(self) -> None:
-        pass
-
-    def is_reading(self) -> bool:
-        return True
 
 
 def call_of(name: str) -> Callable[..., Awaitable[Any]]:

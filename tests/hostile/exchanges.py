@@ -129,6 +129,8 @@ class Node(Stage):
         self.streams = {pod: Socket(pod, stream=True, heard=self._heard) for pod in PODS}
         self.failures: list[KernelError] = []
         self.told_last: Promise | None = None
+        self.since: list[Lookup] = []
+        """The allowlists that have, or may have, been in force since `look` last found no change under way."""
         for pod in PODS:
             self._link(pod)
         self.addresses.update({pod: [address(text) for text in texts] for pod, texts in PODS.items()})
@@ -214,13 +216,7 @@ class Node(Stage):
 
     def reload_to(self, choice: int) -> None:
         lookup = Lookup(choice % len(ALLOWLISTS))
-        # What the policies between denied is closed, even if the last of them allows it again.
-        policies = {pod: assign(pod.addresses, lookup, Action.DENY).policy for pod in self.engine.pods}
-        self.promises = [
-            promise
-            for promise in self.promises
-            if promise.pod in policies and isinstance(policies[promise.pod].verdict(promise.name), Allowed)
-        ]
+        self.since.append(lookup)
         self.change(self.engine.changes.policy(lookup))
 
     def connect_to(self, choice: int) -> None:
@@ -271,9 +267,23 @@ class Node(Stage):
     def look(self) -> None:
         """While a change is under way or was refused, the books are ahead of the kernel: then only replies are held
         to I1, as they leave."""
-        if all(task.done() for task in self.tasks) and not self.engine.changes.unapplied:
-            super().look()
+        if all(task.done() for task in self.tasks):
+            self._void()
+            if not self.engine.changes.unapplied:
+                super().look()
         self.check_bounds()
+
+    def _void(self) -> None:
+        """Forget promises that a policy since then denied: what it closed is closed, even if the next allows it."""
+        for lookup in self.since:
+            for pod in self.engine.pods:
+                policy = assign(pod.addresses, lookup, Action.DENY).policy
+                self.promises = [
+                    promise
+                    for promise in self.promises
+                    if promise.pod is not pod or isinstance(policy.verdict(promise.name), Allowed)
+                ]
+        self.since.clear()
 
     def check_bounds(self) -> None:
         """Nothing grows beyond what the configuration says."""

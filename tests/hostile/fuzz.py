@@ -29,7 +29,7 @@ TOP = Path(__file__).resolve().parents[2]
 INTERESTING = [0, 1, 4, 5, 12, 16, 28, 41, 46, 63, 64, 65, 127, 128, 191, 192, 255]
 _LEARN_EVERY = 16
 _LARGEST_POOL = 2000
-_ENDLESS = 30.0
+ENDLESS = 30.0
 """Seconds of the processor after which an input counts as one that never ends."""
 _Lines = set[tuple[str, int]]
 
@@ -140,10 +140,10 @@ def ending() -> Iterator[None]:
     """Raises TimeoutError inside what takes the processor for too long."""
 
     def late(*_: object) -> None:
-        raise TimeoutError(f"no end after {_ENDLESS:.0f} s")
+        raise TimeoutError(f"no end after {ENDLESS:.0f} s")
 
     before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, _ENDLESS)
+    signal.setitimer(signal.ITIMER_PROF, ENDLESS)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from dnsguard.core.errors import InvalidNameError, UpstreamError
 from dnsguard.core.names import parse_name, parse_pattern, pattern_text, to_text
 from dnsguard.core.records import Record, read_records
 from dnsguard.core.wire import Question, Rejection, denial, error, forwarded, read_question
-from tests.hostile import control, exchanges, files, kernel, streams
+from tests.hostile import connections, control, exchanges, files, kernel, streams
 
 CAP = 3600
 GUARD = Protected(DEFAULT_PROTECTED)
@@ -144,6 +144,12 @@ READERS: dict[str, Reader] = {
     "name": Reader(name, largest=4096),
     "framing": Reader(streams.framing, separator=_PARTS, words=(b"\0\x0c", b"\0\x0b", b"\xff\xff")),
     "matching": Reader(streams.matching, largest=16_384, separator=_PARTS, words=(b"?\x12\x34", b"!\x12\x34", _PARTS)),
+    "connection": Reader(
+        connections.connection,
+        largest=16_384,
+        separator=_PARTS,
+        words=tuple(_PARTS + bytes((event, choice)) for event in b"?.!=x" for choice in (0, 1, 2)),
+    ),
     "reports": Reader(kernel.reports, words=(b"dnsguard default\0", b"dnsguard 12\0")),
     "notifications": Reader(kernel.notifications, separator=_PARTS, words=(b"dnsguard\0",)),
     "dumps": Reader(kernel.dumps, limit=0.5, largest=16_384, separator=_PARTS, words=(b"dnsguard\0",)),

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dnsguard.core.framing import HEADER_LENGTH, LONGEST, FrameReader, framed
+from dnsguard.engine.contracts import Attempt
 from dnsguard.upstream.matching import BARE_ERRORS, HEADER, MAX_DISCARDS, Suspicions, objection
+from tests.upstreams import Ask
 
 SEPARATOR = b"\n~~\n"
 REASONS = {"short", "id", "qr", "question", "late"}
@@ -46,22 +48,11 @@ def frames(stream: bytes) -> tuple[list[bytes], bytes | None]:
     return found, stream
 
 
-@dataclass(eq=False)
-class Ask:
-    """contracts.Attempt, as far as matching looks at one."""
-
-    section: bytes
-    server: int = 0
-    stream: bool = False
-    query: bytes = b""
-    handle: object = None
-
-
 @dataclass
 class Waiting:
     """A socket as it uses Suspicions, and what has to hold meanwhile."""
 
-    pending: dict[bytes, Ask]
+    pending: dict[bytes, Attempt]
     discarded: dict[str, int]
     held: dict[bytes, int]
     """Unbelievable packets since each question was asked: at least as many as are held against it."""
@@ -71,7 +62,7 @@ def matching(data: bytes) -> None:
     """Questions and packets on one socket. Each part begins with what happens: `?` a question is asked, `!` a packet
     comes, `.` a question is given up (the next two octets are the ID)."""
     waiting = Waiting({}, {}, {})
-    suspicions = Suspicions(waiting.pending, waiting.discarded)  # type: ignore[arg-type]
+    suspicions = Suspicions(waiting.pending, waiting.discarded)
     weighed = believed = 0
     for part in data.split(SEPARATOR):
         what, ident, body = part[:1], part[1:3], part[3:]

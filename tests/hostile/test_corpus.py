@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 from struct import pack
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tests.hostile.fuzz import CORPUS, finding, fuzz, stored
-from tests.hostile.readers import READERS
+from tests.hostile.fuzz import CORPUS, finding, fuzz, smallest, stored
+from tests.hostile.readers import READERS, Reader
 
 STORED = [(reader, path) for reader in READERS for path in stored(reader)]
 PATIENCE = 20
@@ -96,3 +100,55 @@ def test_the_largest_messages_are_read_in_bounded_time(name: str, ident: bytes, 
 @pytest.mark.parametrize("name", READERS)
 def test_a_short_run_of_the_fuzzer_finds_nothing(name: str) -> None:
     assert fuzz(name, seconds=0.5, seed=1) == 0
+
+
+def raises(data: bytes) -> None:
+    assert b"x" not in data
+
+
+def is_slow(data: bytes) -> None:
+    end = time.process_time() + (0.02 if data else 0)
+    while time.process_time() < end:
+        pass
+
+
+def never_ends(data: bytes) -> None:
+    while data:
+        pass
+
+
+def test_what_raises_is_slow_or_does_not_end_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.hostile.fuzz.ENDLESS", 0.05)
+    told = [finding(Reader(run, limit=0.01), b"x") or "" for run in (raises, is_slow, never_ends)]
+
+    assert [reason.splitlines()[-1].split()[0] for reason in told] == ["AssertionError:", "slow:", "TimeoutError:"]
+    assert [finding(Reader(run), b"") for run in (raises, is_slow, never_ends)] == [None] * 3
+
+
+@given(st.lists(st.sampled_from([b"a", b"b", b"c", b"dd"]), max_size=40), st.sampled_from([b"", b"-"]))
+def test_a_smaller_input_does_the_same_and_is_no_larger(parts: list[bytes], separator: bytes) -> None:
+    data = separator.join(parts)
+    holds = partial(contains_in_order, b"ac")
+    small = smallest(Reader(raises, separator=separator), data, holds)
+
+    assert len(small) <= len(data)
+    assert holds(small) == holds(data)
+    assert not (holds(data) and not separator) or small == b"ac"
+
+
+def contains_in_order(wanted: bytes, data: bytes) -> bool:
+    rest = iter(data)
+    return all(octet in rest for octet in wanted)
+
+
+def test_the_fuzzer_finds_what_is_seldom_and_stores_it_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def reader(data: bytes) -> None:
+        if data[:1] > b"\xf0":
+            raise ValueError(data)
+
+    monkeypatch.setattr("tests.hostile.fuzz.CORPUS", tmp_path)
+    monkeypatch.setitem(READERS, "seldom", Reader(reader))
+
+    assert fuzz("seldom", seconds=0.3, seed=1) == 1
+    (saved,) = (tmp_path / "seldom").iterdir()
+    assert saved.read_bytes()[:1] > b"\xf0"
