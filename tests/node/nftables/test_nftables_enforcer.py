@@ -413,7 +413,7 @@ async def test_verify_names_what_is_missing(lab: Lab) -> None:
         await subject.enforcer.apply(desired(subject, leasing(WEB)))
         subject.enforcer._watch.close()
         lab.nft("flush chain inet dnsguard dns")
-        assert await subject.enforcer.verify() == ["chain dns has 0 rules, not 6"]
+        assert await subject.enforcer.verify() == ["chain dns has 0 rules, not 7"]
     finally:
         subject.enforcer._close.remove(subject.enforcer._watch.close)
         await subject.close()
