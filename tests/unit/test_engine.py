@@ -126,6 +126,19 @@ def test_an_answer_that_lives_for_no_second_is_not_kept(stage: Stage) -> None:
     assert len(cache) == len(stage.engine.cache) == 0
 
 
+def test_a_long_answer_takes_the_place_of_several(stage: Stage) -> None:
+    cache = AnswerCache(10)
+    texts = " ".join(f'"{"x" * 200}"' for _ in range(10))
+    stage.script("long.example.com", "TXT", Answer(respond(f"long.example.com. 60 TXT {texts}")))
+    stage.ask("web", "long.example.com", "TXT")
+    (entry,) = stage.engine.cache._entries.values()
+
+    for number in range(10):
+        cache.put(number, entry.answer, 0.0)
+
+    assert len(cache) == 5
+
+
 def test_a_change_that_has_no_room_for_leases_says_so() -> None:
     rule = "{{to: [{{domainNames: [a.example.com]}}], ports: [{{protocol: TCP, port: {0}}}]}}"
     policy = "policies: {{p: {{egress: [{0}]}}}}\npods: {{10.244.0.5: {{policies: [p]}}}}\n"

@@ -76,6 +76,12 @@ class Answer:
     """No record of the type asked for is shown."""
     ede: ExtendedError | None
     """Why nothing is left of the upstream's answer; `reply` sends it unless it is given another."""
+
+    @property
+    def size(self) -> int:
+        """Octets of the records, but for their TTLs."""
+        return sum(map(len, self._fragments))
+
     _name: Name
     _flags: int
     _counts: bytes
