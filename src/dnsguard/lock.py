@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dnsguard.control.calls import CallError
+from dnsguard.core.errors import MissingFeatureError
 
 
 @contextlib.contextmanager
@@ -17,6 +18,8 @@ def only_one(runtime: Path) -> Iterator[None]:
     try:
         runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
         descriptor = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError as error:
+        raise MissingFeatureError(f"root is missing: run this as root ({error.filename}: {error.strerror})") from error
     except OSError as error:
         raise CallError(f"paths.runtime: {runtime}: {error.strerror}") from error
     try:

@@ -197,6 +197,7 @@ class Service:
             self._every(TICK, "time", self._tick),
             self._every(REMEMBER, "memory of flows", self._remember),
             self._every(DROPPED, "counters of drops", self._count_dropped),
+            self._every(AGAIN, "what the kernel refused", self._apply_again),
             self._every(AGAIN, "probes", probes.run),
             self._whenever(self._links_changed, "links", self._follow_links),
             self._whenever(self._hangup, "reload", self._reload_on_signal),
@@ -219,7 +220,15 @@ class Service:
     def _build_engine(self) -> tuple[Engine, Servers]:
         settings = self._settings
         servers = Servers(len(settings.upstreams))
-        around = Surroundings(self._enforcer, self._conntrack, self._events, self._counters, time.monotonic, servers)
+        around = Surroundings(
+            self._enforcer,
+            self._conntrack,
+            self._events,
+            self._counters,
+            time.monotonic,
+            servers,
+            [str(upstream) for upstream in settings.upstreams],
+        )
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
         self._drops = Drops(engine, self._events, time.monotonic)
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
@@ -374,6 +383,8 @@ class Service:
 
     async def _remember(self) -> None:
         await self._engine.revocation.remember(self._engine.pods, time.monotonic())
+
+    async def _apply_again(self) -> None:
         if self._engine.changes.unapplied:
             await self._engine.changes.apply_again()
 

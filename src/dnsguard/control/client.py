@@ -82,13 +82,11 @@ class ControlClient:
     def _unreachable(self, error: OSError | http.client.HTTPException) -> DnsguardError:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             return NotRunningError(
-                f"the daemon is not running (no socket at {self.path}): start it with `systemctl start dnsguard` "
-                "or `dnsguard run`"
+                f"the daemon is not running (no socket at {self.path}): start it with `dnsguard run`"
             )
         if isinstance(error, ConnectionRefusedError):
             return NotRunningError(
-                f"the daemon is not running (nobody listens on {self.path}): start it with `systemctl start dnsguard` "
-                "or `dnsguard run`"
+                f"the daemon is not running (nobody listens on {self.path}): start it with `dnsguard run`"
             )
         if isinstance(error, PermissionError):
             return CallError(f"{self.path}: permission denied: run as root, or as a member of group dnsguard")

@@ -6,7 +6,7 @@ privilege and no time but what `now` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.attempts import Servers
@@ -45,6 +45,8 @@ class Surroundings:
     counters: Counters
     now: Callable[[], Seconds]
     servers: Servers
+    upstreams: Sequence[str] = ()
+    """What the servers are called in events; without it by their number."""
 
 
 class Engine:
@@ -60,6 +62,7 @@ class Engine:
         self.fetches = Fetches(
             settings.fetch, around.servers, events=around.events, counters=around.counters, now=around.now
         )
+        self.fetches.names = around.upstreams
         self.exchanges = Exchanges(settings.exchange, stores, self.fetches, around.enforcer, around.now)
         self.revocation = Revocation(
             Kernel(around.enforcer, around.flows), self.leases, around.events, around.counters, drain=settings.drain

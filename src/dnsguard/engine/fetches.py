@@ -7,7 +7,7 @@ once, before anyone sees it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -64,6 +64,7 @@ class Fetches:
         self._attempts: dict[Attempt, None] = {}
         self._upstream: Upstream
         self._outlets: Outlets
+        self.names: Sequence[str] = ()
         self.guard = Protected(())
         """Addresses that no answer may contain; replaced when the node's own addresses change."""
 
@@ -154,7 +155,7 @@ class Fetches:
         counters.forward_responses[server, packet[3] & 15] += 1
         counters.forward_seconds[server].observe(now - attempt.sent)
         if self._servers.answered(server, now):
-            self._events.emit(EventKind.UPSTREAM_UP, upstream=server)
+            self._events.emit(EventKind.UPSTREAM_UP, upstream=self._name(server))
         # NOERROR with answers and whole, as nearly all are, needs no closer look: 0.25 us.
         plain = not packet[3] & 15 and not packet[2] & 2 and packet[7] != 0
         outcome = Outcome.ANSWER if plain else classify(packet)
@@ -199,9 +200,12 @@ class Fetches:
         self._blame(attempt.server, reason, now)
         self._next(attempt, now)
 
+    def _name(self, server: int) -> str:
+        return self.names[server] if server < len(self.names) else str(server)
+
     def _blame(self, server: int, reason: str, now: Seconds) -> None:
         if self._servers.failed(server, now):
-            self._events.emit(EventKind.UPSTREAM_DOWN, upstream=server, reason=reason)
+            self._events.emit(EventKind.UPSTREAM_DOWN, upstream=self._name(server), reason=reason)
 
     def _next(self, attempt: Attempt, now: Seconds) -> None:
         """This upstream was no use: ask another that was not asked yet, else let the attempt's time pass first."""
