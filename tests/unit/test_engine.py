@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -194,6 +195,24 @@ def test_a_minute_after_its_flow_has_ended_a_lease_is_forgotten(stage: Stage) ->
 
     assert kept is not None
     assert stage.engine.leases.last_ended(pod.id, address("192.0.2.1"), stage.clock.now) is None
+
+
+def test_why_an_address_is_closed_is_told_by_what_became_of_its_lease(stage: Stage) -> None:
+    def why() -> str:
+        return stage.engine.why_closed(stage.pod("web"), address("192.0.2.1"), stage.clock.now)
+
+    before = why()
+    stage.ask("web", "a.example.com")
+    living = why()
+    stage.pass_time(80)
+    ended = why()
+    stage.ask("web", "a.example.com")
+    stage.reload(NONE)
+
+    assert before == "never resolved"
+    assert living == "its leases open other ports only"
+    assert re.fullmatch(r"lease of a\.example\.com ended \d+ s ago", ended)
+    assert why() == "lease of a.example.com was taken back, the policy no longer allows it"
 
 
 def test_a_flow_of_a_pod_that_is_gone_is_nobodys(stage: Stage) -> None:

@@ -20,7 +20,7 @@ from dnsguard.engine.contracts import Enforcer, Events, Flows, Upstream
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.exchange import Exchanges, ExchangeSettings, Stores
 from dnsguard.engine.fetches import Fetches, FetchLimits, Outlets
-from dnsguard.engine.revoke import Kernel, Revocation
+from dnsguard.engine.revoke import Kernel, Revocation, justify
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,10 @@ class Engine:
         """In words for a log, why a packet of `pod` to `address` found it closed."""
         lease = self.leases.last_ended(pod.id, address, now)
         if lease is not None:
-            stood_on = {*lease.names, *lease.past}
-            names = ", ".join(sorted(to_text(name) for name in stood_on if name)) or "an earlier process"
-            if lease.until > now:  # not by itself
+            stood_on = [name for name in {*lease.names, *lease.past} if name]
+            names = ", ".join(sorted(map(to_text, stood_on))) or "an earlier process"
+            opens = justify(pod.policy, pod.program)
+            if stood_on and not any(lease.scope in opens(name, address) for name in stood_on):
                 return f"lease of {names} was taken back, the policy no longer allows it"
             return f"lease of {names} ended {now - lease.until:.0f} s ago"
         if self.leases.open_in(pod.id, address, now):
