@@ -77,7 +77,9 @@ def test_an_address_that_another_pod_gets_inherits_nothing(scene: Scene) -> None
     scene.lab.remove_pod(first)
     second = scene.lab.pod("second", REUSED)
     try:
-        wait_for(lambda: [row["link"] for row in scene.daemon.ask("pods", pod="shop/reused")] == ["veth-second"], 5)
+        wait_for(
+            lambda: ("shop/reused", "veth-second") in [(row["pod"], row["link"]) for row in scene.daemon.ask("pods")], 5
+        )
 
         opened = scene.opens(second, DB)
 

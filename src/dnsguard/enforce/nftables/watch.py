@@ -46,7 +46,7 @@ class Watch:
         self._changes = Changes()
         self._loop = asyncio.get_running_loop()
         self._socket = netlink.netfilter_socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 << 20)
+        self._socket.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, _BUFFER)
         self._socket.setblocking(False)
         _leave_out(self._socket, own_port)
         self._socket.bind((0, _GROUP))
