@@ -46,6 +46,8 @@ _META = int(Qtype.IXFR)
 _NAMING = frozenset((int(Qtype.SVCB), int(Qtype.HTTPS)))
 """Types whose records name targets, which are judged by the policy of the pod that asks."""
 
+_NETWORK_ERRORS = frozenset(("refused", "unreachable", "closed"))
+
 STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
 
@@ -315,10 +317,11 @@ class Exchanges:
 
     def unanswered(self, fetch: Fetch, rcode: int, reason: str) -> None:
         """A fetch ended without one. Stale data, if it may still be served, beats a failure."""
+        ede = Ede.NETWORK_ERROR if fetch.error in _NETWORK_ERRORS else Ede.NO_REACHABLE_AUTHORITY
         for exchange in list(fetch.waiters.values()):
             if not self._serve_stale(exchange, fetch.key):
                 exchange.fetch = None
-                self._fail(exchange, reason, rcode=rcode, ede=Ede.NO_REACHABLE_AUTHORITY)
+                self._fail(exchange, reason, rcode=rcode, ede=ede)
 
     def late(self, fetch: Fetch) -> None:
         """The upstreams take long: those who wait get the stale answer now, while the fetch goes on."""

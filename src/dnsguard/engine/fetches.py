@@ -194,6 +194,7 @@ class Fetches:
         if not self._over(attempt):
             return
         self._counters.forward_failures[attempt.server, reason] += 1
+        attempt.fetch.error = reason
         if reason == "garbage" and not attempt.stream:
             self._ask(attempt.fetch, attempt.server, now, stream=True)
             return

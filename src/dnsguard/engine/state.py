@@ -68,7 +68,19 @@ class Fetch:
     whoever joins after that gets one at once.
     """
 
-    __slots__ = ("key", "late", "outstanding", "pod", "policy", "question", "rcode", "started", "tried", "waiters")
+    __slots__ = (
+        "error",
+        "key",
+        "late",
+        "outstanding",
+        "pod",
+        "policy",
+        "question",
+        "rcode",
+        "started",
+        "tried",
+        "waiters",
+    )
 
     def __init__(self, key: Hashable, first: Exchange, started: Seconds) -> None:
         self.key = key
@@ -80,6 +92,8 @@ class Fetch:
         self.waiters: dict[Hashable, Exchange] = {}
         self.outstanding: list[Attempt] = []
         self.tried: list[int] = []
+        self.error: str | None = None
+        """Why the last attempt that failed on its way did: `refused`, `unreachable`."""
         self.rcode: int | None = None
         """The failure that an upstream answered with, passed on when no other does better."""
         self.late = False
