@@ -1,9 +1,9 @@
 """A mutation fuzzer for the readers of outside bytes: `python -m tests.hostile --reader answer --seconds 60`.
 
-Takes inputs from corpus/<reader>/, changes and joins them, and gives them to the reader. An input that reaches a line
-no input reached before (in dnsguard, told by the interpreter's trace while learning) joins the pool; one that raises,
-is slow or does not end is saved into the corpus as found-<hash>, and the exit code is 1. With `--keep` inputs that
-reached new lines are made as small as they can be and saved as new-<hash>.
+Takes inputs from corpus/<reader>/, changes and joins them, and gives them to the reader. An input that goes from
+one line to another as no input before it (in dnsguard, told by the interpreter's trace while learning) joins the pool;
+one that raises, is slow or does not end is saved into the corpus as found-<hash>, and the exit code is 1. With
+`--keep` inputs that reached new lines are made as small as they can be and saved as new-<hash>.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from tests.hostile.readers import READERS, Reader
 CORPUS = Path(__file__).parent / "corpus"
 TOP = Path(__file__).resolve().parents[2]
 INTERESTING = [0, 1, 4, 5, 12, 16, 28, 41, 46, 63, 64, 65, 127, 128, 191, 192, 255]
-_LEARN_EVERY = 16
+_LEARN_EVERY = 8
 _LARGEST_POOL = 2000
 ENDLESS = 30.0
 """Seconds of the processor after which an input counts as one that never ends."""
 _Lines = set[tuple[str, int]]
+_Steps = set[tuple[str, int, int]]
 
 
 def stored(reader: str) -> list[Path]:
@@ -115,16 +116,24 @@ _Mutation = Callable[[bytearray, int, int, list[bytes], random.Random], None]
 _MUTATIONS: list[_Mutation] = [_set, _set, _flip, _delete, _insert, _repeat, _splice, _number, _number, _cut]
 
 
-def reached(reader: Reader, data: bytes) -> _Lines:
-    """The lines of dnsguard that an input reaches."""
-    lines: _Lines = set()
+def steps(reader: Reader, data: bytes) -> _Steps:
+    """The steps that an input makes dnsguard take: from which line to which, by file; 0 is a function's beginning."""
+    taken: _Steps = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if "/dnsguard/" not in frame.f_code.co_filename:
+        file = frame.f_code.co_filename
+        if "/dnsguard/" not in file:
             return None
-        if event == "line":
-            lines.add((frame.f_code.co_filename, frame.f_lineno))
-        return trace
+        at = 0
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal at
+            if event == "line":
+                taken.add((file, at, frame.f_lineno))
+                at = frame.f_lineno
+            return line
+
+        return line
 
     before = sys.gettrace()  # whoever measures the coverage
     sys.settrace(trace)
@@ -132,7 +141,12 @@ def reached(reader: Reader, data: bytes) -> _Lines:
         reader.run(data)
     finally:
         sys.settrace(before)
-    return lines
+    return taken
+
+
+def reached(reader: Reader, data: bytes) -> _Lines:
+    """The lines of dnsguard that an input reaches."""
+    return {(file, to) for file, _, to in steps(reader, data)}
 
 
 @contextmanager
@@ -207,7 +221,7 @@ class Hunt:
     def __init__(self, name: str, seed: int) -> None:
         self._name, self._reader, self._rng = name, READERS[name], random.Random(seed)
         self.pool = [b""]
-        self.known: _Lines = set()
+        self.known: _Steps = set()
         self.found: set[str] = set()
         self.runs = 0
         self._learnt: list[bytes] = []
@@ -217,7 +231,7 @@ class Hunt:
                 self._tell(path, reason)
             else:
                 self.pool.append(data)
-                self.known |= reached(self._reader, data)
+                self.known |= steps(self._reader, data)
         self.at_first = frozenset(self.known)
 
     def once(self) -> None:
@@ -233,7 +247,7 @@ class Hunt:
 
     def keep(self) -> int:
         """Store the few inputs that reach all the new lines, each as small as it can be; how many these are."""
-        known, saved = set(self.at_first), 0
+        known, saved = {(file, to) for file, _, to in self.at_first}, 0
         for data in sorted(self._learnt, key=len):
             if new := reached(self._reader, data) - known:
                 small = smallest(self._reader, data, partial(_reaches, self._reader, new))
@@ -243,8 +257,8 @@ class Hunt:
         return saved
 
     def _learn(self, data: bytes) -> None:
-        if (lines := reached(self._reader, data)) - self.known:
-            self.known |= lines
+        if (taken := steps(self._reader, data)) - self.known:
+            self.known |= taken
             self.pool.append(data)
             self._learnt.append(data)
 
@@ -283,9 +297,10 @@ def fuzz(name: str, seconds: float, seed: int, keep: bool = False) -> int:
     while time.monotonic() < end:
         hunt.once()
     saved = hunt.keep() if keep else 0
+    new = len(hunt.known - hunt.at_first)
     print(
-        f"{name}: {hunt.runs} inputs in {seconds:.0f} s, pool {len(hunt.pool)}, {len(hunt.known)} lines reached "
-        f"({len(hunt.known - hunt.at_first)} new, {saved} inputs saved), {len(hunt.found)} findings (seed {seed})",
+        f"{name}: {hunt.runs} inputs in {seconds:.0f} s, {len(hunt.found)} findings; pool {len(hunt.pool)}, "
+        f"{len(hunt.known)} steps from line to line, {new} of them new, {saved} inputs saved (seed {seed})",
         flush=True,
     )
     return len(hunt.found)
