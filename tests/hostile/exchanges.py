@@ -20,7 +20,7 @@ from typing import Any
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Address, Flow, Name, PodEntry
-from dnsguard.core.pods import assign
+from dnsguard.core.pods import Pod, assign
 from dnsguard.core.policy import Allowed
 from dnsguard.core.records import read_records
 from dnsguard.core.wire import Question, read_question
@@ -123,6 +123,8 @@ class Node(Stage):
         self.sent: dict[tuple[int, bytes], list[Question | None]] = {}
         """By socket and ID: what was asked, None for what is no question."""
         self.replied: Counter[tuple[int, bytes]] = Counter()
+        self.due: dict[tuple[int, bytes], Pod] = {}
+        """Questions that must have a reply in the end, unless the pod goes before."""
         self.askers: dict[Name, set[str]] = {}
         self.permitted: set[Name] = set()
         self.sockets: list[Socket] = []
@@ -162,7 +164,11 @@ class Node(Stage):
             if self.allows(pod, question.name):
                 self.permitted.add(question.name)
         sources = [source for source in PODS[pod] if address(source) in self.addresses[pod]] or PODS[pod]
-        self.send(pod, packet, socket=socket, source=sources[choice // 8 % len(sources)])
+        source = sources[choice // 8 % len(sources)]
+        asks = self.engine.pods.by_source.get((source, self.links[pod]))
+        if question is not None and asks is not None:
+            self.due[id(socket), packet[:2]] = asks
+        self.send(pod, packet, socket=socket, source=source)
 
     def answer(self, choice: int, rest: bytes, *, grafted: bool) -> None:
         outstanding = self.under_way()
@@ -312,6 +318,9 @@ class Node(Stage):
         for task in self.tasks:
             task.result()
         assert engine.quiet
+        here = {pod.id for pod in engine.pods}
+        lost = [key for key, pod in self.due.items() if pod.id in here and not self.replied[key]]
+        assert not lost, "a question has no reply"
         assert not engine.fetches._attempts and self.upstream.outstanding == 0
         assert engine.exchanges.gate.holding == 0 and not engine.exchanges.gate._batches
         assert not engine.exchanges._strangers

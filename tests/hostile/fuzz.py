@@ -1,9 +1,9 @@
 """A mutation fuzzer for the readers of outside bytes: `python -m tests.hostile --reader answer --seconds 60`.
 
-Takes inputs from corpus/<reader>/, changes and joins them, and gives them to the reader. An input that reaches a line
-no input reached before (in dnsguard, told by the interpreter's trace while learning) joins the pool; one that raises,
-is slow or does not end is saved into the corpus as found-<hash>, and the exit code is 1. With `--keep` inputs that
-reached new lines are made as small as they can be and saved as new-<hash>.
+Takes inputs from corpus/<reader>/, changes and joins them, and gives them to the reader. An input that goes from
+one line to another as no input before it (in dnsguard, told by the interpreter's trace while learning) joins the pool;
+one that raises, is slow or does not end is saved into the corpus as found-<hash>, and the exit code is 1. With
+`--keep` inputs that reached new lines are made as small as they can be and saved as new-<hash>.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from tests.hostile.readers import READERS, Reader
 CORPUS = Path(__file__).parent / "corpus"
 TOP = Path(__file__).resolve().parents[2]
 INTERESTING = [0, 1, 4, 5, 12, 16, 28, 41, 46, 63, 64, 65, 127, 128, 191, 192, 255]
-_LEARN_EVERY = 16
+_LEARN_EVERY = 8
 _LARGEST_POOL = 2000
 ENDLESS = 30.0
 """Seconds of the processor after which an input counts as one that never ends."""
 _Lines = set[tuple[str, int]]
+_Steps = set[tuple[str, int, int]]
 
 
 def stored(reader: str) -> list[Path]:
@@ -115,16 +116,24 @@ _Mutation = Callable[[bytearray, int, int, list[bytes], random.Random], None]
 _MUTATIONS: list[_Mutation] = [_set, _set, _flip, _delete, _insert, _repeat, _splice, _number, _number, _cut]
 
 
-def reached(reader: Reader, data: bytes) -> _Lines:
-    """The lines of dnsguard that an input reaches."""
-    lines: _Lines = set()
+def steps(reader: Reader, data: bytes) -> _Steps:
+    """The steps that an input makes dnsguard take: from which line to which, by file; 0 is a function's beginning."""
+    taken: _Steps = set()
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        if "/dnsguard/" not in frame.f_code.co_filename:
+        file = frame.f_code.co_filename
+        if "/dnsguard/" not in file:
             return None
-        if event == "line":
-            lines.add((frame.f_code.co_filename, frame.f_lineno))
-        return trace
+        at = 0
+
+        def line(frame: FrameType, event: str, _: Any) -> Any:
+            nonlocal at
+            if event == "line":
+                taken.add((file, at, frame.f_lineno))
+                at = frame.f_lineno
+            return line
+
+        return line
 
     before = sys.gettrace()  # whoever measures the coverage
     sys.settrace(trace)
@@ -132,7 +141,12 @@ def reached(reader: Reader, data: bytes) -> _Lines:
         reader.run(data)
     finally:
         sys.settrace(before)
-    return lines
+    return taken
+
+
+def reached(reader: Reader, data: bytes) -> _Lines:
+    """The lines of dnsguard that an input reaches."""
+    return {(file, to) for file, _, to in steps(reader, data)}
 
 
 @contextmanager
@@ -201,56 +215,72 @@ def _fewest(items: list[bytes], holds: Callable[[list[bytes]], bool], tries: int
     return items
 
 
-def fuzz(name: str, seconds: float, seed: int, keep: bool = False) -> int:
-    """Fuzz one reader; the number of findings, each saved and printed. A second finding on the same line is skipped."""
-    reader, rng = READERS[name], random.Random(seed)
-    pool, known, found, kept = [b""], _Lines(), set[str](), list[bytes]()
-    for path in stored(name):
-        data = path.read_bytes()
+class Hunt:
+    """One reader, the inputs that are worth changing, and what came of it."""
+
+    def __init__(self, name: str, seed: int) -> None:
+        self._name, self._reader, self._rng = name, READERS[name], random.Random(seed)
+        self.pool = [b""]
+        self.known: _Steps = set()
+        self.found: set[str] = set()
+        self.runs = 0
+        self._learnt: list[bytes] = []
+        for path in stored(name):
+            data = path.read_bytes()
+            if reason := finding(self._reader, data):
+                self._tell(path, reason)
+            else:
+                self.pool.append(data)
+                self.known |= steps(self._reader, data)
+        self.at_first = frozenset(self.known)
+
+    def once(self) -> None:
+        """Change one input and read it."""
+        reader = self._reader
+        data = mutate(reader, self._rng.choice(self.pool), self.pool, self._rng)[: reader.largest]
+        self.runs += 1
         if reason := finding(reader, data):
-            print(f"{path}\n{reason}", flush=True)
-            found.add(where_in(reason))
-        else:
-            known |= reached(reader, data)
-            pool.append(data)
-    before = set(known)
-    runs, end = 0, time.monotonic() + seconds
-    while time.monotonic() < end:
-        data = mutate(reader, rng.choice(pool), pool, rng)[: reader.largest]
-        runs += 1
-        if reason := finding(reader, data):
-            if where_in(reason) not in found:
-                found.add(where_in(reason))
-                print(f"{save(name, data)}\n{reason}", flush=True)
-        elif runs % _LEARN_EVERY == 0 and len(pool) < _LARGEST_POOL and (new := reached(reader, data)) - known:
-            known |= new
-            pool.append(data)
-            kept.append(data)
-    saved = _keep(name, kept, set(before)) if keep else 0
-    print(
-        f"{name}: {runs} inputs in {seconds:.0f} s, pool {len(pool)}, {len(known)} lines reached "
-        f"({len(known - before)} new, {saved} inputs saved), {len(found)} findings (seed {seed})",
-        flush=True,
-    )
-    return len(found)
+            if _place(reason) not in self.found:
+                self._tell(save(self._name, self._smaller(data, reason)), reason)
+        elif self.runs % _LEARN_EVERY == 0 and len(self.pool) < _LARGEST_POOL:
+            self._learn(data)
+
+    def keep(self) -> int:
+        """Store the few inputs that reach all the new lines, each as small as it can be; how many these are."""
+        known, saved = {(file, to) for file, _, to in self.at_first}, 0
+        for data in sorted(self._learnt, key=len):
+            if new := reached(self._reader, data) - known:
+                small = smallest(self._reader, data, partial(_reaches, self._reader, new))
+                known |= reached(self._reader, small)
+                save(self._name, small, "new")
+                saved += 1
+        return saved
+
+    def _learn(self, data: bytes) -> None:
+        if (taken := steps(self._reader, data)) - self.known:
+            self.known |= taken
+            self.pool.append(data)
+            self._learnt.append(data)
+
+    def _tell(self, path: Path, reason: str) -> None:
+        self.found.add(_place(reason))
+        print(f"{path}\n{reason}", flush=True)
+
+    def _smaller(self, data: bytes, reason: str) -> bytes:
+        """A smaller input with the same finding. What takes long is left as it is."""
+        if _place(reason) == _TOO_LONG:
+            return data
+        return smallest(self._reader, data, lambda less: _place(finding(self._reader, less) or "") == _place(reason))
 
 
-def where_in(reason: str) -> str:
-    return "\n".join(line for line in reason.splitlines() if "line " in line) or "slow"
+_TOO_LONG = "too long"
 
 
-def _keep(name: str, kept: list[bytes], known: _Lines) -> int:
-    """Store the few inputs that reach all the new lines, each as small as it can be; how many these are."""
-    reader, saved = READERS[name], 0
-    for data in sorted(kept, key=len):
-        new = reached(reader, data) - known
-        if not new:
-            continue
-        small = smallest(reader, data, partial(_reaches, reader, new))
-        known |= reached(reader, small)
-        save(name, small, "new")
-        saved += 1
-    return saved
+def _place(reason: str) -> str:
+    """What tells findings apart: the lines that a traceback names."""
+    if reason.startswith("slow") or "TimeoutError: no end" in reason:
+        return _TOO_LONG
+    return "\n".join(line for line in reason.splitlines() if "line " in line)
 
 
 def _reaches(reader: Reader, lines: _Lines, data: bytes) -> bool:
@@ -260,6 +290,22 @@ def _reaches(reader: Reader, lines: _Lines, data: bytes) -> bool:
         return False
 
 
+def fuzz(name: str, seconds: float, seed: int, keep: bool = False) -> int:
+    """Fuzz one reader; the number of findings, each saved and printed. A second finding on the same line is skipped."""
+    hunt = Hunt(name, seed)
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        hunt.once()
+    saved = hunt.keep() if keep else 0
+    new = len(hunt.known - hunt.at_first)
+    print(
+        f"{name}: {hunt.runs} inputs in {seconds:.0f} s, {len(hunt.found)} findings; pool {len(hunt.pool)}, "
+        f"{len(hunt.known)} steps from line to line, {new} of them new, {saved} inputs saved (seed {seed})",
+        flush=True,
+    )
+    return len(hunt.found)
+
+
 def main() -> int:
     """The command line: exit code 1 when anything was found."""
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
@@ -267,12 +313,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60, help="for each reader")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run; by default another each time")
     parser.add_argument("--keep", action="store_true", help="store the inputs that reach new lines")
-    parser.add_argument("--shares", action="store_true", help="more of the time for readers with more to read")
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(1 << 32)
     chosen = list(READERS) if given.reader == "all" else [given.reader]
-    shares = {name: given.seconds * (READERS[name].share if given.shares else 1) for name in chosen}
-    return 1 if sum(fuzz(name, shares[name], seed, given.keep) for name in chosen) else 0
+    return 1 if sum(fuzz(name, given.seconds, seed, given.keep) for name in chosen) else 0
 
 
 if __name__ == "__main__":

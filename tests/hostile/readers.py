@@ -36,8 +36,6 @@ class Reader:
     """What the reader looks for, put in now and then."""
     files: tuple[str, ...] = ()
     """Patterns of files of the project that are inputs too."""
-    share: float = 1.0
-    """Of the time that all readers have."""
 
 
 def question(packet: bytes) -> None:
@@ -139,8 +137,8 @@ _HTTP = tuple(
 )  # fmt: skip
 
 READERS: dict[str, Reader] = {
-    "question": Reader(question, share=2),
-    "answer": Reader(answer, share=3),
+    "question": Reader(question),
+    "answer": Reader(answer),
     "name": Reader(name, largest=4096),
     "framing": Reader(streams.framing, separator=_PARTS, words=(b"\0\x0c", b"\0\x0b", b"\xff\xff")),
     "matching": Reader(streams.matching, largest=16_384, separator=_PARTS, words=(b"?\x12\x34", b"!\x12\x34", _PARTS)),
@@ -160,7 +158,6 @@ READERS: dict[str, Reader] = {
         largest=8192,
         separator=b"\n",
         words=_YAML,
-        share=2,
         files=("config/config.yaml", "tests/broken/config-*.yaml"),
     ),
     "allowlist": Reader(
@@ -169,9 +166,8 @@ READERS: dict[str, Reader] = {
         largest=8192,
         separator=b"\n",
         words=_YAML + _POLICY_WORDS,
-        share=2,
         files=("config/allowlist.yaml", "tests/broken/allowlist-*.yaml"),
     ),
-    "exchange": Reader(exchanges.exchange, limit=5, largest=16_384, separator=_PARTS, words=_NAMES + _EVENTS, share=5),
+    "exchange": Reader(exchanges.exchange, limit=5, largest=16_384, separator=_PARTS, words=_NAMES + _EVENTS),
     "control": Reader(control.control, limit=1, largest=32_768, separator=b"\r\n", words=_HTTP),
 }
