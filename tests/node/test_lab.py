@@ -93,7 +93,9 @@ def test_an_error_inside_a_place_is_raised_to_the_caller(lab: Lab) -> None:
 
 
 def child(body: str) -> subprocess.Popen[str]:
-    program = "import os, signal, time\nfrom dnsguard.demo.lab import Lab\n" + textwrap.dedent(body)
+    """A process of its own that handles no signal: not even for a coverage measurement, which takes SIGTERM."""
+    head = "import os, signal, time\nfrom dnsguard.demo.lab import Lab\nsignal.signal(signal.SIGTERM, signal.SIG_DFL)\n"
+    program = head + textwrap.dedent(body)
     env = {**os.environ, "PYTHONPATH": str(Path(lab_module.__file__).parents[2])}
     started = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
     assert started.stdout is not None
