@@ -174,12 +174,12 @@ def write(results: Results, docs: Path = TOP / "docs") -> None:
     parts = [
         INTRODUCTION,
         *machine(),
-        f"Command: `{results.command}`; {results.pace.rounds} rounds of {results.pace.saturate:g} s.",
+        f"Command: `{results.command}`; {results.pace.rounds} x {results.pace.saturate:g} s.",
         "",
     ]
     for workload in Workload:
         parts += [
-            f"## {workload.value.capitalize()}",
+            f"## {workload.value[:1].upper()}{workload.value[1:]}",
             "",
             "| " + " | ".join(COLUMNS) + " |",
             "|---" + "|---:" * (len(COLUMNS) - 1) + "|",
