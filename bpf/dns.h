@@ -165,11 +165,11 @@ static __always_inline void fold(struct answer_key *key)
 /* The labels end exactly where the name does. A compression pointer is too long for a label. */
 static __always_inline int is_name(const struct answer_key *key)
 {
-	__u32 at = 0;
+	__u64 at = 0; /* a whole register, for its limits to be seen */
 
 #pragma clang loop unroll(disable)
 	for (int label = 0; label < MOST_LABELS; label++) {
-		__u32 length;
+		__u64 length;
 
 		if (at >= ANSWER_NAME)
 			return 0;
@@ -190,7 +190,7 @@ static __always_inline int read_name(struct __sk_buff *skb, const struct packet 
 	__u32 start = packet->transport + sizeof(struct question_head);
 	__u32 around = start + sizeof(struct type_class) + (question->edns ? OPT_OCTETS : 0);
 	struct type_class asked;
-	__u32 length;
+	__u64 length; /* a whole register, for its limits to be seen */
 
 	if (packet->end <= around)
 		return 0;
@@ -246,7 +246,7 @@ static __always_inline int plan(const struct question *question, const struct an
 static __always_inline int write_data(struct __sk_buff *skb, const struct question *question,
 				      const struct answer *found, const struct reply *reply)
 {
-	__u32 length = reply->data;
+	__u64 length = reply->data;
 
 	asm volatile("" : "+r"(length));
 	if (!length)
