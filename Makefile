@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit lint lock bench fuzz clean
+.PHONY: help setup venv demo test test-unit lint lock bpf bench fuzz clean
 
 PYTHON ?= /usr/bin/python3
 KEEP ?=
@@ -51,6 +51,9 @@ lock: venv ## Resolve the dependencies anew into the two lock files, with hashes
 	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip --quiet install uv
 	$(UV_LOCK) --upgrade --extra dev -o requirements.lock
 	$(UV_LOCK) --upgrade --extra bench -c requirements.lock -o requirements-bench.lock
+
+bpf: ## Compile the eBPF program into the package (clang, llvm, libbpf-dev). The object is committed: nobody else needs this
+	$(PYTHON) bpf/build.py
 
 bench: setup ## dnsguard beside its peers: tables, docs/benchmarks.md, plots (root). ARGS=--quick for a minute's run
 	@$(MACHINE) bench

@@ -19,8 +19,12 @@ from pathlib import Path
 MISSING = 77
 OLDEST = (3, 11)
 
-BASE = ("ca-certificates", "conntrack", "curl", "iproute2", "kmod", "nftables", "procps", "python3-venv", "util-linux")
-TEST = ("bind9-dnsutils", "netcat-openbsd", "postgresql", "postgresql-client")
+BASE = (
+    *("ca-certificates", "conntrack", "curl", "iproute2", "kmod", "libbpf1", "nftables", "procps", "python3-venv"),
+    "util-linux",
+)
+COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
+TEST = ("bind9-dnsutils", *COMPILER, "netcat-openbsd", "postgresql", "postgresql-client")
 BENCH = ("dnsdist", "dnsmasq-base", "unbound")
 PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH}
 NEEDS_ROOT = {"test", "bench"}

@@ -1,0 +1,378 @@
+"""bpf(2) by ctypes: maps read and written, programs run on a made-up packet, links of tcx, pins.
+
+Every call raises OSError with the kernel's errno. An attribute is packed as <linux/bpf.h> lays out its union; what is
+behind the fields that are given is zero to the kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from struct import Struct, pack
+from typing import NamedTuple
+
+_NUMBER = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 280)
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint]
+_syscall.restype = ctypes.c_long
+
+_MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PIN, _GET = 0, 1, 2, 3, 4, 6, 7
+_TEST_RUN, _PROG_BY_ID, _INFO, _PROG_QUERY = 10, 13, 15, 16
+_LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH, _LINK_CREATE, _LINK_UPDATE = 24, 26, 27, 28, 29
+
+HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, RINGBUF = 1, 2, 5, 6, 9, 11, 27
+"""Types of maps."""
+TCX_INGRESS, TCX_EGRESS = 46, 47
+"""Attach types."""
+BEFORE, AFTER = 8, 16
+
+_ENOTSUPP = 524
+"""Not an errno of user space: what a map type without batches answers."""
+_NO_BATCH = (_ENOTSUPP, errno.EOPNOTSUPP, errno.EINVAL)
+_BATCH = 1024
+_ROOM_TO_GROW = 4096
+"""Octets that a program may add to a packet in a test run."""
+_SKB_LINK = 40
+"""Offset of `ifindex` in struct __sk_buff, whose size is 192."""
+_ELEMENT = Struct("=IxxxxQQQ")
+_KEY_ALONE = 16
+"""Octets of an element's attribute up to its key."""
+_BATCH_ATTRIBUTE = Struct("=QQQQIIQQ")
+_COUNT = 32
+"""Offset of a batch's count in its attribute."""
+
+
+class BatchError(OSError):
+    """A batch that ended early: `written` of its elements, its first ones, are in the map."""
+
+    def __init__(self, number: int, written: int) -> None:
+        super().__init__(number, f"{os.strerror(number)} ({written} elements were written)")
+        self.written = written
+
+
+def _call(command: int, attribute: ctypes.Array[ctypes.c_char], size: int | None = None) -> int:
+    """Run one command; the kernel's answers, where it has any, are then in `attribute`, of which it sees `size`."""
+    result: int = _syscall(_NUMBER, command, ctypes.addressof(attribute), size or len(attribute))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _attribute(layout: str, *values: int | bytes) -> ctypes.Array[ctypes.c_char]:
+    packed = pack("=" + layout, *values)
+    return ctypes.create_string_buffer(packed, len(packed))
+
+
+def _room(octets: bytes | int) -> ctypes.Array[ctypes.c_char]:
+    return ctypes.create_string_buffer(octets, max(1, octets if isinstance(octets, int) else len(octets)))
+
+
+def bytes_of(buffer: ctypes.Array[ctypes.c_char], length: int) -> bytes:
+    return ctypes.string_at(ctypes.addressof(buffer), length)
+
+
+class MapInfo(NamedTuple):
+    type: int
+    number: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+    """At most 15 octets: the kernel keeps no more."""
+
+
+class ProgInfo(NamedTuple):
+    type: int
+    number: int
+    tag: str
+    name: str
+
+
+class TestRun(NamedTuple):
+    """What a program made of a packet; `duration_ns` is the mean of the repeats."""
+
+    verdict: int
+    packet: bytes
+    duration_ns: int
+
+
+def _info(fd: int, size: int) -> bytes:
+    found = _room(size)
+    _call(_INFO, _attribute("IIQ", fd, size, ctypes.addressof(found)))
+    return found.raw
+
+
+def map_info(fd: int) -> MapInfo:
+    octets = _info(fd, 40)
+    kind, number, key_size, value_size, max_entries, flags = Struct("=6I").unpack_from(octets)
+    return MapInfo(kind, number, key_size, value_size, max_entries, flags, _text(octets[24:]))
+
+
+def prog_info(fd: int) -> ProgInfo:
+    octets = _info(fd, 80)
+    kind, number, tag = Struct("=II8s").unpack_from(octets)
+    return ProgInfo(kind, number, tag.hex(), _text(octets[64:]))
+
+
+def _text(octets: bytes) -> str:
+    return octets.split(b"\0", 1)[0].decode("ascii", "replace")
+
+
+def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int = 1) -> int:
+    """A new map; returns its file descriptor."""
+    title = name.encode()[:15]
+    return _call(_MAP_CREATE, _attribute("IIIIIII16sI", kind, key_size, value_size, max_entries, 0, 0, 0, title, 0))
+
+
+def pin(fd: int, path: Path) -> None:
+    """Have a map, program or link stay in the kernel while `path` (on a bpffs) is there."""
+    name = _room(bytes(path) + b"\0")
+    _call(_PIN, _attribute("QII", ctypes.addressof(name), fd, 0))
+
+
+def get_pinned(path: Path) -> int:
+    """A new file descriptor of what is pinned at `path`."""
+    name = _room(bytes(path) + b"\0")
+    return _call(_GET, _attribute("QII", ctypes.addressof(name), 0, 0))
+
+
+def prog_by_id(number: int) -> int:
+    """A new file descriptor of a loaded program."""
+    return _call(_PROG_BY_ID, _attribute("II", number, 0))
+
+
+def test_run(prog_fd: int, packet: bytes, *, link: int = 0, repeat: int = 1) -> TestRun:
+    """Run a tc program on a frame as if it had come by `link` (0: the loopback)."""
+    came, went = _room(packet), _room(len(packet) + _ROOM_TO_GROW)
+    context = _room(bytes(_SKB_LINK) + pack("=I", link) + bytes(192 - _SKB_LINK - 4))
+    size, where = (192, ctypes.addressof(context)) if link else (0, 0)
+    attribute = _attribute(
+        "IIIIQQIIIIQQIIII",
+        *(prog_fd, 0, len(packet), len(went), ctypes.addressof(came), ctypes.addressof(went)),
+        *(repeat, 0, size, 0, where, 0, 0, 0, 0, 0),
+    )
+    _call(_TEST_RUN, attribute)
+    _, verdict, _, length, _, _, _, duration = Struct("=IIIIQQII").unpack_from(attribute)
+    return TestRun(verdict if verdict < 1 << 31 else verdict - (1 << 32), bytes_of(went, length), duration)
+
+
+# pytest would take both for its own
+test_run.__test__ = False  # type: ignore[attr-defined]
+TestRun.__test__ = False  # type: ignore[attr-defined]
+
+
+class Attached(NamedTuple):
+    """One program on a link, and the number of the bpf link that holds it there (0: none)."""
+
+    program: int
+    link: int
+
+
+def prog_query(link: int, attach_type: int) -> list[Attached]:
+    """The programs on a link by tcx, in the order that packets meet them."""
+    room = 64
+    while True:
+        programs, links = _room(4 * room), _room(4 * room)
+        where = ctypes.addressof(programs), ctypes.addressof(links)
+        attribute = _attribute("IIIIQIIQQQQ", link, attach_type, 0, 0, where[0], room, 0, 0, where[1], 0, 0)
+        try:
+            _call(_PROG_QUERY, attribute)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            room *= 2
+            continue
+        (count,) = Struct("=I").unpack_from(attribute, 24)
+        numbers = Struct(f"={count}I")
+        return [*map(Attached, numbers.unpack_from(programs), numbers.unpack_from(links))]
+
+
+def link_create(prog_fd: int, link: int, attach_type: int, first: bool = True) -> int:
+    """Attach a program before (or behind) all others by tcx; returns the file descriptor that holds it there."""
+    flags = BEFORE if first else AFTER
+    return _call(_LINK_CREATE, _attribute("IIIIIIQ32x", prog_fd, link, attach_type, flags, 0, 0, 0))
+
+
+def link_update(link_fd: int, prog_fd: int) -> None:
+    """Replace the program of a bpf link at once. EEXIST: it is that one already."""
+    _call(_LINK_UPDATE, _attribute("IIIIQ", link_fd, prog_fd, 0, 0, 0))
+
+
+class Map:
+    """A map by its file descriptor, which it owns. Keys and values are bytes of the map's sizes.
+
+    May be used from several threads: a lock guards the one key and value that single calls share.
+    """
+
+    def __init__(self, fd: int, name: str | None = None) -> None:
+        info = map_info(fd)
+        self.fd = fd
+        self.type = info.type
+        self.key_size = info.key_size
+        self.value_size = info.value_size
+        self.max_entries = info.max_entries
+        self.name = name or info.name
+        self._key, self._value = _room(info.key_size), _room(info.value_size)
+        where = ctypes.addressof(self._key), ctypes.addressof(self._value)
+        self._attribute = ctypes.create_string_buffer(_ELEMENT.pack(fd, *where, 0), _ELEMENT.size)
+        self._flags = ctypes.addressof(self._attribute) + _ELEMENT.size - 8
+        self._lock = threading.Lock()
+
+    def lookup(self, key: bytes) -> bytes | None:
+        with self._lock:
+            return bytes_of(self._value, self.value_size) if self._single(_LOOKUP, key) else None
+
+    def update(self, key: bytes, value: bytes, flags: int = 0) -> None:
+        if len(value) != self.value_size:
+            raise ValueError(f"a value of {self.name} is {self.value_size} octets, not {len(value)}")
+        with self._lock:
+            ctypes.memmove(self._value, value, self.value_size)
+            if not self._single(_UPDATE, key, flags):
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def delete(self, key: bytes) -> bool:
+        """False: it was not there."""
+        with self._lock:
+            return self._single(_DELETE, key)
+
+    def _single(self, command: int, key: bytes, flags: int = 0) -> bool:
+        """False: ENOENT."""
+        if len(key) != self.key_size:
+            raise ValueError(f"a key of {self.name} is {self.key_size} octets, not {len(key)}")
+        ctypes.memmove(self._key, key, self.key_size)
+        ctypes.memmove(self._flags, pack("=Q", flags), 8)
+        try:
+            # a delete is refused when it comes with a value
+            _call(command, self._attribute, _KEY_ALONE if command == _DELETE else None)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return False
+        return True
+
+    def update_many(self, keys: Sequence[bytes], values: Sequence[bytes]) -> None:
+        """Write elements in order. Raises BatchError, which tells how many were written before the one refused."""
+        done = 0
+        while done < len(keys):
+            chunk = slice(done, done + _BATCH)
+            try:
+                done += self._batch(_UPDATE_BATCH, keys[chunk], values[chunk])
+            except BatchError as error:
+                if error.errno in _NO_BATCH and error.written == 0:
+                    self._update_each(keys, values, done)
+                    return
+                raise BatchError(error.errno or 0, done + error.written) from error
+
+    def _update_each(self, keys: Sequence[bytes], values: Sequence[bytes], start: int) -> None:
+        for index in range(start, len(keys)):
+            try:
+                self.update(keys[index], values[index])
+            except OSError as error:
+                raise BatchError(error.errno or 0, index) from error
+
+    def delete_many(self, keys: Collection[bytes]) -> int:
+        """Delete those that are there; returns how many they were."""
+        left, deleted = list(keys), 0
+        while left:
+            try:
+                done = self._batch(_DELETE_BATCH, left[:_BATCH], ())
+                left, deleted = left[done:], deleted + done
+            except BatchError as error:
+                if error.errno != errno.ENOENT:
+                    if error.errno in _NO_BATCH:
+                        return deleted + sum(map(self.delete, left))
+                    raise
+                # the batch ends at the first that is not there
+                left, deleted = left[error.written + 1 :], deleted + error.written
+        return deleted
+
+    def _batch(self, command: int, keys: Sequence[bytes], values: Sequence[bytes]) -> int:
+        packed, contents = _room(b"".join(keys)), _room(b"".join(values))
+        if len(packed) != len(keys) * self.key_size or (values and len(contents) != len(keys) * self.value_size):
+            raise ValueError(f"{self.name} has keys of {self.key_size} and values of {self.value_size} octets")
+        where = ctypes.addressof(packed), ctypes.addressof(contents) if values else 0
+        attribute = ctypes.create_string_buffer(
+            _BATCH_ATTRIBUTE.pack(0, 0, *where, len(keys), self.fd, 0, 0), _BATCH_ATTRIBUTE.size
+        )
+        try:
+            _call(command, attribute)
+        except OSError as error:
+            # EFAULT alone leaves the count as it was given
+            (count,) = Struct("=I").unpack_from(attribute, _COUNT)
+            raise BatchError(error.errno or 0, count if count < len(keys) else 0) from error
+        return len(keys)
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """Every element, each once while nobody writes; one that comes or goes meanwhile may be missed."""
+        if self.type in (HASH, LRU_HASH):
+            yield from self._items_in_batches()
+            return
+        for key in self._keys_one_by_one():
+            value = self.lookup(key)
+            if value is not None:
+                yield key, value
+
+    def keys(self) -> Iterator[bytes]:
+        return (key for key, _ in self.items())
+
+    def _items_in_batches(self) -> Iterator[tuple[bytes, bytes]]:
+        room, place, more = _BATCH, b"", True
+        while more:
+            try:
+                keys, values, place, more = self._lookup_batch(place, room)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                room *= 2  # a bucket of the hash comes whole or not at all
+                continue
+            yield from zip(keys, values, strict=True)
+
+    def _lookup_batch(self, place: bytes, room: int) -> tuple[list[bytes], list[bytes], bytes, bool]:
+        """Keys, values, where the next batch begins, and whether there is one. `place` empty: from the start."""
+        keys, values = _room(room * self.key_size), _room(room * self.value_size)
+        begin, behind = _room(place), _room(max(4, self.key_size))
+        where = [ctypes.addressof(each) for each in (behind, keys, values)]
+        packed = _BATCH_ATTRIBUTE.pack(ctypes.addressof(begin) if place else 0, *where, room, self.fd, 0, 0)
+        attribute = ctypes.create_string_buffer(packed, len(packed))
+        more = True
+        try:
+            _call(_LOOKUP_BATCH, attribute)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            more = False  # these are the last
+        (count,) = Struct("=I").unpack_from(attribute, _COUNT)
+        return _pieces(keys, count, self.key_size), _pieces(values, count, self.value_size), behind.raw, more
+
+    def _keys_one_by_one(self) -> Iterator[bytes]:
+        key: bytes | None = None
+        while (following := self._next_key(key)) is not None:
+            yield following
+            key = following
+
+    def _next_key(self, key: bytes | None) -> bytes | None:
+        before, after = _room(key or self.key_size), _room(self.key_size)
+        where = ctypes.addressof(before) if key is not None else 0
+        packed = _ELEMENT.pack(self.fd, where, ctypes.addressof(after), 0)
+        try:
+            _call(_NEXT_KEY, ctypes.create_string_buffer(packed, len(packed)))
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        return bytes_of(after, self.key_size)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def _pieces(buffer: ctypes.Array[ctypes.c_char], count: int, size: int) -> list[bytes]:
+    octets = bytes_of(buffer, count * size)
+    return [octets[start : start + size] for start in range(0, len(octets), size)]
