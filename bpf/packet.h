@@ -34,7 +34,17 @@
 #define MOST_EXTENSIONS 8
 #define PROTOCOL_SCTP 132
 #define PROTOCOL_ICMP6 58
+#define SCTP_HEADER 12
 #define SCTP_INIT 1
+#define DCCP_HEADER 12
+
+struct icmp_query {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 identifier;
+	__be16 sequence;
+};
 
 enum reading {
 	READ_OK,
@@ -59,6 +69,13 @@ struct packet {
 	__u8 hop_limit;
 	__u16 identifier;	/* of an ICMP query */
 };
+
+static __always_inline int is_same(const struct address *one, const struct address *other)
+{
+	const __u32 *a = (const __u32 *)one, *b = (const __u32 *)other;
+
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3] && a[4] == b[4];
+}
 
 static __always_inline int read_options4(struct __sk_buff *skb, __u32 at, __u32 end)
 {
@@ -112,6 +129,9 @@ static __always_inline int read_ip4(struct __sk_buff *skb, struct packet *packet
 	packet->is_later = (fragment & IP4_OFFSET) != 0;
 	packet->fragment = bpf_ntohs(ip.id);
 	packet->plain = header == sizeof(ip) && !packet->is_fragment;
+	/* One that would write over the first one's TCP header (RFC 3128). */
+	if (packet->is_later && ip.protocol == IPPROTO_TCP && (fragment & IP4_OFFSET) * 8 < sizeof(struct tcphdr))
+		return READ_MALFORMED;
 	if (header > sizeof(ip))
 		return read_options4(skb, ETH_HLEN + sizeof(ip), packet->transport);
 	return READ_OK;
@@ -121,6 +141,7 @@ static __always_inline int read_ip4(struct __sk_buff *skb, struct packet *packet
 static __always_inline int read_extensions(struct __sk_buff *skb, struct packet *packet, __u32 next)
 {
 	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr);
+	int fragmented = 0;
 
 	for (int number = 0; number <= MOST_EXTENSIONS; number++) {
 		__u8 header[8] = {};
@@ -146,7 +167,7 @@ static __always_inline int read_extensions(struct __sk_buff *skb, struct packet 
 		if (next == IPPROTO_FRAGMENT) {
 			__u32 offset = (header[2] << 8 | header[3]) & 0xfff8;
 
-			if (packet->is_fragment)
+			if (fragmented++)
 				return READ_MALFORMED;
 			__builtin_memcpy(&packet->fragment, header + 4, 4);
 			packet->is_fragment = offset || header[3] & 1;
@@ -189,62 +210,94 @@ static __always_inline int read_ip6(struct __sk_buff *skb, struct packet *packet
 	return read_extensions(skb, packet, ip.nexthdr);
 }
 
+static __always_inline int read_tcp(struct __sk_buff *skb, struct packet *packet)
+{
+	struct tcphdr tcp;
+
+	if (packet->transport + sizeof(tcp) > packet->end || bpf_skb_load_bytes(skb, packet->transport, &tcp, sizeof(tcp)))
+		return READ_MALFORMED;
+	if (tcp.doff * 4 < sizeof(tcp) || packet->transport + tcp.doff * 4 > packet->end)
+		return READ_MALFORMED;
+	packet->source_port = bpf_ntohs(tcp.source);
+	packet->target_port = bpf_ntohs(tcp.dest);
+	packet->tcp_flags = ((__u8 *)&tcp)[13];
+	return READ_OK;
+}
+
+/* Protocols whose header begins with two ports, and what more of it has to be there. */
+static __always_inline int read_ports(struct __sk_buff *skb, struct packet *packet, __u32 header)
+{
+	__be16 read[2];
+
+	if (packet->transport + header > packet->end || bpf_skb_load_bytes(skb, packet->transport, read, sizeof(read)))
+		return READ_MALFORMED;
+	packet->source_port = bpf_ntohs(read[0]);
+	packet->target_port = bpf_ntohs(read[1]);
+	return READ_OK;
+}
+
+static __always_inline int read_sctp(struct __sk_buff *skb, struct packet *packet)
+{
+	if (bpf_skb_load_bytes(skb, packet->transport + SCTP_HEADER, &packet->type, 1))
+		return READ_MALFORMED;
+	return read_ports(skb, packet, SCTP_HEADER + 1);
+}
+
+static __always_inline int read_icmp(struct __sk_buff *skb, struct packet *packet)
+{
+	struct icmp_query icmp;
+
+	if (packet->transport + sizeof(icmp) > packet->end ||
+	    bpf_skb_load_bytes(skb, packet->transport, &icmp, sizeof(icmp)))
+		return READ_MALFORMED;
+	packet->type = icmp.type;
+	packet->identifier = bpf_ntohs(icmp.identifier);
+	return READ_OK;
+}
+
 static __always_inline int read_transport(struct __sk_buff *skb, struct packet *packet)
 {
-	__u32 at = packet->transport;
-	__u8 header[16] = {};
-	__u32 length;
-
 	switch (packet->protocol) {
 	case IPPROTO_TCP:
-		length = 14;
-		break;
-	case PROTOCOL_SCTP:
-		length = 13;
-		break;
+		return read_tcp(skb, packet);
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE:
+		return read_ports(skb, packet, sizeof(struct udphdr));
+	case IPPROTO_DCCP:
+		return read_ports(skb, packet, DCCP_HEADER);
+	case PROTOCOL_SCTP:
+		return read_sctp(skb, packet);
 	case IPPROTO_ICMP:
 	case PROTOCOL_ICMP6:
-		length = 8;
-		break;
-	case IPPROTO_DCCP:
-		length = 12;
-		break;
-	default:
-		return READ_OK;
-	}
-	if (at + length > packet->end)
-		return READ_MALFORMED;
-	/* Helpers of older kernels want a constant length. */
-	if (length == 8) {
-		if (bpf_skb_load_bytes(skb, at, header, 8))
-			return READ_MALFORMED;
-	} else if (length == 14) {
-		if (bpf_skb_load_bytes(skb, at, header, 14) || (header[12] >> 4) < 5)
-			return READ_MALFORMED;
-		packet->tcp_flags = header[13];
-	} else if (length == 13) {
-		if (bpf_skb_load_bytes(skb, at, header, 13))
-			return READ_MALFORMED;
-		packet->type = header[12];
-	} else if (bpf_skb_load_bytes(skb, at, header, 12)) {
-		return READ_MALFORMED;
-	}
-	if (packet->protocol == IPPROTO_ICMP || packet->protocol == PROTOCOL_ICMP6) {
-		packet->type = header[0];
-		packet->identifier = header[4] << 8 | header[5];
-	} else {
-		packet->source_port = header[0] << 8 | header[1];
-		packet->target_port = header[2] << 8 | header[3];
+		return read_icmp(skb, packet);
 	}
 	return READ_OK;
 }
 
-static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
+/* The packet at hand. Kept in a map and read by a global function, so that the verifier looks at the reading once and
+ * not again for each way on from it: together they are more than it has patience for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} packets SEC(".maps");
+
+static __always_inline struct packet *this_packet(void)
 {
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&packets, &zero);
+}
+
+/* Reads the frame into `this_packet()`. */
+__noinline int read_packet(struct __sk_buff *skb)
+{
+	struct packet *packet = this_packet();
 	int reading;
 
+	if (!packet)
+		return READ_MALFORMED;
 	__builtin_memset(packet, 0, sizeof(*packet));
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		reading = read_ip4(skb, packet);

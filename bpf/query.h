@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
+/*
+ * Which packets are intercepted queries, and when they may go up to the daemon.
+ */
+#ifndef DNSGUARD_QUERY_H
+#define DNSGUARD_QUERY_H
+
+#include "flow.h"
+#include "layout.h"
+#include "maps.h"
+#include "packet.h"
+
+#define DNS_PORT 53
+
+static __always_inline int is_intercepted(const struct address *server)
+{
+	__u32 zero = 0;
+	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set && (set->intercept_any || bpf_map_lookup_elem(&intercepted, server));
+}
+
+static __always_inline int is_dns(const struct packet *packet)
+{
+	return (packet->protocol == IPPROTO_UDP || packet->protocol == IPPROTO_TCP) && !packet->is_later;
+}
+
+static __always_inline int is_query(const struct packet *packet)
+{
+	return is_dns(packet) && packet->target_port == DNS_PORT && is_intercepted(&packet->target);
+}
+
+/* What the daemon sends back: it is part of no flow of the pod's. */
+static __always_inline int is_reply(const struct packet *packet)
+{
+	return is_dns(packet) && packet->source_port == DNS_PORT && is_intercepted(&packet->source);
+}
+
+/* Whether somebody has said lately that what goes up is intercepted. */
+static __always_inline int is_vouched_for(__u64 now)
+{
+	__u32 zero = 0;
+	__u64 *until_ns = bpf_map_lookup_elem(&dns_open_until_ns, &zero);
+
+	return until_ns && now < *until_ns;
+}
+
+/* One query of the link's share. A token bucket that keeps only when it will be full again. */
+static __always_inline int has_query(__u32 number, __u64 now)
+{
+	struct link *link = bpf_map_lookup_elem(&links, &number);
+	struct link fresh = {};
+	__u32 zero = 0;
+	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	__u64 full;
+
+	if (!set)
+		return 0;
+	if (!link) {
+		bpf_map_update_elem(&links, &number, &fresh, BPF_NOEXIST);
+		link = bpf_map_lookup_elem(&links, &number);
+		if (!link)
+			return 0;
+	}
+	full = link->queries_until_ns > now ? link->queries_until_ns : now;
+	if (full - now > set->query_burst_ns)
+		return 0;
+	link->queries_until_ns = full + set->query_ns;
+	return 1;
+}
+
+#endif
