@@ -15,7 +15,6 @@
 #include "packet.h"
 #include "report.h"
 
-#define DNS_PORT 53
 #define LONGEST_NAME 127
 #define MOST_LABELS 64		/* of LONGEST_NAME, with the root's */
 #define CLASS_IN 1
@@ -373,8 +372,8 @@ static __always_inline int is_still(const struct answer_key *key, __u64 serial)
 	return found && found->serial == serial;
 }
 
-/* Turns a plain UDP question into its answer and sends it back: then returns the verdict of that. TC_ACT_UNSPEC, with
- * the packet as it came, when the question has to go up. */
+/* Turns a plain UDP packet to port 53 into its answer and sends it back: then returns the verdict of that. TC_ACT_UNSPEC,
+ * with the packet as it came, when the question has to go up. */
 static __always_inline int answer(struct __sk_buff *skb, const struct packet *packet, __u32 source)
 {
 	struct question question;
@@ -384,8 +383,6 @@ static __always_inline int answer(struct __sk_buff *skb, const struct packet *pa
 	__u32 first = 0;
 	__u64 serial;
 
-	if (!packet->plain || packet->protocol != IPPROTO_UDP || packet->target_port != DNS_PORT || skb->vlan_present)
-		return TC_ACT_UNSPEC;
 	key = bpf_map_lookup_elem(&scratch, &first);
 	if (!key || !read_head(skb, packet, &question) || !read_name(skb, packet, &question, key) ||
 	    !read_opt(skb, &question))
