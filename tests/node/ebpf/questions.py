@@ -21,6 +21,7 @@ POD_PORT = 40_000
 LONG: Seconds = 60.9
 """Some time that a slow machine does not use up between two calls: the TTL shown is 60."""
 DNS_IN_IP4, DNS_IN_IP6 = 28, 48
+"""Where the message begins in a plain packet."""
 
 
 def packet_of(message: bytes, family: int = 4) -> bytes:
