@@ -174,6 +174,11 @@ def test_a_reply_larger_than_the_client_takes_goes_up(asking: Asking, edns: int 
     assert asking.ask(message) == (shown(answer, question) if answered else None)
 
 
+@pytest.mark.parametrize("edns", [0, 100, 511])
+def test_every_client_takes_512_octets(known: Asking, edns: int) -> None:
+    assert known.ask(query(edns=edns)) is not None
+
+
 def changed(message: bytes, at: int, octets: bytes) -> bytes:
     return message[:at] + octets + message[at + len(octets) :]
 
