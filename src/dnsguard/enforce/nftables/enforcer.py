@@ -154,6 +154,12 @@ class NftEnforcer(LineEnforcer):
         self._table.repair()
 
     @property
+    def intact(self) -> bool:
+        """False from the first sign of damage until the table is what it should be again."""
+        repair = self._repair
+        return repair is None or (repair.done() and not repair.cancelled() and repair.exception() is None)
+
+    @property
     def owned(self) -> bool:
         """True when no other process can change the table while this one lives."""
         return self._table.owned
