@@ -76,6 +76,10 @@ class Reports:
             raise CallError(f"no pod on this node is called {text}, has that address or that link; see dnsguard pods")
         return found
 
+    def names(self, text: str) -> list[str]:
+        """The names of the pods that `text` names; none is no error."""
+        return [pod.name for pod in self.engine.pods.find(text)]
+
     async def pod_rows(self, pod: str | None = None) -> list[PodRow]:
         chosen = self.find(pod) if pod else sorted(self.engine.pods, key=lambda p: p.name)
         return [self._pod_row(one) for one in chosen]

@@ -50,6 +50,7 @@ from dnsguard.observe.health import HealthServer
 from dnsguard.observe.log import LEVELS, open_log
 from dnsguard.observe.metrics import Gauges, Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
+from dnsguard.observe.watching import Watching
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import restore
 from dnsguard.sources.loader import Loaded, load
@@ -270,6 +271,7 @@ class Service:
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
+                "monitor": Watching(self._events, reports.names).rows,
                 "reload": self.reload,
             },
             lambda call, error: self._on_error("control socket", error),
