@@ -32,12 +32,13 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name;
-    `missing` is what readiness waits for, empty when ready."""
+    """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name, and
+    `answered` its questions that the kernel answered; `missing` is what readiness waits for, empty when ready."""
 
     engine: Engine
     configured: Configured
     dropped: Mapping[str, int]
+    answered: Mapping[str, int]
     missing: Callable[[], str]
     now: Callable[[], Seconds]
 
@@ -94,6 +95,7 @@ class Reports:
             "rules": len(pod.program.rules),
             "leases": len(self.engine.leases.pods[pod.id].by_key),
             "denied": self.dropped.get(pod.name, 0),
+            "answered_in_kernel": self.answered.get(pod.name, 0),
             "origin": str(pod.entry_origin or ""),
         }
 

@@ -32,7 +32,7 @@ from dnsguard.control.calls import CallError, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
-from dnsguard.drops import Drops
+from dnsguard.drops import Drops, KernelAnswers
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import OTHER, Counters
@@ -232,6 +232,7 @@ class Service:
         )
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
         self._drops = Drops(engine, self._events, time.monotonic)
+        self._answers = KernelAnswers(engine)
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
         engine.connect(self._transport)
@@ -242,6 +243,7 @@ class Service:
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
         cut = await self._enforcer.cut_before()
+        self._drops.adopt(await self._enforcer.dropped())
         seen, self._seen = self._seen, {}
         assert self._store is not None
         await engine.changes.begin(
@@ -262,7 +264,14 @@ class Service:
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
         configured = Configured(self._settings, self._config, self._started)
-        reports = Reports(self._engine, configured, self._drops.by_pod, lambda: self._missing, time.monotonic)
+        reports = Reports(
+            self._engine,
+            configured,
+            self._drops.by_pod,
+            self._answers.by_pod,
+            lambda: self._missing,
+            time.monotonic,
+        )
         control = ControlServer(
             self._settings.paths.runtime,
             {

@@ -53,6 +53,7 @@ POD = {
     "rules": 2,
     "leases": 1,
     "denied": 4,
+    "answered_in_kernel": 9,
     "origin": "allowlist.yaml:9:3",
 }
 LEASE = {

@@ -118,6 +118,8 @@ class PodRow(TypedDict):
     leases: int
     denied: int
     """Packets dropped since the daemon started, read from the kernel every few seconds."""
+    answered_in_kernel: int
+    """Questions that never came up to the daemon; read as `denied` is."""
     origin: str
     """file:line:column of the allowlist's entry; empty without one."""
 

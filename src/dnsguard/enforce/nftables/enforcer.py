@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Flow, Pair, Seconds
-from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
+from dnsguard.enforce.denials import Dropped, OnDenial
+from dnsguard.enforce.nftables.denied import DenialReader, dropped
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.probe import Abilities, probe
 from dnsguard.enforce.nftables.ruleset import Layout
