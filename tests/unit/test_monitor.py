@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import subprocess
@@ -67,11 +68,13 @@ async def some(rows: Iterator[Any], count: int) -> list[Any]:
 
 
 @pytest.fixture
-async def guard(tmp_path: Path) -> AsyncIterator[Guard]:
+async def guard(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Guard]:
     made = Guard(tmp_path)
     await made.server.start()
     yield made
     await made.server.stop()
+    assert made.defects == []
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 @contextlib.contextmanager
@@ -234,7 +237,6 @@ async def test_a_slow_reader_is_told_how_many_it_lost_and_slows_nobody(guard: Gu
         assert (await fast)[0]["generation"] == 2
         told = await asyncio.to_thread(_rows_until_lost, slow.makefile("rb"))
     assert sum(row.get("lost", 1) for row in told) == emitted + 1
-    assert guard.defects == []
 
 
 def _rows_until_lost(stream: IO[bytes]) -> list[Any]:
@@ -254,14 +256,12 @@ async def test_a_reader_that_does_not_read_is_cut_off(guard: Guard, monkeypatch:
         while guard.log.watchers:
             guard.drop(100, reason="x" * 1000)
             await asyncio.sleep(0.005)
-    assert guard.defects == []
 
 
 async def test_a_reader_that_went_is_noticed_though_nothing_happens(guard: Guard) -> None:
     with connection(guard):
         await guard.watched()
     await guard.watched(by=0)
-    assert guard.defects == []
 
 
 async def test_the_end_of_the_daemon_ends_the_rows_at_once(guard: Guard) -> None:

@@ -99,16 +99,20 @@ class ControlServer:
         return await _send_rows(request, result) if call.rows else web.json_response(result)
 
     async def _send_live(self, request: web.Request, found: AsyncGenerator[Sequence[Any], None]) -> web.StreamResponse:
+        response = _rows_response()
         async with contextlib.aclosing(found):
-            response = await _begin_rows(request)
-            async for rows in found:
-                if self._stopping or request.transport is None:
-                    break
-                for start in range(0, len(rows), ROWS_AT_ONCE):
-                    await _write_in_time(request, response, _lines(rows[start : start + ROWS_AT_ONCE]))
-                    await asyncio.sleep(0)
-        await response.write(b"\n")
-        await response.write_eof()
+            # A reader may go whenever it likes: aiohttp would log what is raised here as a defect.
+            with contextlib.suppress(ConnectionError):
+                async for rows in found:
+                    if not response.prepared:
+                        # Not before it has begun: who has the headers misses nothing from then on.
+                        await response.prepare(request)
+                    if self._stopping or request.transport is None:
+                        break
+                    for start in range(0, len(rows), ROWS_AT_ONCE):
+                        await _write_in_time(request, response, _lines(rows[start : start + ROWS_AT_ONCE]))
+                        await asyncio.sleep(0)
+                await response.write(b"\n")
         return response
 
     @web.middleware
@@ -195,14 +199,13 @@ def _failure(text: str, exit_code: int, status: int) -> web.Response:
     return web.json_response({"error": text, "exit": exit_code}, status=status)
 
 
-async def _begin_rows(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", VERSION_HEADER: __version__})
-    await response.prepare(request)
-    return response
+def _rows_response() -> web.StreamResponse:
+    return web.StreamResponse(headers={"Content-Type": "application/x-ndjson", VERSION_HEADER: __version__})
 
 
 async def _send_rows(request: web.Request, rows: Iterable[Any]) -> web.StreamResponse:
-    response = await _begin_rows(request)
+    response = _rows_response()
+    await response.prepare(request)
     left = iter(rows)
     while some := list(itertools.islice(left, ROWS_AT_ONCE)):
         await response.write(_lines(some))
