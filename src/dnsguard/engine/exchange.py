@@ -447,6 +447,8 @@ class Exchanges:
             if refused is not None:
                 self._withhold(exchange, refused)
                 return None
+            if self._events.all_leases:
+                self._tell_opened(exchange, addresses)
         return answer, armed.wait
 
     def _judge_again(self, exchange: Exchange, now: Seconds) -> bool:
@@ -498,6 +500,11 @@ class Exchanges:
             policy=exchange.verdict.labels,
             ttl=exchange.ttl,
         )
+
+    def _tell_opened(self, exchange: Exchange, addresses: Sequence[Address]) -> None:
+        """Leases that began, or were put off, for this answer."""
+        pod, name = exchange.pod.name, exchange.question.name
+        self._events.emit(EventKind.LEASE_OPENED, pod=pod, name=name, address=addresses, ttl=exchange.ttl)
 
     def _withhold(self, exchange: Exchange, reason: str) -> None:
         """The gate did not let it out."""
