@@ -10,16 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from dnsguard.core.errors import MissingFeatureError
-<<<<<<< HEAD
 from dnsguard.core.model import Seconds
+from dnsguard.enforce.denials import Dropped, OnDenial
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.lines import Both, Line, Second
-from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
-=======
-from dnsguard.core.model import Flow, Pair, Seconds
-from dnsguard.enforce.denials import Dropped, OnDenial
 from dnsguard.enforce.nftables.denied import DenialReader, dropped
->>>>>>> reports
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.probe import Abilities, probe
 from dnsguard.enforce.nftables.ruleset import Layout
@@ -125,6 +120,10 @@ class NftEnforcer(LineEnforcer):
     def verify(self) -> Awaitable[Sequence[str]]:
         """What is wrong with the table's chains and sets; empty when nothing is. Some milliseconds."""
         return self._writer.do(lambda: self._table.verify())
+
+    def stands(self) -> Awaitable[bool]:
+        """Whether there is a table that intercepts: an earlier process's, before the first `apply`."""
+        return self._writer.do(lambda: "dns" in inventory(self._session).chains)
 
     def dropped(self) -> Awaitable[Sequence[Dropped]]:
         """The counters of dropped packets. They begin again at 0 an hour after the last packet."""
