@@ -75,6 +75,14 @@ struct {
 	__type(value, struct settings);
 } settings SEC(".maps");
 
+/* The last number that was given to a source. Kept by user space: it outlives the pairs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u64);
+} state SEC(".maps");
+
 /* Until when queries may go up: the daemon vouches, a few seconds ahead, that they are intercepted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

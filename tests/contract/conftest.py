@@ -7,16 +7,24 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.contract import nftables
+from tests.contract import ebpf, nftables
 from tests.contract.subject import Maker, Subject, memory
 
-SUBJECTS: dict[str, Maker] = {"memory": memory, "nftables": nftables.owned, "nftables-shared": nftables.shared}
+SUBJECTS: dict[str, Maker] = {
+    "memory": memory,
+    "nftables": nftables.owned,
+    "nftables-shared": nftables.shared,
+    "ebpf": ebpf.ebpf,
+    "both": ebpf.both,
+}
 
 # `node`: needs root and the real kernel, and ends the run with exit code 77 without them.
 PARAMS = [
     pytest.param("memory"),
     pytest.param("nftables", marks=pytest.mark.node),
     pytest.param("nftables-shared", marks=pytest.mark.node),
+    pytest.param("ebpf", marks=pytest.mark.node),
+    pytest.param("both", marks=pytest.mark.node),
 ]
 
 

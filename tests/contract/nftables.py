@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from dnsguard.core.model import Flow, LinkIndex, Packet, Protocol
+from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.nftables import Layout, NftEnforcer
 from tests.contract.subject import Maker, Settled, Subject, crowd
 from tests.node.nftables_lab import LAYOUT, WORLD_MAC, Lab, inside, ip, udp
@@ -31,7 +32,7 @@ _UPLINK = ("100.64.0.1/24", "100.64.0.2")
 class NftSubject:
     """`enforcer` works in the node of `lab`; it is made by `start`."""
 
-    enforcer: NftEnforcer
+    enforcer: LineEnforcer
 
     def __init__(self, lab: Lab, layout: Layout) -> None:
         self.lab = lab
@@ -99,22 +100,28 @@ def loading(lab: Lab) -> Iterator[None]:
         child.communicate()
 
 
-@asynccontextmanager
-async def started(layout: Layout, *, own: bool) -> AsyncIterator[NftSubject]:
-    """A subject in a lab of its own. Without root the run ends with exit code 77."""
+@contextmanager
+def in_lab() -> Iterator[Lab]:
+    """A lab of its own for a subject. Without root the run ends with exit code 77."""
     if os.geteuid() != 0:
         pytest.exit("the tests of the kernel's tables need root", returncode=77)
     lab = Lab()
     try:
         _move_uplink(lab)
+        yield lab
+    finally:
+        lab.close()
+
+
+@asynccontextmanager
+async def started(layout: Layout, *, own: bool) -> AsyncIterator[NftSubject]:
+    with in_lab() as lab:
         subject = NftSubject(lab, layout)
         await subject.start(own)
         try:
             yield subject
         finally:
             await subject.enforcer.close()
-    finally:
-        lab.close()
 
 
 @asynccontextmanager

@@ -215,6 +215,7 @@ class EventKind(StrEnum):
     FORWARDING_LOOP = "forwarding_loop"
     ANSWER_WITHHELD = "answer_withheld"
     ANSWER_STALE = "answer_stale"
+    LEASE_OPENED = "lease_opened"
     LEASE_ENDED = "lease_ended"
     LEASE_REFUSED = "lease_refused"
     LEASES_PURGED = "leases_purged"
@@ -232,7 +233,9 @@ class Events(Protocol):
     """Where events go. Never blocks, never raises; rate-limited per pod with a count of what was left out."""
 
     all_queries: bool
-    """Log allowed queries too; ask before building their fields."""
+    """Tell of allowed queries too; ask before building their fields."""
+    all_leases: bool
+    """Tell of every lease too; ask before building its fields."""
 
     def emit(self, kind: EventKind, /, **fields: object) -> None:
         """Fields are named as in the journal without the prefix, in lower case: pod, pod_ip, name, type, verdict,

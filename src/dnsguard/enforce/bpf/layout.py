@@ -118,6 +118,7 @@ MAPS: Mapping[str, tuple[Record, Record]] = MappingProxyType(
         "flows": (FLOW_KEY, FLOW),
         "fragments": (FRAGMENT_KEY, FRAGMENT),
         "settings": (U32, SETTINGS),
+        "state": (U32, U64),
         "dns_open_until_ns": (U32, U64),
         "intercepted": (ADDRESS, U32),
         "own": (ADDRESS, U32),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from dnsguard.core.errors import MissingFeatureError
+from dnsguard.core.errors import KernelError, MissingFeatureError
 
 _WARNING = 0
 _LONGEST_LOG = 16 << 20
@@ -72,7 +72,7 @@ class Shape(NamedTuple):
 class Object:
     """An object that is not loaded yet; `maps` and `programs` are by name. Close it in the end.
 
-    Raises MissingFeatureError without libbpf, OSError when the octets are no object.
+    Raises MissingFeatureError without libbpf, KernelError when the octets are no object.
     """
 
     def __init__(self, octets: bytes) -> None:
@@ -83,9 +83,8 @@ class Object:
         options = _OpenOptions(ctypes.sizeof(_OpenOptions), b"dnsguard")
         self._object = self._library.bpf_object__open_mem(octets, len(octets), ctypes.byref(options))
         if not self._object:
-            number = ctypes.get_errno()
             self.close()
-            raise OSError(number, os.strerror(number))
+            raise KernelError(f"libbpf cannot read the eBPF object\n{self.log}")
         self.maps = {self._library.bpf_map__name(each).decode(): each for each in self._each("map")}
         self.programs = {self._library.bpf_program__name(each).decode(): each for each in self._each("program")}
 

@@ -47,20 +47,22 @@ def load(bpffs: Path | None, sizes: Mapping[str, int], octets: bytes | None = No
 
     Maps that an earlier process pinned are taken over; one of another size is made anew with the elements of the old.
     Maps of another layout are removed. Raises ValueError for a size of no map, MissingFeatureError when libbpf, the
-    privilege or a feature of the kernel is missing (with the verifier's log), KernelError when the maps fail.
+    privilege or a feature of the kernel is missing (with the verifier's log), KernelError when the maps cannot be made
+    or the object cannot be read. What an earlier process left is then as it was.
     """
-    found = Object(shipped() if octets is None else octets)
-    try:
+    with closing(Object(shipped() if octets is None else octets)) as found:
         _size(found, sizes)
         if bpffs is None:
             return _load(found, {}, kept=False)
         pins.prepare(bpffs)
         with closing(pins.PinnedMaps(bpffs, {name: found.shape(name) for name in _pinnable(found)})) as earlier:
             loaded = _load(found, earlier.same, kept=earlier.kept)
-            earlier.keep(loaded.maps)
-        return loaded
-    finally:
-        found.close()
+            try:
+                earlier.keep(loaded.maps)
+            except BaseException:
+                loaded.close()
+                raise
+            return loaded
 
 
 def _pinnable(found: Object) -> list[str]:

@@ -71,8 +71,6 @@ class PinnedMaps:
         self.same: dict[str, Map] = {}
         found = {name: found for name in shapes if (found := pinned_map(self._folder / name, name))}
         self.kept = bool(found) and self._layout() == LAYOUT and all(_fits(found[name], shapes[name]) for name in found)
-        if not self.kept:
-            remove(bpffs)
         for name, each in found.items():
             if not self.kept:
                 each.close()
@@ -90,6 +88,8 @@ class PinnedMaps:
 
     def keep(self, maps: Mapping[str, Map]) -> None:
         """Pin those that are not pinned yet, filled from those whose place they take. Raises KernelError."""
+        if not self.kept:
+            remove(self._bpffs)
         for name, each in maps.items():
             if name in self.same:
                 continue
@@ -149,7 +149,7 @@ def copy(old: Map, new: Map) -> None:
 
 def remove(bpffs: Path) -> None:
     """Every map's pin; the maps stay while a program uses them."""
-    (bpffs / "layout").unlink(missing_ok=True)
+    (bpffs / "layout").unlink(missing_ok=True)  # first: maps without it count for nothing
     with suppress(FileNotFoundError):
         for path in (bpffs / "maps").iterdir():
             path.unlink()

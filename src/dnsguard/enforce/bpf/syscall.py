@@ -1,7 +1,6 @@
 """bpf(2) by ctypes: maps read and written, programs run on a made-up packet, links of tcx, pins.
 
-Every call raises OSError with the kernel's errno. An attribute is packed as <linux/bpf.h> lays out its union; what is
-behind the fields that are given is zero to the kernel.
+Every call raises OSError with the kernel's errno.
 """
 
 from __future__ import annotations
@@ -9,24 +8,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from struct import Struct, pack
 from typing import NamedTuple
 
-_NUMBER = {"x86_64": 321, "aarch64": 280}.get(platform.machine(), 280)
-_syscall = ctypes.CDLL(None, use_errno=True).syscall
-_syscall.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint]
-_syscall.restype = ctypes.c_long
+from dnsguard.enforce.bpf.call import attribute, bytes_of, call, room
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PIN, _GET = 0, 1, 2, 3, 4, 6, 7
-_TEST_RUN, _PROG_BY_ID, _INFO, _PROG_QUERY = 10, 13, 15, 16
+_PROG_LOAD, _TEST_RUN, _PROG_BY_ID, _INFO, _PROG_QUERY = 5, 10, 13, 15, 16
 _LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH, _LINK_CREATE, _LINK_UPDATE = 24, 26, 27, 28, 29
 
-HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, RINGBUF = 1, 2, 5, 6, 9, 11, 27
+HASH, ARRAY, PROG_ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, RINGBUF = 1, 2, 3, 5, 6, 9, 11, 27
 """Types of maps."""
+_SCHED_CLS = 3
 TCX_INGRESS, TCX_EGRESS = 46, 47
 """Attach types."""
 BEFORE, AFTER = 8, 16
@@ -39,6 +35,8 @@ _ROOM_TO_GROW = 4096
 """Octets that a program may add to a packet in a test run."""
 _SKB_LINK = 40
 """Offset of `ifindex` in struct __sk_buff, whose size is 192."""
+_MOST_PROGRAMS = 64
+"""On one hook of a link: the kernel allows no more."""
 _ELEMENT = Struct("=IxxxxQQQ")
 _KEY_ALONE = 16
 """Octets of an element's attribute up to its key."""
@@ -53,28 +51,6 @@ class BatchError(OSError):
     def __init__(self, number: int, written: int) -> None:
         super().__init__(number, f"{os.strerror(number)} ({written} elements were written)")
         self.written = written
-
-
-def _call(command: int, attribute: ctypes.Array[ctypes.c_char], size: int | None = None) -> int:
-    """Run one command; the kernel's answers, where it has any, are then in `attribute`, of which it sees `size`."""
-    result: int = _syscall(_NUMBER, command, ctypes.addressof(attribute), size or len(attribute))
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
-
-
-def _attribute(layout: str, *values: int | bytes) -> ctypes.Array[ctypes.c_char]:
-    packed = pack("=" + layout, *values)
-    return ctypes.create_string_buffer(packed, len(packed))
-
-
-def _room(octets: bytes | int) -> ctypes.Array[ctypes.c_char]:
-    return ctypes.create_string_buffer(octets, max(1, octets if isinstance(octets, int) else len(octets)))
-
-
-def bytes_of(buffer: ctypes.Array[ctypes.c_char], length: int) -> bytes:
-    return ctypes.string_at(ctypes.addressof(buffer), length)
 
 
 class MapInfo(NamedTuple):
@@ -95,6 +71,16 @@ class ProgInfo(NamedTuple):
     name: str
 
 
+class LinkInfo(NamedTuple):
+    """`link` is 0 when the network link is gone."""
+
+    type: int
+    number: int
+    program: int
+    link: int
+    attach_type: int
+
+
 class TestRun(NamedTuple):
     """What a program made of a packet; `duration_ns` is the mean of the repeats."""
 
@@ -104,8 +90,8 @@ class TestRun(NamedTuple):
 
 
 def _info(fd: int, size: int) -> bytes:
-    found = _room(size)
-    _call(_INFO, _attribute("IIQ", fd, size, ctypes.addressof(found)))
+    found = room(size)
+    call(_INFO, attribute("IIQ", fd, size, ctypes.addressof(found)))
     return found.raw
 
 
@@ -121,6 +107,13 @@ def prog_info(fd: int) -> ProgInfo:
     return ProgInfo(kind, number, tag.hex(), _text(octets[64:]))
 
 
+def link_info(fd: int) -> LinkInfo:
+    """Of a bpf link that holds a program on a network link by tcx."""
+    octets = _info(fd, 24)
+    kind, number, program, link, attach_type = Struct("=IIIxxxxII").unpack_from(octets)
+    return LinkInfo(kind, number, program, link, attach_type)
+
+
 def _text(octets: bytes) -> str:
     return octets.split(b"\0", 1)[0].decode("ascii", "replace")
 
@@ -128,38 +121,46 @@ def _text(octets: bytes) -> str:
 def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int = 1) -> int:
     """A new map; returns its file descriptor."""
     title = name.encode()[:15]
-    return _call(_MAP_CREATE, _attribute("IIIIIII16sI", kind, key_size, value_size, max_entries, 0, 0, 0, title, 0))
+    return call(_MAP_CREATE, attribute("IIIIIII16sI", kind, key_size, value_size, max_entries, 0, 0, 0, title, 0))
 
 
 def pin(fd: int, path: Path) -> None:
     """Have a map, program or link stay in the kernel while `path` (on a bpffs) is there."""
-    name = _room(bytes(path) + b"\0")
-    _call(_PIN, _attribute("QII", ctypes.addressof(name), fd, 0))
+    name = room(bytes(path) + b"\0")
+    call(_PIN, attribute("QII", ctypes.addressof(name), fd, 0))
 
 
 def get_pinned(path: Path) -> int:
     """A new file descriptor of what is pinned at `path`."""
-    name = _room(bytes(path) + b"\0")
-    return _call(_GET, _attribute("QII", ctypes.addressof(name), 0, 0))
+    name = room(bytes(path) + b"\0")
+    return call(_GET, attribute("QII", ctypes.addressof(name), 0, 0))
 
 
 def prog_by_id(number: int) -> int:
     """A new file descriptor of a loaded program."""
-    return _call(_PROG_BY_ID, _attribute("II", number, 0))
+    return call(_PROG_BY_ID, attribute("II", number, 0))
+
+
+def load_program(name: str, instructions: bytes) -> int:
+    """A tc program from its instructions; returns its file descriptor."""
+    code, licence = room(instructions), room(b"GPL\0")
+    where = ctypes.addressof(code), ctypes.addressof(licence)
+    values = (_SCHED_CLS, len(instructions) // 8, *where, 0, 0, 0, 0, 0, name.encode())
+    return call(_PROG_LOAD, attribute("IIQQIIQII16s", *values))
 
 
 def test_run(prog_fd: int, packet: bytes, *, link: int = 0, repeat: int = 1) -> TestRun:
     """Run a tc program on a frame as if it had come by `link` (0: the loopback)."""
-    came, went = _room(packet), _room(len(packet) + _ROOM_TO_GROW)
-    context = _room(bytes(_SKB_LINK) + pack("=I", link) + bytes(192 - _SKB_LINK - 4))
+    came, went = room(packet), room(len(packet) + _ROOM_TO_GROW)
+    context = room(bytes(_SKB_LINK) + pack("=I", link) + bytes(192 - _SKB_LINK - 4))
     size, where = (192, ctypes.addressof(context)) if link else (0, 0)
-    attribute = _attribute(
+    run = attribute(
         "IIIIQQIIIIQQIIII",
         *(prog_fd, 0, len(packet), len(went), ctypes.addressof(came), ctypes.addressof(went)),
         *(repeat, 0, size, 0, where, 0, 0, 0, 0, 0),
     )
-    _call(_TEST_RUN, attribute)
-    _, verdict, _, length, _, _, _, duration = Struct("=IIIIQQII").unpack_from(attribute)
+    call(_TEST_RUN, run)
+    _, verdict, _, length, _, _, _, duration = Struct("=IIIIQQII").unpack_from(run)
     return TestRun(verdict if verdict < 1 << 31 else verdict - (1 << 32), bytes_of(went, length), duration)
 
 
@@ -177,32 +178,28 @@ class Attached(NamedTuple):
 
 def prog_query(link: int, attach_type: int) -> list[Attached]:
     """The programs on a link by tcx, in the order that packets meet them."""
-    room = 64
-    while True:
-        programs, links = _room(4 * room), _room(4 * room)
-        where = ctypes.addressof(programs), ctypes.addressof(links)
-        attribute = _attribute("IIIIQIIQQQQ", link, attach_type, 0, 0, where[0], room, 0, 0, where[1], 0, 0)
-        try:
-            _call(_PROG_QUERY, attribute)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            room *= 2
-            continue
-        (count,) = Struct("=I").unpack_from(attribute, 24)
-        numbers = Struct(f"={count}I")
-        return [*map(Attached, numbers.unpack_from(programs), numbers.unpack_from(links))]
+    most = _MOST_PROGRAMS
+    programs, links = room(4 * most), room(4 * most)
+    where = ctypes.addressof(programs), ctypes.addressof(links)
+    query = attribute("IIIIQIIQQQQ", link, attach_type, 0, 0, where[0], most, 0, 0, where[1], 0, 0)
+    try:
+        call(_PROG_QUERY, query)
+    except FileNotFoundError:  # 6.6 says so where there was never one
+        return []
+    (count,) = Struct("=I").unpack_from(query, 24)
+    numbers = Struct(f"={count}I")
+    return [*map(Attached, numbers.unpack_from(programs), numbers.unpack_from(links))]
 
 
 def link_create(prog_fd: int, link: int, attach_type: int, first: bool = True) -> int:
     """Attach a program before (or behind) all others by tcx; returns the file descriptor that holds it there."""
     flags = BEFORE if first else AFTER
-    return _call(_LINK_CREATE, _attribute("IIIIIIQ32x", prog_fd, link, attach_type, flags, 0, 0, 0))
+    return call(_LINK_CREATE, attribute("IIIIIIQ32x", prog_fd, link, attach_type, flags, 0, 0, 0))
 
 
 def link_update(link_fd: int, prog_fd: int) -> None:
     """Replace the program of a bpf link at once. EEXIST: it is that one already."""
-    _call(_LINK_UPDATE, _attribute("IIIIQ", link_fd, prog_fd, 0, 0, 0))
+    call(_LINK_UPDATE, attribute("IIIIQ", link_fd, prog_fd, 0, 0, 0))
 
 
 class Map:
@@ -219,7 +216,7 @@ class Map:
         self.value_size = info.value_size
         self.max_entries = info.max_entries
         self.name = name or info.name
-        self._key, self._value = _room(info.key_size), _room(info.value_size)
+        self._key, self._value = room(info.key_size), room(info.value_size)
         where = ctypes.addressof(self._key), ctypes.addressof(self._value)
         self._attribute = ctypes.create_string_buffer(_ELEMENT.pack(fd, *where, 0), _ELEMENT.size)
         self._flags = ctypes.addressof(self._attribute) + _ELEMENT.size - 8
@@ -250,7 +247,7 @@ class Map:
         ctypes.memmove(self._flags, pack("=Q", flags), 8)
         try:
             # a delete is refused when it comes with a value
-            _call(command, self._attribute, _KEY_ALONE if command == _DELETE else None)
+            call(command, self._attribute, _KEY_ALONE if command == _DELETE else None)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -294,7 +291,7 @@ class Map:
         return deleted
 
     def _batch(self, command: int, keys: Sequence[bytes], values: Sequence[bytes]) -> int:
-        packed, contents = _room(b"".join(keys)), _room(b"".join(values))
+        packed, contents = room(b"".join(keys)), room(b"".join(values))
         if len(packed) != len(keys) * self.key_size or (values and len(contents) != len(keys) * self.value_size):
             raise ValueError(f"{self.name} has keys of {self.key_size} and values of {self.value_size} octets")
         where = ctypes.addressof(packed), ctypes.addressof(contents) if values else 0
@@ -302,7 +299,7 @@ class Map:
             _BATCH_ATTRIBUTE.pack(0, 0, *where, len(keys), self.fd, 0, 0), _BATCH_ATTRIBUTE.size
         )
         try:
-            _call(command, attribute)
+            call(command, attribute)
         except OSError as error:
             # EFAULT alone leaves the count as it was given
             (count,) = Struct("=I").unpack_from(attribute, _COUNT)
@@ -323,27 +320,27 @@ class Map:
         return (key for key, _ in self.items())
 
     def _items_in_batches(self) -> Iterator[tuple[bytes, bytes]]:
-        room, place, more = _BATCH, b"", True
+        most, place, more = _BATCH, b"", True
         while more:
             try:
-                keys, values, place, more = self._lookup_batch(place, room)
+                keys, values, place, more = self._lookup_batch(place, most)
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                room *= 2  # a bucket of the hash comes whole or not at all
+                most *= 2  # a bucket of the hash comes whole or not at all
                 continue
             yield from zip(keys, values, strict=True)
 
-    def _lookup_batch(self, place: bytes, room: int) -> tuple[list[bytes], list[bytes], bytes, bool]:
+    def _lookup_batch(self, place: bytes, most: int) -> tuple[list[bytes], list[bytes], bytes, bool]:
         """Keys, values, where the next batch begins, and whether there is one. `place` empty: from the start."""
-        keys, values = _room(room * self.key_size), _room(room * self.value_size)
-        begin, behind = _room(place), _room(max(4, self.key_size))
+        keys, values = room(most * self.key_size), room(most * self.value_size)
+        begin, behind = room(place), room(max(4, self.key_size))
         where = [ctypes.addressof(each) for each in (behind, keys, values)]
-        packed = _BATCH_ATTRIBUTE.pack(ctypes.addressof(begin) if place else 0, *where, room, self.fd, 0, 0)
+        packed = _BATCH_ATTRIBUTE.pack(ctypes.addressof(begin) if place else 0, *where, most, self.fd, 0, 0)
         attribute = ctypes.create_string_buffer(packed, len(packed))
         more = True
         try:
-            _call(_LOOKUP_BATCH, attribute)
+            call(_LOOKUP_BATCH, attribute)
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -358,11 +355,11 @@ class Map:
             key = following
 
     def _next_key(self, key: bytes | None) -> bytes | None:
-        before, after = _room(key or self.key_size), _room(self.key_size)
+        before, after = room(key or self.key_size), room(self.key_size)
         where = ctypes.addressof(before) if key is not None else 0
         packed = _ELEMENT.pack(self.fd, where, ctypes.addressof(after), 0)
         try:
-            _call(_NEXT_KEY, ctypes.create_string_buffer(packed, len(packed)))
+            call(_NEXT_KEY, ctypes.create_string_buffer(packed, len(packed)))
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise

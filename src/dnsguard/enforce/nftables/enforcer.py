@@ -7,20 +7,22 @@ come back in the event loop. What the kernel holds outlives this object: `close`
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from dnsguard.core.errors import MissingFeatureError
-from dnsguard.core.model import Flow, Pair, Seconds
-from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
+from dnsguard.core.model import Seconds
+from dnsguard.enforce.denials import Dropped, OnDenial
+from dnsguard.enforce.enforcer import LineEnforcer
+from dnsguard.enforce.lines import Both, Line, Second
+from dnsguard.enforce.nftables.denied import DenialReader, dropped
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.probe import Abilities, probe
 from dnsguard.enforce.nftables.ruleset import Layout
 from dnsguard.enforce.nftables.session import Session, delete_table
 from dnsguard.enforce.nftables.table import Table
 from dnsguard.enforce.nftables.watch import OnDamage, Watch
-from dnsguard.enforce.writer import OnCommit, Writer
-from dnsguard.enforce.writes import refuse_faults
-from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
+from dnsguard.enforce.writer import OnCommit
+from dnsguard.engine.contracts import Acknowledge, Desired, Element, Write
 
 RETRY: Seconds = 1.0
 """How long after a repair that failed the next is tried."""
@@ -28,8 +30,8 @@ OnFailure = Callable[[str], None]
 """`on_failure(why)`: a repair has failed; it will be tried again."""
 
 
-class NftEnforcer:
-    """Implements `engine.contracts.Enforcer`; make one with `create`."""
+class NftEnforcer(LineEnforcer):
+    """A `LineEnforcer` over the table, alone or with a second line beside it; make one with `create`."""
 
     abilities: Abilities
     _session: Session
@@ -46,9 +48,9 @@ class NftEnforcer:
         on_failure: OnFailure,
         on_commit: OnCommit,
     ) -> None:
+        super().__init__(acknowledge, on_commit)
         self._layout = layout
         self._on_damage, self._on_failure = on_damage, on_failure
-        self._writer = Writer(self._commit, acknowledge, on_commit)
         self._retry: asyncio.TimerHandle | None = None
         self._repair: asyncio.Future[None] | None = None
         self._repair_begun = False
@@ -66,17 +68,18 @@ class NftEnforcer:
         on_failure: OnFailure = lambda why: None,
         on_commit: OnCommit = lambda seconds, elements: None,
         own: bool | None = None,
+        beside: Second | None = None,
     ) -> NftEnforcer:
         """Probe the kernel, and take over the table that an earlier process left, as it is; the first `apply`
         changes it, or makes it. `own` False leaves the table open to others, as older kernels must; None owns it
-        where that is possible.
+        where that is possible. `beside` is a second line, which from here on belongs to the writer's thread.
 
         `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
         queued (await `repair` for its end). Raises KernelError, or MissingFeatureError without libnftables.
         """
         enforcer = cls(layout, acknowledge, on_damage, on_failure=on_failure, on_commit=on_commit)
         try:
-            await enforcer._writer.do(lambda: enforcer._open(own))
+            await enforcer.open(lambda: enforcer._take_over(own, beside))
             enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
             enforcer._close.append(enforcer._watch.close)
             enforcer._stop_watching_what_is_owned()
@@ -87,7 +90,7 @@ class NftEnforcer:
             raise
         return enforcer
 
-    def _open(self, own: bool | None) -> None:
+    def _take_over(self, own: bool | None, beside: Second | None) -> Line:
         try:
             self._session = Session()
         except PermissionError as error:
@@ -96,19 +99,16 @@ class NftEnforcer:
         self.abilities = probe(self._session)
         wanted = self.abilities.own if own is None else own and self.abilities.own
         self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
+        if beside is None:
+            return self._table
+        both = Both(self._table, beside)
+        both.reconcile()
+        return both
 
-    def _commit(self, writes: Sequence[Write]) -> Mapping[Element, str]:
-        return self._table.arm(writes)
-
-    def arm(self, ticket: Ticket, writes: Sequence[Write]) -> None:
-        refuse_faults(writes)
-        self._writer.arm(ticket, writes)
-
-    def apply(self, desired: Desired, add: Sequence[Write] = (), remove: Collection[Element] = ()) -> Awaitable[None]:
-        asked = Desired(desired.programs, dict(desired.pairs), desired.excluded)  # the caller may go on changing it
-        added, removed = tuple(add), tuple(remove)
-        refuse_faults(added)
-        applied = self._writer.do(lambda: self._table.apply(asked, added, removed))
+    def apply(
+        self, desired: Desired, add: Sequence[Write] = (), remove: Collection[Element] = ()
+    ) -> asyncio.Future[None]:
+        applied = super().apply(desired, add, remove)
         applied.add_done_callback(self._stop_watching_what_is_owned)
         return applied
 
@@ -117,28 +117,13 @@ class NftEnforcer:
         if self._table.owned:
             self._watch.close()
 
-    def cut(self, flows: Collection[Flow]) -> Awaitable[None]:
-        cut = tuple(flows)
-        return self._writer.do(lambda: self._table.cut(cut))
-
-    def uncut(self, flows: Collection[Flow]) -> Awaitable[None]:
-        uncut = tuple(flows)
-        return self._writer.do(lambda: self._table.uncut(uncut))
-
-    def read(self) -> Awaitable[Sequence[Held]]:
-        return self._writer.do(lambda: self._table.read())
-
-    def running(self) -> Awaitable[Mapping[Pair, str]]:
-        """Which program each (link, address) runs in the kernel: an earlier process's, until the first `apply`."""
-        return self._writer.do(lambda: self._table.running())
-
-    def cut_before(self) -> Awaitable[Sequence[Flow]]:
-        """The flows that an earlier process has cut and that have not fallen silent since."""
-        return self._writer.do(lambda: self._table.cut_before())
-
     def verify(self) -> Awaitable[Sequence[str]]:
         """What is wrong with the table's chains and sets; empty when nothing is. Some milliseconds."""
         return self._writer.do(lambda: self._table.verify())
+
+    def stands(self) -> Awaitable[bool]:
+        """Whether there is a table that intercepts: an earlier process's, before the first `apply`."""
+        return self._writer.do(lambda: "dns" in inventory(self._session).chains)
 
     def dropped(self) -> Awaitable[Sequence[Dropped]]:
         """The counters of dropped packets. They begin again at 0 an hour after the last packet."""
@@ -174,6 +159,12 @@ class NftEnforcer:
         self._table.repair()
 
     @property
+    def intact(self) -> bool:
+        """False from the first sign of damage until the table is what it should be again."""
+        repair = self._repair
+        return repair is None or (repair.done() and not repair.cancelled() and repair.exception() is None)
+
+    @property
     def owned(self) -> bool:
         """True when no other process can change the table while this one lives."""
         return self._table.owned
@@ -183,19 +174,14 @@ class NftEnforcer:
         """Times that reports of dropped packets overflowed; their counters lost nothing."""
         return self._denials.lost
 
-    @property
-    def busy_since(self) -> float | None:
-        """The monotonic time at which the writer's present work began, for a watchdog."""
-        return self._writer.busy_since
-
     async def close(self) -> None:
-        """End the thread and the readers. The table stays in force."""
+        """End the thread and the readers. The table stays in force; the second line is its maker's to close."""
         self._closing = True
         if self._retry is not None:
             self._retry.cancel()
         while self._close:
             self._close.pop()()
-        await self._writer.stop()
+        await super().close()
         if self._opened:
             self._opened = False
             self._session.close()

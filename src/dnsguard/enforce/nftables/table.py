@@ -122,7 +122,8 @@ class Table:
     def _held(self, name: SetName) -> dict[Key, int]:
         return elements.dump_leases(self._session, name)
 
-    def _drop(self, gone: Collection[Element]) -> None:
+    def drop(self, gone: Collection[Element]) -> None:
+        """Take these leases out, present or not."""
         for element in gone:
             self._ends.get(elements.lease_set(*element), {}).pop(element.key, None)
         self._leases.drop(gone)
@@ -252,7 +253,7 @@ class Table:
         """Undo `_add`: what was alive gets its end back, the rest goes."""
         now = time.monotonic()
         alive = {element: end for element, end in earlier.items() if end > now}
-        self._drop([element for element in earlier if element not in alive])
+        self.drop([element for element in earlier if element not in alive])
         self.arm([Write(e.scope, e.key, max(1, int((end - now) * 1000))) for e, end in alive.items()])
 
     def _turn(self, before: Wanted, wanted: Wanted) -> None:
@@ -269,7 +270,7 @@ class Table:
     def _finish(self, before: Wanted, wanted: Wanted, remove: Collection[Element], everything: bool) -> None:
         """Take out what nobody needs. It is too late to go back; what fails here is damage, and repaired."""
         try:
-            self._drop([each for each in remove if elements.lease_set(*each) in wanted.lease_sets])
+            self.drop([each for each in remove if elements.lease_set(*each) in wanted.lease_sets])
             if everything:
                 self._delete_unknown(wanted)
                 self._delete_endless(wanted)

@@ -1,0 +1,128 @@
+"""The programs on every pod link, first in line there, and the way back.
+
+Blocks, and is used in one thread that has no event loop (pyroute2's plain sockets refuse to work in one).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from dnsguard.core.errors import KernelError, MissingFeatureError
+from dnsguard.core.model import LinkIndex
+from dnsguard.enforce.bpf import clsact, pins
+from dnsguard.enforce.bpf.clsact import Clsact
+from dnsguard.enforce.bpf.hooks import HOOKS, Way
+from dnsguard.enforce.bpf.tcx import Tcx, has_tcx
+
+_SIOCGIFHWADDR = 0x8927
+_ARPHRD_ETHER = 1
+_LONGEST_NAME = 15
+
+
+class Attachments:
+    """Ours on the links that were attached. `tcx` None: where the kernel has it, else clsact.
+
+    What an earlier process left on a link goes over to these programs without a moment of none.
+    """
+
+    def __init__(self, programs: Mapping[str, int], bpffs: Path, tcx: bool | None = None) -> None:
+        self.tcx = has_tcx() if tcx is None else tcx
+        self._way: Way = Tcx(programs, bpffs) if self.tcx else Clsact(programs, bpffs)
+        self._way.sweep()
+        self._links: dict[LinkIndex, str] = {}
+        self._second: set[LinkIndex] = set()
+
+    @property
+    def effective(self) -> bool:
+        """Ours were first on every link when last looked at."""
+        return not self._second
+
+    @property
+    def second(self) -> list[str]:
+        """The links on which they were not."""
+        return sorted(self._links.get(link, str(link)) for link in [*self._second])
+
+    def attach(self, link: LinkIndex, name: str) -> None:
+        """Put ours first on a pod link; one that is gone is none any more.
+
+        Raises MissingFeatureError when it is no Ethernet link; KernelError when the kernel refuses, or when ours
+        cannot be first: then every `verify` tries again.
+        """
+        try:
+            _require_ethernet(name)
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            return
+        self._links[link] = name
+        self._put_first(link)
+
+    def detach(self, link: LinkIndex) -> None:
+        self._links.pop(link, None)
+        self._second.discard(link)
+        self._way.take_off(link)
+
+    def verify(self) -> list[str]:
+        """What was wrong, on any link: it has been put right, or `effective` is false."""
+        wrong: list[str] = []
+        before = len(self._links)
+        for link, name in [*self._links.items()]:
+            try:
+                wrong += self._put_first(link)
+            except KernelError as error:
+                wrong.append(f"{name}: {error}")
+        if len(self._links) < before:
+            self._way.sweep()
+        return wrong
+
+    def _put_first(self, link: LinkIndex) -> list[str]:
+        wrong: list[str] = []
+        name = self._links[link]
+        self._second.add(link)
+        try:
+            for hook in HOOKS:
+                if what := self._way.put_first(link, hook):
+                    wrong.append(f"{name}: {hook.program} {what}")
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise KernelError(f"no eBPF program can be put on {name}: {error.strerror}") from error
+            del self._links[link]
+            wrong.clear()
+        self._second.discard(link)
+        return wrong
+
+    def close(self) -> None:
+        """Ours stay where they are."""
+        self._way.close()
+
+
+def _require_ethernet(name: str) -> None:
+    """The programs read a frame from its Ethernet header on."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack(f"{_LONGEST_NAME + 1}s24x", os.fsencode(name)[:_LONGEST_NAME])
+        answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, request)
+    kind: int = struct.unpack_from("=H", answer, _LONGEST_NAME + 1)[0]
+    if kind != _ARPHRD_ETHER:
+        raise MissingFeatureError(
+            f"{name} is no Ethernet link (type {kind}): eBPF cannot enforce there; leave it out of pods.interfaces, or "
+            "set enforcement.ebpf: Off"
+        )
+
+
+def remove_all(bpffs: Path) -> None:
+    """Remove every program, filter, qdisc and pin that is dnsguard's, and nothing else. The bpffs stays mounted."""
+    clsact.remove_all(bpffs)
+    pins.remove(bpffs)
+    with suppress(FileNotFoundError):
+        for pin in (bpffs / "links").iterdir():
+            pin.unlink(missing_ok=True)
+    for folder in (bpffs / "links", bpffs / "maps", bpffs):
+        with suppress(FileNotFoundError):
+            folder.rmdir()

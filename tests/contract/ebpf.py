@@ -1,0 +1,122 @@
+"""The eBPF line as a subject of the contract suite, alone and beside nftables. Needs root, and the lab's packets.
+
+The programs are attached to the lab's links as on a node; what is pinned for that is removed with the lab.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from dnsguard.enforce.bpf import layout
+from dnsguard.enforce.bpf.attach import Attachments, remove_all
+from dnsguard.enforce.bpf.layout import Idle
+from dnsguard.enforce.bpf.load import Loaded, load
+from dnsguard.enforce.bpf.table import BpfTable
+from dnsguard.enforce.enforcer import LineEnforcer
+from dnsguard.enforce.nftables import Layout, NftEnforcer
+from tests.contract.nftables import NftSubject, in_lab
+from tests.contract.subject import Maker, Subject
+from tests.node.nftables_lab import LAYOUT, Lab, inside
+
+SECOND = 10**9
+IDLE_NS = {
+    Idle.TCP_NEW: 120,
+    Idle.TCP: 432_000,
+    Idle.TCP_CLOSING: 120,
+    Idle.UDP_NEW: 30,
+    Idle.UDP: 120,
+    Idle.SCTP: 210,
+    Idle.ICMP: 30,
+    Idle.OTHER: 600,
+    Idle.CUT: 600,
+}
+"""In seconds: what connection tracking has."""
+_LINKS = ("vetha", "vethb")
+
+
+@contextmanager
+def loaded(layout_of: Layout) -> Iterator[Loaded]:
+    """The programs and maps of the size that this layout asks for, pinned nowhere; no limit of queries or reports."""
+    pods = {"pairs": 4 * layout_of.pods, "programs": 2 * layout_of.pods}
+    made = load(None, {"leases": layout_of.lease_set_size, "flows": 64 * layout_of.flows, **pods})
+    try:
+        set_up(made)
+        yield made
+    finally:
+        made.close()
+
+
+def set_up(made: Loaded) -> None:
+    idle = [SECOND * IDLE_NS[each] for each in Idle]
+    settings = layout.SETTINGS.pack(*idle, 0, 0, 0, 0, 1_000_000, 1)
+    made.maps["settings"].update(layout.U32.pack(0), settings)
+
+
+class BpfSubject(NftSubject):
+    """`enforcer` is the eBPF line, and with `beside_nftables` both."""
+
+    def __init__(self, lab: Lab, layout: Layout, loaded: Loaded, *, beside_nftables: bool) -> None:
+        super().__init__(lab, layout)
+        self._loaded = loaded
+        self._beside_nftables = beside_nftables
+
+    async def start(self, own: bool) -> None:
+        table = BpfTable(self._loaded.maps)
+        if self._beside_nftables:
+            with inside(self.lab.node):
+                self.enforcer = await NftEnforcer.create(
+                    self._layout, self.settled, self.damage.append, lambda denial: None, own=own, beside=table
+                )
+        else:
+            self.enforcer = LineEnforcer(self.settled)
+            await self.enforcer.open(lambda: table)
+
+
+@contextmanager
+def attached(lab: Lab, loaded: Loaded) -> Iterator[None]:
+    """Not for an event loop's thread."""
+    bpffs = Path("/sys/fs/bpf") / lab.node
+    with inside(lab.node):
+        attachments = Attachments(loaded.programs, bpffs)
+    try:
+        with inside(lab.node):
+            for name in _LINKS:
+                attachments.attach(lab.link(name), name)
+        yield
+    finally:
+        attachments.close()
+        with inside(lab.node):
+            remove_all(bpffs)
+
+
+@asynccontextmanager
+async def started(layout: Layout, *, own: bool, beside_nftables: bool) -> AsyncIterator[BpfSubject]:
+    with in_lab() as lab, loaded(layout) as made:
+        attaching = attached(lab, made)
+        await asyncio.to_thread(attaching.__enter__)
+        try:
+            subject = BpfSubject(lab, layout, made, beside_nftables=beside_nftables)
+            await subject.start(own)
+            try:
+                yield subject
+            finally:
+                await subject.enforcer.close()
+        finally:
+            await asyncio.to_thread(attaching.__exit__, None, None, None)
+
+
+@asynccontextmanager
+async def _made(beside_nftables: bool, *, small: bool = False) -> AsyncIterator[Subject]:
+    layout = replace(LAYOUT, leases=0) if small else LAYOUT
+    async with started(layout, own=True, beside_nftables=beside_nftables) as subject:
+        yield subject
+        assert subject.damage == []
+
+
+ebpf: Maker = partial(_made, False)
+both: Maker = partial(_made, True)
