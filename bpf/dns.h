@@ -160,7 +160,7 @@ static __always_inline void fold(struct answer_key *key)
 }
 
 /* A helper's length as the verifier wants it: the limits are looked at right before the call, in a whole register, and
- * before 5.13 one is not seen to be above 0 but as one more than something. */
+ * in 5.10 one is not seen to be above 0 but as one more than something. */
 static __always_inline __u64 seen(__u64 but_one)
 {
 	asm volatile("" : "+r"(but_one));
