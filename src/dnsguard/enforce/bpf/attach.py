@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dnsguard.core.errors import KernelError, MissingFeatureError
 from dnsguard.core.model import LinkIndex
-from dnsguard.enforce.bpf import clsact, pins
+from dnsguard.enforce.bpf import clsact, pins, tcx
 from dnsguard.enforce.bpf.clsact import Clsact
 from dnsguard.enforce.bpf.hooks import HOOKS, Way
 from dnsguard.enforce.bpf.tcx import Tcx, has_tcx
@@ -24,6 +24,8 @@ from dnsguard.enforce.bpf.tcx import Tcx, has_tcx
 _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1
 _LONGEST_NAME = 15
+_GONE = (errno.ENODEV, errno.ENOLINK)
+"""Of the link, or of the one that a bpf link was on."""
 
 
 class Attachments:
@@ -72,29 +74,33 @@ class Attachments:
     def verify(self) -> list[str]:
         """What was wrong, on any link: it has been put right, or `effective` is false."""
         wrong: list[str] = []
-        before = len(self._links)
         for link, name in [*self._links.items()]:
             try:
                 wrong += self._put_first(link)
             except KernelError as error:
                 wrong.append(f"{name}: {error}")
-        if len(self._links) < before:
-            self._way.sweep()
         return wrong
 
     def _put_first(self, link: LinkIndex) -> list[str]:
-        wrong: list[str] = []
+        """One side that fails does not keep the other from being put right."""
         name = self._links[link]
-        self._second.add(link)
-        try:
-            for hook in HOOKS:
-                if what := self._way.put_first(link, hook):
-                    wrong.append(f"{name}: {hook.program} {what}")
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise KernelError(f"no eBPF program can be put on {name}: {error.strerror}") from error
-            del self._links[link]
-            wrong.clear()
+        wrong: list[str] = []
+        failures: list[KernelError] = []
+        for hook in HOOKS:
+            try:
+                what = self._way.put_first(link, hook)
+            except KernelError as error:
+                failures.append(error)
+            except OSError as error:
+                if error.errno in _GONE:
+                    self.detach(link)
+                    return []
+                failures.append(KernelError(f"{hook.program} cannot be put on {name}: {error.strerror}"))
+            else:
+                wrong += [f"{name}: {hook.program} {what}"] if what else []
+        if failures:
+            self._second.add(link)
+            raise failures[0]
         self._second.discard(link)
         return wrong
 
@@ -118,11 +124,9 @@ def _require_ethernet(name: str) -> None:
 
 def remove_all(bpffs: Path) -> None:
     """Remove every program, filter, qdisc and pin that is dnsguard's, and nothing else. The bpffs stays mounted."""
+    tcx.remove_all(bpffs)
     clsact.remove_all(bpffs)
     pins.remove(bpffs)
-    with suppress(FileNotFoundError):
-        for pin in (bpffs / "links").iterdir():
-            pin.unlink(missing_ok=True)
     for folder in (bpffs / "links", bpffs / "maps", bpffs):
         with suppress(FileNotFoundError):
             folder.rmdir()
