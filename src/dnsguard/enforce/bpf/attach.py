@@ -39,7 +39,7 @@ class Attachments:
         self._way: Way = Tcx(programs, bpffs) if self.tcx else Clsact(programs, bpffs)
         self._way.sweep()
         self._links: dict[LinkIndex, str] = {}
-        self._second: set[LinkIndex] = set()
+        self._second: dict[LinkIndex, str] = {}
 
     @property
     def effective(self) -> bool:
@@ -48,8 +48,8 @@ class Attachments:
 
     @property
     def second(self) -> list[str]:
-        """The links on which they were not."""
-        return sorted(self._links.get(link, str(link)) for link in [*self._second])
+        """Links on which they were not, or not at all. May be asked from another thread."""
+        return sorted(self._second.copy().values())
 
     def attach(self, link: LinkIndex, name: str) -> None:
         """Put ours first on a pod link; one that is gone is none any more.
@@ -68,7 +68,7 @@ class Attachments:
 
     def detach(self, link: LinkIndex) -> None:
         self._links.pop(link, None)
-        self._second.discard(link)
+        self._second.pop(link, None)
         self._way.take_off(link)
 
     def verify(self) -> list[str]:
@@ -99,9 +99,9 @@ class Attachments:
             else:
                 wrong += [f"{name}: {hook.program} {what}"] if what else []
         if failures:
-            self._second.add(link)
+            self._second[link] = name
             raise failures[0]
-        self._second.discard(link)
+        self._second.pop(link, None)
         return wrong
 
     def close(self) -> None:

@@ -26,6 +26,8 @@ _SCHED_CLS = 3
 TCX_INGRESS, TCX_EGRESS = 46, 47
 """Attach types."""
 BEFORE, AFTER = 8, 16
+NOEXIST = 1
+"""Of an update: only a key that is not there."""
 
 _ENOTSUPP = 524
 """Not an errno of user space: what a map type without batches answers."""
@@ -118,10 +120,10 @@ def _text(octets: bytes) -> str:
     return octets.split(b"\0", 1)[0].decode("ascii", "replace")
 
 
-def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int = 1) -> int:
+def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int = 1, flags: int = 0) -> int:
     """A new map; returns its file descriptor."""
     title = name.encode()[:15]
-    return call(_MAP_CREATE, attribute("IIIIIII16sI", kind, key_size, value_size, max_entries, 0, 0, 0, title, 0))
+    return call(_MAP_CREATE, attribute("IIIIIII16sI", kind, key_size, value_size, max_entries, flags, 0, 0, title, 0))
 
 
 def pin(fd: int, path: Path) -> None:
