@@ -151,6 +151,13 @@ def test_maps_with_a_key_of_another_size_are_made_anew(folder: Path) -> None:
     loaded.close()
 
 
+def test_what_is_of_no_use_to_the_next_process_is_not_pinned(folder: Path) -> None:
+    leave_leases(folder)
+    pinned = {path.name for path in (folder / "maps").iterdir()}
+    assert not pinned & {"reports", "scratch", "drops"}
+    assert {"leases", "flows", "answers", "ports", "settings"} <= pinned
+
+
 def test_a_map_whose_pin_is_missing_is_made_beside_those_that_are_there(folder: Path) -> None:
     leave_leases(folder)
     (folder / "maps" / "own").unlink()

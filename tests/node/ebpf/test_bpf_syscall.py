@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import resource
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -19,6 +21,9 @@ _NO_PREALLOC = 1
 
 
 def make(kind: str, entries: int) -> Map:
+    # before 5.11 maps count as locked memory
+    with suppress(ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     number = {HASH: syscall.HASH, LPM: syscall.LPM_TRIE, ARRAY: syscall.ARRAY}[kind]
     flags = _NO_PREALLOC if kind == LPM else 0
     size = 4 if kind == ARRAY else 8
