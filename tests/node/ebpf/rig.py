@@ -52,6 +52,7 @@ class Rig:
     def __init__(self) -> None:
         self._loaded = load(None, {})
         self.maps = self._loaded.maps
+        self.programs = self._loaded.programs
         self.sent = b""
         self._settings: dict[str, int] = {
             "query_ns": SECOND // 1000,
