@@ -10,9 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from dnsguard.enforce.bpf import layout
+from dnsguard.enforce.bpf import layout, pins
 from dnsguard.enforce.bpf.attach import Attachments, remove_all
 from dnsguard.enforce.bpf.layout import Idle
 from dnsguard.enforce.bpf.load import Loaded, load
@@ -80,7 +79,8 @@ class BpfSubject(NftSubject):
 @contextmanager
 def attached(lab: Lab, loaded: Loaded) -> Iterator[None]:
     """Not for an event loop's thread."""
-    bpffs = Path("/sys/fs/bpf") / lab.node
+    bpffs = pins.MOUNT_POINT / lab.node
+    pins.prepare(bpffs)
     with inside(lab.node):
         attachments = Attachments(loaded.programs, bpffs)
     try:
