@@ -230,10 +230,11 @@ struct answer {
 	__u16 edns;			/* octets behind them: the OPT of a reply to a question that had one */
 	__u16 ttls;
 	__u16 ttl_at[ANSWER_TTLS];	/* where in data a TTL stands */
-	__u32 sum_records;		/* one's complement sums of data as it will stand in the packet, TTLs as zero */
-	__u32 sum_edns;
+	__u32 sum_records;		/* one's complement sums of data as it will stand in the packet, TTLs as zero, */
+	__u32 sum_edns;			/* of 16-bit words in host order */
 	__u16 hits;			/* told since it was written, for prefetching; wraps */
-	__u16 pad[5];
+	__u16 pad;
+	__u64 serial;			/* no other entry ever had it */
 	__u8 data[ANSWER_DATA];
 };
 

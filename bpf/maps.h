@@ -78,7 +78,7 @@ struct {
 /* The last number that was given to a source. Kept by user space: it outlives the pairs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u64);
 } state SEC(".maps");

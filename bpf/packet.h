@@ -129,6 +129,9 @@ static __always_inline int read_ip4(struct __sk_buff *skb, struct packet *packet
 	packet->is_later = (fragment & IP4_OFFSET) != 0;
 	packet->fragment = bpf_ntohs(ip.id);
 	packet->plain = header == sizeof(ip) && !packet->is_fragment;
+	/* One that would write over the first one's TCP header (RFC 3128). */
+	if (packet->is_later && ip.protocol == IPPROTO_TCP && (fragment & IP4_OFFSET) * 8 < sizeof(struct tcphdr))
+		return READ_MALFORMED;
 	if (header > sizeof(ip))
 		return read_options4(skb, ETH_HLEN + sizeof(ip), packet->transport);
 	return READ_OK;
@@ -138,6 +141,7 @@ static __always_inline int read_ip4(struct __sk_buff *skb, struct packet *packet
 static __always_inline int read_extensions(struct __sk_buff *skb, struct packet *packet, __u32 next)
 {
 	__u32 at = ETH_HLEN + sizeof(struct ipv6hdr);
+	int fragmented = 0;
 
 	for (int number = 0; number <= MOST_EXTENSIONS; number++) {
 		__u8 header[8] = {};
@@ -163,7 +167,7 @@ static __always_inline int read_extensions(struct __sk_buff *skb, struct packet 
 		if (next == IPPROTO_FRAGMENT) {
 			__u32 offset = (header[2] << 8 | header[3]) & 0xfff8;
 
-			if (packet->is_fragment)
+			if (fragmented++)
 				return READ_MALFORMED;
 			__builtin_memcpy(&packet->fragment, header + 4, 4);
 			packet->is_fragment = offset || header[3] & 1;

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import sha256
 from math import ceil
 
 from dnsguard.config.groups import DenyResponse, OnExceed, Revocation, Settings
 from dnsguard.core.answers import DEFAULT_PROTECTED, Protected
 from dnsguard.core.leases import Capacity
-from dnsguard.core.limits import Limits
+from dnsguard.core.limits import REFUSED_BEFORE_DROPPING, Limits
 from dnsguard.core.model import Address
 from dnsguard.core.wire import Rcode
+from dnsguard.enforce.bpf.second import EbpfLayout
 from dnsguard.enforce.nftables.ruleset import Layout
 from dnsguard.engine.change import ChangeSettings
 from dnsguard.engine.engine import EngineSettings
@@ -54,6 +56,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         capacity=Capacity(limits.leases_per_pod, limits.addresses_per_name, settings.tables.leases),
         cache_entries=settings.cache.entries,
         drain=settings.enforcement.revocation is Revocation.DRAIN,
+        prefetch=settings.dns.prefetch,
     )
 
 
@@ -71,6 +74,32 @@ def table_layout(settings: Settings) -> Layout:
         pods=settings.tables.pods,
         log_rate=settings.limits.log_lines,
     )
+
+
+def ebpf_layout(settings: Settings) -> EbpfLayout:
+    """For the eBPF line. Over the rate the daemon refuses, up to ten times of it; the kernel drops what is beyond."""
+    limits, tables = settings.limits, settings.tables
+    refused = 1 if limits.on_exceed is OnExceed.DROP else 1 + REFUSED_BEFORE_DROPPING
+    return EbpfLayout(
+        bpffs=settings.paths.bpffs,
+        pods=tables.pods,
+        leases=tables.leases,
+        flows=tables.flows,
+        flows_per_pod=limits.flows_per_pod,
+        answers=tables.answers,
+        answers_per_pod=limits.kernel_answers_per_pod,
+        prefixes=tables.prefixes,
+        queries=limits.queries_per_second * refused,
+        query_burst=limits.burst * refused,
+        reports=limits.log_lines,
+        intercept=tuple(Address(address.packed) for address in settings.dns.intercept) or None,
+    )
+
+
+def answers_fingerprint(settings: Settings, own: Iterable[Address]) -> int:
+    """Stands for all that decides what an answer may contain and how long it is told, besides the policies."""
+    content = [settings.ttl, settings.answers, settings.dns.deny_response, sorted(own)]
+    return int.from_bytes(sha256(repr(content).encode()).digest()[:8], "big")
 
 
 def protected(settings: Settings, own: Iterable[Address]) -> Protected:

@@ -1,4 +1,5 @@
-"""Every trace out of the kernel, when no daemon runs: the table, the rules and the routes."""
+"""Every trace out of the kernel, when no daemon runs: the table, the eBPF programs and maps, the rules and
+the routes."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import asyncio
 
 from dnsguard import assembly
 from dnsguard.config.settings import Settings
+from dnsguard.enforce.bpf.attach import remove_all
 from dnsguard.enforce.nftables import remove_table
 from dnsguard.lock import only_one
 from dnsguard.node.routing import Interception
@@ -16,6 +18,7 @@ def cleanup(settings: Settings) -> int:
     """Remove every trace from the kernel; returns the exit code. Raises CallError while a daemon runs."""
     with only_one(settings.paths.runtime):
         remove_table()
+        remove_all(settings.paths.bpffs)
         asyncio.run(_remove_routes(settings))
     return 0
 

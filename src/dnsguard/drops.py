@@ -1,28 +1,53 @@
-"""What the kernel has dropped, told to the log, the metrics and the table of pods.
+"""What the kernel did by itself, told to the log, the metrics and the table of pods: packets dropped, questions
+answered.
 
-Packets are reported one by one within the kernel's limits, and counted all; both come here, with what the leases know
-of the address.
+Dropped packets are reported one by one, or one for several of a kind, within the kernel's limits, and counted all; both
+come here from every enforcer, with what the leases know of the address. A packet is dropped by one enforcer only, so
+their counts add up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
-from dnsguard.core.model import Seconds
-from dnsguard.enforce.nftables import Denial, Dropped
+from dnsguard.core.model import LinkIndex, Seconds
+from dnsguard.core.pods import Pod
+from dnsguard.enforce.denials import Answered, Denial, Dropped
 from dnsguard.engine.contracts import EventKind, Events
+from dnsguard.engine.counters import ANY_FAMILY, OTHER, UNSEEN_RCODE
 from dnsguard.engine.engine import Engine
 
 _WHY: Final = {
     "source": "its source address is not routed to that link",
     "unknown": "its source address is no pod's on that link",
     "listener": "a query, and nobody listened",
+    "queries": "a query beyond the pod's rate",
     "rule": "a Deny rule closes it",
     "cut": "the flow was cut, the policy no longer allows it",
+    "inbound": "a packet towards the pod that belongs to no flow and does not begin one",
+    "malformed": "the packet cannot be read, or was made to be misread",
+    "vlan": "the frame is tagged",
+    "fragment": "a fragment whose first one did not come, or was not let",
 }
 """Reasons of the kernel that say it all; behind `default` the leases are asked."""
+_NO_FAULT: Final = "multicast"
+"""Dropped from every pod, whatever it does: no pod's row counts it."""
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+
+
+class Growth:
+    """How much the kernel's counters have grown since they were read before. They go away when they are not used, or
+    with a map or a table, and begin again at 0."""
+
+    def __init__(self) -> None:
+        self._seen: Mapping[Hashable, int] = {}
+
+    def of(self, found: Mapping[Hashable, int]) -> dict[Hashable, int]:
+        seen, self._seen = self._seen, found
+        # Less than before: it began again, and all of it is new.
+        return {key: n - seen.get(key, 0) if n >= seen.get(key, 0) else n for key, n in found.items()}
 
 
 class Drops:
@@ -32,15 +57,12 @@ class Drops:
         self._engine = engine
         self._events = events
         self._now = now
-        self._seen: dict[object, int] = {}
+        self._growth: defaultdict[str, Growth] = defaultdict(Growth)
         self.by_pod: dict[str, int] = {}
 
     def tell(self, denial: Denial) -> None:
-        """The event of one packet."""
+        """The event of one packet, or of several of a kind."""
         pod = self._engine.pods.by_link.get(denial.link)
-        reason = _WHY.get(denial.reason, denial.reason)
-        if pod and denial.reason == "default":
-            reason = self._engine.why_closed(pod, denial.peer, self._now())
         self._events.emit(
             EventKind.FLOW_DENIED,
             pod=pod.name if pod else None,
@@ -49,17 +71,82 @@ class Drops:
             port=denial.port,
             protocol=_PROTOCOLS.get(denial.protocol, denial.protocol),
             verdict="denied",
-            reason=reason,
+            reason=self._reason(pod, denial),
             rule=denial.rule,
+            policy=_policy(pod, denial.rule) if pod else None,
+            count=denial.packets,
         )
 
-    def count(self, found: Sequence[Dropped]) -> None:
-        """Kernel counters begin again at 0 when an hour was quiet: add what each has grown by."""
-        owners = {address: pod.name for pod in self._engine.pods for address in pod.addresses}
-        for one in found:
-            before = self._seen.get(one[:-1], 0)
-            grown = one.packets - before if one.packets >= before else one.packets
-            self._engine.counters.egress_denied[one.reason] += grown
-            if one.pod is not None and (name := owners.get(one.pod)) is not None:
-                self.by_pod[name] = self.by_pod.get(name, 0) + grown
-        self._seen = {one[:-1]: one.packets for one in found}
+    def _reason(self, pod: Pod | None, denial: Denial) -> str:
+        if pod is not None and denial.peer is not None and denial.reason == "default":
+            return self._engine.why_closed(pod, denial.peer, self._now())
+        return _WHY.get(denial.reason, denial.reason)
+
+    def adopt(self, found: Sequence[Dropped], enforcer: str = "nftables") -> None:
+        """Counters that an earlier process left: what they have counted so far is not of this one."""
+        self._growth[enforcer].of(_by_key(found))
+
+    def count(self, found: Sequence[Dropped], enforcer: str = "nftables") -> None:
+        """All counters of one enforcer, as they stand now."""
+        owners = {address: pod for pod in self._engine.pods for address in pod.addresses}
+        grown = self._growth[enforcer].of(_by_key(found))
+        for one in {one[:-1]: one for one in found}.values():
+            more = grown[one[:-1]]
+            self._engine.counters.egress_denied[one.reason] += more
+            pod = _on(self._engine, one.link) if one.pod is None else owners.get(one.pod)
+            if pod is not None and more and one.reason != _NO_FAULT:
+                self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + more
+
+
+class KernelAnswers:
+    """Questions that the kernel answered; `by_pod` is how many of each pod, by its name.
+
+    Each is a question, a verdict, a hit of the kernel's cache and a reply in the metrics. The kernel counts neither
+    family, type nor rcode, so those labels are `other`; nor how long it took (under 1 us), so the histogram has none of
+    them. What it let go up is counted where it is answered.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._growth = Growth()
+        self.by_pod: dict[str, int] = {}
+
+    def adopt(self, found: Sequence[Answered]) -> None:
+        """As `Drops.adopt`."""
+        self._grown(found)
+
+    def count(self, found: Sequence[Answered]) -> None:
+        """The kernel's counters of every link, as they stand now."""
+        for link, (answered, denied) in self._grown(found).items():
+            if not answered + denied:
+                continue
+            self._add(answered, denied)
+            if (pod := _on(self._engine, link)) is not None:
+                self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + answered + denied
+
+    def _grown(self, found: Sequence[Answered]) -> dict[LinkIndex, tuple[int, int]]:
+        numbers: dict[Hashable, int] = {(one.link, "answered"): one.answered for one in found}
+        grown = self._growth.of(numbers | {(one.link, "denied"): one.denied for one in found})
+        return {one.link: (grown[one.link, "answered"], grown[one.link, "denied"]) for one in found}
+
+    def _add(self, answered: int, denied: int) -> None:
+        counters = self._engine.counters
+        counters.requests[ANY_FAMILY, "udp", OTHER] += answered + denied
+        counters.responses[UNSEEN_RCODE] += answered + denied
+        counters.cache_hits["kernel"] += answered + denied
+        counters.verdicts["allowed"] += answered
+        counters.verdicts["denied"] += denied
+
+
+def _by_key(found: Sequence[Dropped]) -> dict[Hashable, int]:
+    return {one[:-1]: one.packets for one in found}
+
+
+def _on(engine: Engine, link: LinkIndex | None) -> Pod | None:
+    return None if link is None else engine.pods.by_link.get(link)
+
+
+def _policy(pod: Pod, rule: int | None) -> str:
+    """The policies behind the rule that decided; all of the pod's when none did."""
+    rules = pod.program.rules
+    return rules[rule].label if rule is not None and rule < len(rules) else pod.policy.label

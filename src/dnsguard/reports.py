@@ -32,12 +32,13 @@ class Configured:
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name;
-    `missing` is what readiness waits for, empty when ready."""
+    """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name, and
+    `answered` its questions that the kernel answered; `missing` is what readiness waits for, empty when ready."""
 
     engine: Engine
     configured: Configured
     dropped: Mapping[str, int]
+    answered: Mapping[str, int]
     missing: Callable[[], str]
     now: Callable[[], Seconds]
 
@@ -76,6 +77,10 @@ class Reports:
             raise CallError(f"no pod on this node is called {text}, has that address or that link; see dnsguard pods")
         return found
 
+    def names(self, text: str) -> list[str]:
+        """The names of the pods that `text` names; none is no error."""
+        return [pod.name for pod in self.engine.pods.find(text)]
+
     async def pod_rows(self, pod: str | None = None) -> list[PodRow]:
         chosen = self.find(pod) if pod else sorted(self.engine.pods, key=lambda p: p.name)
         return [self._pod_row(one) for one in chosen]
@@ -90,6 +95,7 @@ class Reports:
             "rules": len(pod.program.rules),
             "leases": len(self.engine.leases.pods[pod.id].by_key),
             "denied": self.dropped.get(pod.name, 0),
+            "answered_in_kernel": self.answered.get(pod.name, 0),
             "origin": str(pod.entry_origin or ""),
         }
 

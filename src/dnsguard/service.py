@@ -32,7 +32,7 @@ from dnsguard.control.calls import CallError, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
-from dnsguard.drops import Drops
+from dnsguard.drops import Drops, KernelAnswers
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import OTHER, Counters
@@ -50,6 +50,7 @@ from dnsguard.observe.health import HealthServer
 from dnsguard.observe.log import LEVELS, open_log
 from dnsguard.observe.metrics import Gauges, Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
+from dnsguard.observe.watching import Watching
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import restore
 from dnsguard.sources.loader import Loaded, load
@@ -231,6 +232,7 @@ class Service:
         )
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
         self._drops = Drops(engine, self._events, time.monotonic)
+        self._answers = KernelAnswers(engine)
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
         engine.connect(self._transport)
@@ -241,6 +243,7 @@ class Service:
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
         cut = await self._enforcer.cut_before()
+        self._drops.adopt(await self._enforcer.dropped())
         seen, self._seen = self._seen, {}
         assert self._store is not None
         await engine.changes.begin(
@@ -261,7 +264,14 @@ class Service:
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
         configured = Configured(self._settings, self._config, self._started)
-        reports = Reports(self._engine, configured, self._drops.by_pod, lambda: self._missing, time.monotonic)
+        reports = Reports(
+            self._engine,
+            configured,
+            self._drops.by_pod,
+            self._answers.by_pod,
+            lambda: self._missing,
+            time.monotonic,
+        )
         control = ControlServer(
             self._settings.paths.runtime,
             {
@@ -270,6 +280,7 @@ class Service:
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
+                "monitor": Watching(self._events, reports.names).rows,
                 "reload": self.reload,
             },
             lambda call, error: self._on_error("control socket", error),

@@ -22,7 +22,8 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from dnsguard.core.model import Address, LinkIndex, Packet
-from dnsguard.enforce.nftables import Denial, Layout, NftEnforcer
+from dnsguard.enforce.denials import Denial
+from dnsguard.enforce.nftables import Layout, NftEnforcer
 
 PREFIX = "dgnft"
 NODE_MAC, POD_MAC, WORLD_MAC, UPLINK_MAC = (bytes([2, 0, 0, 0, 0, n]) for n in (1, 2, 3, 4))

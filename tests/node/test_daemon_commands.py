@@ -1,6 +1,6 @@
 """What an operator sees of a running daemon: commands, their exit codes and JSON, metrics, health, and the log.
 
-every command against a running daemon .................... status_..., pods_..., leases_..., explain_..., check_...
+every command against a running daemon .................... status_..., pods_..., leases_..., monitor_..., explain_...
 a clear error when none runs .............................. without_a_daemon_...
 what is not built yet exits with 77 ....................... what_is_not_built_...
 metrics and health ........................................ a_scrape_..., health_...
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -92,6 +94,29 @@ def test_leases_lists_what_is_open_to_whom_because_of_which_name(scene: Scene) -
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "no live leases of shop/b\n")
 
 
+def test_monitor_shows_what_happens_to_a_pod_until_it_is_interrupted(scene: Scene, tmp_path: Path) -> None:
+    program = (sys.executable, "-m", "dnsguard", "monitor", "--json", "--config", str(scene.daemon.config))
+    shown = tmp_path / "shown"
+
+    def kinds() -> set[str]:
+        rows = [json.loads(line) for line in shown.read_text().splitlines()]
+        assert all(row["pod"] == "shop/a" for row in rows)
+        return {row["event"] for row in rows}
+
+    def provoke() -> bool:
+        scene.ask(scene.b, "db.example.com")
+        scene.resolve(scene.a, "db.example.com")
+        scene.opens(scene.a, OTHER)
+        return kinds() >= {"query_allowed", "flow_denied"}
+
+    with shown.open("w") as out:
+        process = scene.lab.popen(scene.lab.node, *program, "--pod", A, stdout=out, stderr=subprocess.STDOUT)
+        wait_for(provoke, 20)
+        process.send_signal(signal.SIGINT)
+
+        assert process.wait(10) == 0
+
+
 def test_a_pod_that_is_not_here_is_an_error_that_says_where_to_look(scene: Scene) -> None:
     for command in (("pods", "--pod", "shop/z"), ("leases", "--pod", "shop/z"), ("explain", "shop/z", "a.test")):
         done = scene.daemon.call(*command)
@@ -160,7 +185,7 @@ def test_reload_prints_json_and_warnings_of_the_file(scene: Scene) -> None:
     assert said.stderr.splitlines() == told["diagnostics"]
 
 
-@pytest.mark.parametrize("command", ["monitor", "learn"])
+@pytest.mark.parametrize("command", ["learn"])
 def test_what_is_not_built_yet_exits_with_77_and_says_so(scene: Scene, command: str) -> None:
     done = scene.daemon.call(command)
 
@@ -173,7 +198,7 @@ def test_wrong_usage_exits_with_2(scene: Scene, command: tuple[str, ...]) -> Non
     assert scene.daemon.call(*command).returncode == 2
 
 
-@pytest.mark.parametrize("command", ["status", "pods", "leases", "reload"])
+@pytest.mark.parametrize("command", ["status", "pods", "leases", "monitor", "reload"])
 def test_without_a_daemon_a_command_says_how_to_start_one(scene: Scene, tmp_path: Path, command: str) -> None:
     idle = Dnsguard(scene.lab, tmp_path)
     idle.write("config.yaml", "Configuration", {"upstreams": ["10.0.0.1"], "paths": {"runtime": str(tmp_path / "run")}})

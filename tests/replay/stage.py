@@ -103,6 +103,7 @@ class Told:
     """The events, as they were emitted."""
 
     all_queries: bool = True
+    all_leases: bool = False
     events: list[tuple[EventKind, dict[str, object]]] = field(default_factory=list)
 
     def emit(self, kind: EventKind, /, **fields: object) -> None:

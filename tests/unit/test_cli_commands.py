@@ -53,6 +53,7 @@ POD = {
     "rules": 2,
     "leases": 1,
     "denied": 4,
+    "answered_in_kernel": 9,
     "origin": "allowlist.yaml:9:3",
 }
 LEASE = {
@@ -252,7 +253,7 @@ def test_explain_of_an_address_without_a_port_is_a_usage_error(dead: str, capsys
     assert "name a port too, like 192.0.2.7 443" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["status", "pods", "leases", "reload"])
+@pytest.mark.parametrize("command", ["status", "pods", "leases", "monitor", "reload"])
 def test_without_a_daemon_there_is_one_clear_line(command: str, dead: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--config", dead]) == 1
     out, err = capsys.readouterr()
@@ -280,7 +281,7 @@ def test_a_named_configuration_that_is_missing_is_an_error(capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("/absent/config.yaml:1:1: error:")
 
 
-@pytest.mark.parametrize("command", [["monitor", "--type", "drop"], ["learn"]])
+@pytest.mark.parametrize("command", [["learn"]])
 def test_what_is_not_built_yet_ends_with_77_and_its_name(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,7 +325,10 @@ def test_demo_is_told_whether_to_keep(keep: bool, monkeypatch: pytest.MonkeyPatc
     assert main(["demo", "--keep"] if keep else ["demo"]) == 5
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["status", "--colour"], ["explain"], ["status", "--config"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["nonsense"], ["status", "--colour"], ["explain"], ["status", "--config"], ["monitor", "--type", "drops"]],
+)
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
 

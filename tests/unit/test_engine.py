@@ -10,6 +10,7 @@ import pytest
 from dnsguard.core.model import Action, Flow
 from dnsguard.engine import revoke
 from dnsguard.engine.cache import AnswerCache
+from dnsguard.engine.contracts import EventKind
 from dnsguard.engine.state import Attempt
 from dnsguard.upstream.scripted import Answer
 from tests.replay.stage import Stage, address, respond, settings
@@ -234,3 +235,14 @@ def test_a_kernel_that_refuses_the_same_lease_again_and_again_costs_no_memory(st
         stage.ask("web", "a.example.com")
 
     assert sum(len(bucket) for bucket in stage.engine.leases._buckets.values()) == 1
+
+
+def test_leases_are_told_of_while_somebody_asks_and_not_else(stage: Stage) -> None:
+    stage.ask("web", "a.example.com")
+    before = stage.told.of(EventKind.LEASE_OPENED)
+    stage.told.all_leases = True
+    stage.ask("db", "a.example.com")
+
+    assert before == []
+    (opened,) = stage.told.of(EventKind.LEASE_OPENED)
+    assert (opened["pod"], list(opened["address"])) == (stage.pod("db").name, [address("192.0.2.1")])

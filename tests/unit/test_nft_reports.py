@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsguard.core.model import Address, Flow, LinkIndex
+from dnsguard.enforce.denials import Denial
 from dnsguard.enforce.nftables import netlink
-from dnsguard.enforce.nftables.denied import Denial, denials, read_addresses
+from dnsguard.enforce.nftables.denied import denials, read_addresses
 from dnsguard.enforce.nftables.watch import Changes
 from dnsguard.node.conntrack import read_flow
 

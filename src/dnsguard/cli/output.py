@@ -13,10 +13,10 @@ from typing import Any
 from dnsguard.observe.text import printable
 
 
-def print_json(rows: Iterable[Any]) -> None:
-    """One object a line, each as soon as it is there."""
+def print_json(rows: Iterable[Any], *, flush: bool = False) -> None:
+    """One object a line, each as soon as it is there; with `flush` a reader of a pipe gets it at once, too."""
     for row in rows:
-        print(json.dumps(row, separators=(",", ":")))
+        print(json.dumps(row, separators=(",", ":")), flush=flush)
 
 
 def print_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], empty: str) -> None:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
+import itertools
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,12 +39,15 @@ MAX_REQUEST: Final = 16 * 1024
 """Octets of a request's body; none of the calls needs any."""
 ROWS_AT_ONCE: Final = 64
 """Rows made into text before the loop gets its turn: about 0.3 ms."""
+PATIENCE: Final = 30.0
+"""Seconds in which the reader of a live call has to take what it was sent."""
 IDLE: Final = 15.0
 BACKLOG: Final = 16
 
 Handler = Callable[..., Awaitable[Any]]
-"""Takes the call's parameters as keyword texts; returns a JSON object, or for `rows` an iterable that does not change
-while it is read."""
+"""Takes the call's parameters as keyword texts; returns a JSON object, for `rows` an iterable that does not change
+while it is read, and for `live` an asynchronous generator of lists of rows: an empty one now and then lets the server
+see whether the reader is still there."""
 
 STATUS_OF_EXIT: Final = {USAGE: 400, WRONG: 409, MISSING: 501}
 
@@ -61,6 +65,7 @@ class ControlServer:
         self._handlers = dict(handlers)
         self._on_error = on_error
         self._runner: web.AppRunner | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Raises CallError when another daemon listens there or the directory cannot be used."""
@@ -73,7 +78,8 @@ class ControlServer:
         await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
 
     async def stop(self) -> None:
-        """Requests under way get a second to end."""
+        """Requests under way get a second to end, and live ones end by themselves."""
+        self._stopping = True
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -88,7 +94,26 @@ class ControlServer:
                 result = await self._handlers[name](**arguments)
         except TimeoutError as error:
             raise CallError(f"{name} took longer than {call.limit:.0f} s") from error
+        if call.live:
+            return await self._send_live(request, result)
         return await _send_rows(request, result) if call.rows else web.json_response(result)
+
+    async def _send_live(self, request: web.Request, found: AsyncGenerator[Sequence[Any], None]) -> web.StreamResponse:
+        response = _rows_response()
+        async with contextlib.aclosing(found):
+            # A reader may go whenever it likes: aiohttp would log what is raised here as a defect.
+            with contextlib.suppress(ConnectionError):
+                async for rows in found:
+                    if not response.prepared:
+                        # Not before it has begun: who has the headers misses nothing from then on.
+                        await response.prepare(request)
+                    if self._stopping or request.transport is None:
+                        break
+                    for start in range(0, len(rows), ROWS_AT_ONCE):
+                        await _write_in_time(request, response, _lines(rows[start : start + ROWS_AT_ONCE]))
+                        await asyncio.sleep(0)
+                await response.write(b"\n")
+        return response
 
     @web.middleware
     async def _boundary(
@@ -174,17 +199,33 @@ def _failure(text: str, exit_code: int, status: int) -> web.Response:
     return web.json_response({"error": text, "exit": exit_code}, status=status)
 
 
+def _rows_response() -> web.StreamResponse:
+    return web.StreamResponse(headers={"Content-Type": "application/x-ndjson", VERSION_HEADER: __version__})
+
+
 async def _send_rows(request: web.Request, rows: Iterable[Any]) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", VERSION_HEADER: __version__})
+    response = _rows_response()
     await response.prepare(request)
-    lines: list[str] = []
-    for row in rows:
-        lines.append(json.dumps(row, separators=(",", ":")))
-        if len(lines) == ROWS_AT_ONCE:
-            await response.write(("\n".join(lines) + "\n").encode())
-            lines.clear()
-            await asyncio.sleep(0)
+    left = iter(rows)
+    while some := list(itertools.islice(left, ROWS_AT_ONCE)):
+        await response.write(_lines(some))
+        await asyncio.sleep(0)
     # A last empty line tells the client that nothing was cut off.
-    await response.write(("\n".join([*lines, ""]) + "\n").encode())
+    await response.write(b"\n")
     await response.write_eof()
     return response
+
+
+def _lines(rows: Iterable[Any]) -> bytes:
+    return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
+
+
+async def _write_in_time(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
+    """Raises ConnectionError, with the connection cut, when the reader does not take what was sent before."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await response.write(data)
+    except TimeoutError as error:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionError("the reader does not read") from error

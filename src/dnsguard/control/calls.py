@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, NotRequired, TypedDict
 
@@ -38,12 +39,14 @@ def exit_code_of(error: DnsguardError) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`POST` changes something. `rows`: the result is a list, sent one object a line."""
+    """`POST` changes something. `rows`: the result is a list, sent one object a line; `live`: one without an end, whose
+    rows are sent as they come."""
 
     method: str
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
     rows: bool = False
+    live: bool = False
     limit: Seconds = 10.0
     """How long the daemon may take."""
 
@@ -58,9 +61,20 @@ CALLS: Final[Mapping[str, Call]] = {
         required=frozenset({"pod"}),
         optional=frozenset({"name", "type", "address", "port", "protocol"}),
     ),
+    "monitor": Call("GET", optional=frozenset({"type", "pod"}), live=True),
     "reload": Call("POST", limit=120.0),
 }
-"""Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`."""
+"""Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`. `type` of `monitor` is
+any of `EventType` with commas between; without it everything is told."""
+
+
+class EventType(StrEnum):
+    """What can be watched live."""
+
+    QUERY = "query"
+    DROP = "drop"
+    LEASE = "lease"
+    POLICY = "policy"
 
 
 class Version(TypedDict):
@@ -104,6 +118,8 @@ class PodRow(TypedDict):
     leases: int
     denied: int
     """Packets dropped since the daemon started, read from the kernel every few seconds."""
+    answered_in_kernel: int
+    """Questions that never came up to the daemon; read as `denied` is."""
     origin: str
     """file:line:column of the allowlist's entry; empty without one."""
 
@@ -142,6 +158,17 @@ class Explanation(TypedDict):
     """The live leases that bear on it; always empty when it was worked out from files."""
     source: str
     """`live` or `files`."""
+
+
+class EventRow(TypedDict, total=False):
+    """One event, with more fields of its own: those of the log; or only `lost`."""
+
+    time: str
+    """ISO 8601 in UTC."""
+    event: str
+    message: str
+    lost: int
+    """How many events this reader was too slow for since the row before."""
 
 
 class Reloaded(TypedDict):

@@ -40,7 +40,10 @@ class ControlClient:
             connection.close()
 
     def rows(self, name: str, /, **arguments: str) -> Iterator[Any]:
-        """The rows of a call that returns a list, as they arrive. Raises as `call`, also in the middle."""
+        """The rows of a call that returns a list, as they arrive; those of a live call come until the daemon ends.
+
+        Raises as `call`, also in the middle.
+        """
         connection, response = self._request(name, arguments)
         try:
             for line in response:
@@ -71,6 +74,8 @@ class ControlClient:
             self.daemon_version = response.headers.get(VERSION_HEADER)
             if response.status != 200:
                 raise _error(response)
+            if call.live and connection.sock is not None:
+                connection.sock.settimeout(None)
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum
+from itertools import accumulate
 from struct import Struct
 from struct import error as StructError  # noqa: N812
 from typing import Any, cast
@@ -81,6 +82,12 @@ class Answer:
     def size(self) -> int:
         """Octets of the records, but for their TTLs."""
         return sum(map(len, self._fragments))
+
+    @property
+    def ttl_offsets(self) -> list[int]:
+        """Where each TTL stands in the records of a reply, in octets from the end of the question section."""
+        ends = accumulate(map(len, self._fragments[:-1]))
+        return [4 * number + end for number, end in enumerate(ends)]
 
     _name: Name
     _flags: int

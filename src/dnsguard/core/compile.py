@@ -52,8 +52,9 @@ class Decision(NamedTuple):
 def compile_program(policy: EffectivePolicy) -> Program:
     """The program of these rules. Equal programs have equal names, in every process.
 
-    The domain names that a rule accepts are no part of what a kernel does with it, and are part of the name: a process
-    that finds its predecessor's leases knows of a program of the same name that the same names justified them.
+    The domain names that a rule accepts, the policies' names, and whether other names resolve, are no part of what a
+    kernel does with it, and are part of the name: a process that finds its predecessor's leases and answers knows of
+    a program of the same name that the same names justified them.
     Raises PolicyError, with the policies' names, when more than 64 rules are left after merging.
     """
     program = _compiled.get(policy)
@@ -134,7 +135,7 @@ def _collapsed(networks: Sequence[Network]) -> tuple[Network, ...]:
 
 def _content_name(rules: tuple[ProgramRule, ...], policy: EffectivePolicy) -> str:
     content = [
-        str(policy.default),
+        f"{policy.default} {policy.label} {policy.pass_through}",
         *(_named(rule.scope.name, peer) for rule in policy.rules for peer in rule.rule.domains),
     ]
     for rule in rules:

@@ -359,6 +359,12 @@ class Leases:
         ended = (lease for lease in (*table.ended.values(), *over) if lease.address == address)
         return max(ended, key=lambda lease: lease.until, default=None)
 
+    def lasting(self, pod: PodId, scopes: Iterable[Scope], addresses: Collection[Address]) -> Seconds:
+        """Until when all of these are open at the least, by what the kernel was told; 0 when one is not."""
+        by_key = self.pods[pod].by_key
+        leases = [by_key.get((scope.name, address)) for scope in scopes for address in addresses]
+        return min((lease.written if lease is not None else 0.0 for lease in leases), default=0.0)
+
     def is_open(self, pod: PodId, address: Address, scope: str) -> bool:
         return (scope, address) in self.pods[pod].by_key
 

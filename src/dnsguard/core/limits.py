@@ -21,7 +21,7 @@ FREE_OCTETS, OCTETS = 512, 128
 FREE_LEASES = LEASES = 16
 """So do leases of one answer."""
 
-_REFUSED_BEFORE_DROPPING = 9
+REFUSED_BEFORE_DROPPING = 9
 """Queries refused for each one allowed before the rest is dropped: ten times the limit in all."""
 
 
@@ -44,7 +44,7 @@ class Share:
     def __init__(self, limits: Limits, now: Seconds) -> None:
         self._limits = limits
         self._tokens = float(limits.burst)
-        self._refusals = float(limits.burst * _REFUSED_BEFORE_DROPPING)
+        self._refusals = float(limits.burst * REFUSED_BEFORE_DROPPING)
         self._updated = now
         self._minute = now
         self._names: set[int] = set()
@@ -68,8 +68,8 @@ class Share:
         limits = self._limits
         passed, self._updated = now - self._updated, now
         self._tokens = min(limits.burst, self._tokens + passed * limits.queries_per_second)
-        most = limits.burst * _REFUSED_BEFORE_DROPPING
-        rate = limits.queries_per_second * _REFUSED_BEFORE_DROPPING
+        most = limits.burst * REFUSED_BEFORE_DROPPING
+        rate = limits.queries_per_second * REFUSED_BEFORE_DROPPING
         self._refusals = min(most, self._refusals + passed * rate)
         if self._refusals < 1.0:
             return False

@@ -81,6 +81,10 @@ class Pod:
     """Of queries and connections."""
     entry_origin: Origin | None = None
 
+    def pairs(self) -> list[tuple[Pair, str]]:
+        """Each (link, address) and the name of the program."""
+        return [((self.link, address), self.program.name) for address in self.addresses]
+
 
 class PodTable:
     """The pods of this node. `by_source` is keyed as a query arrives: (source address as text, link index)."""
@@ -139,7 +143,7 @@ class PodTable:
 
     def pairs(self) -> Mapping[Pair, str]:
         """Every (link, address) and the name of its program, as an enforcer wants them."""
-        return {(pod.link, address): pod.program.name for pod in self for address in pod.addresses}
+        return {pair: program for pod in self for pair, program in pod.pairs()}
 
     def programs(self) -> tuple[Program, ...]:
         """Each program that a pod runs, once."""

@@ -89,6 +89,7 @@ fold = cast(Callable[[bytes], Name], bytes.lower)
 
 _HEADER = Struct(">2sHQ").unpack_from
 _TYPE_CLASS = Struct(">HH").unpack_from
+_TYPE_CLASS_PACK = Struct(">HH").pack
 _OPT = Struct(">3sHHHH").unpack_from
 _RECORD = Struct(">HHIH").unpack_from
 _OPT_WITH_EDE = Struct(">BHHBBHHHHH").pack
@@ -115,6 +116,7 @@ _ASK = {
     for flags in (0, RD, CD, RD | CD)
     for edns in (False, True)
 }
+_QUERY = bytes(2) + Struct(">HHHHH").pack(RD, 1, 0, 0, 0)
 _OWNER = b"\xc0\x0c"
 """A compression pointer to the name in the question section."""
 NEGATIVE_SOA_START = _OWNER + Struct(">HH").pack(Qtype.SOA, 1)
@@ -205,6 +207,13 @@ def forwarded(question: Question, edns: bool = True) -> bytes:
     if not edns:
         return _ASK[question.flags, False] + question.section
     return _ASK[question.flags, True] + question.section + (_OPT_DO if question.dnssec_ok else _OPT_PLAIN)
+
+
+def query(name: Name, qtype: int) -> Question:
+    """The question for a name and type, as a client without EDNS would ask it."""
+    question = read_question(_QUERY + name + _TYPE_CLASS_PACK(qtype, 1))
+    assert isinstance(question, Question)
+    return question
 
 
 def denial(question: Question, *, rcode: int, ede: ExtendedError | None, soa: bool) -> bytes:

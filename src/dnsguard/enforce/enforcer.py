@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 from dnsguard.core.model import Flow, Pair
 from dnsguard.enforce.lines import Line
 from dnsguard.enforce.writer import OnCommit, Writer
 from dnsguard.enforce.writes import refuse_faults
 from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
+
+T = TypeVar("T")
 
 
 class LineEnforcer:
@@ -55,6 +58,10 @@ class LineEnforcer:
     def cut_before(self) -> Awaitable[Sequence[Flow]]:
         """The flows that an earlier process has cut and that have not fallen silent since."""
         return self._writer.do(lambda: self._line.cut_before())
+
+    def do(self, call: Callable[[], T]) -> Future[T]:
+        """Have something else done that belongs to the writer's thread, after what was asked before."""
+        return self._writer.do(call)
 
     @property
     def busy_since(self) -> float | None:

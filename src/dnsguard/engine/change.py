@@ -22,6 +22,7 @@ from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign
 from dnsguard.core.policy import EffectivePolicy, deny_all
 from dnsguard.engine.contracts import Desired, Enforcer, EventKind, Flows, Ticket
 from dnsguard.engine.exchange import Exchanges, Stores
+from dnsguard.engine.prefetch import KernelFeed
 from dnsguard.engine.revoke import Revocation, justify
 
 SLICE = 20
@@ -79,9 +80,10 @@ class Changes:
 
     def __init__(
         self, settings: ChangeSettings, stores: Stores, exchanges: Exchanges, *, enforcer: Enforcer, flows: Flows,
-        revocation: Revocation, now: Callable[[], Seconds],
+        revocation: Revocation, feed: KernelFeed, now: Callable[[], Seconds],
     ) -> None:  # fmt: skip
         self._settings = settings
+        self._feed = feed
         self._pods = stores.pods
         self._leases = stores.leases
         self._events = stores.events
@@ -169,6 +171,8 @@ class Changes:
         """From here on the pod's queries are judged by the new policy; what that leaves of its leases."""
         pod, policy, program = item.pod, item.assignment.policy, item.program
         same = program.name == pod.program.name
+        if not same or (policy.label, policy.pass_through) != (pod.policy.label, pod.policy.pass_through):
+            self._feed.forget(pod)
         pod.policy, pod.program = policy, program
         pod.name = item.assignment.name or pod.name
         pod.entry_origin = item.assignment.origin
@@ -180,6 +184,7 @@ class Changes:
         for item in staged:
             pod = item.pod
             pod.name, pod.entry_origin, pod.policy, pod.program = item.before
+            self._feed.forget(pod)
             _merge(changed, self._leases.roll_back(pod.id, item.checkpoint, self._now()))
         # Whoever was answered meanwhile is judged by the old policy again, and waits for its leases.
         await self._apply(changed, after=refused)
@@ -211,6 +216,7 @@ class Changes:
         now = self._pods.pairs()
         self._unforgotten |= {pair[1] for pair in before if pair not in now and pair not in self._excluded}
         changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program}
+        self._feed.adopt(lambda pod: all(before.get(pair) == program for pair, program in pod.pairs()))
         await self._judge([pod for pod in self._pods if not changed.isdisjoint(pod.addresses)])
         await self._forget()
 
@@ -290,6 +296,7 @@ class Changes:
     def _readdressed(
         self, pod: Pod, addresses: tuple[Address, ...], assigned: tuple[Assignment, Program], changed: Changed
     ) -> None:
+        self._feed.forget(pod)
         self._pods.readdressed(pod, addresses)
         moved = self._leases.set_addresses(pod.id, addresses, self._now())
         if assigned[0].policy is not pod.policy:

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from dnsguard.core.answers import Answer
 from dnsguard.core.leases import Element, Held, Write
-from dnsguard.core.model import Address, Flow, Pair, Program
+from dnsguard.core.model import Address, Flow, Name, Pair, Program, Seconds
+from dnsguard.core.wire import ExtendedError, Question
 
 __all__ = [
     "Acknowledge",
@@ -25,7 +27,10 @@ __all__ = [
     "Events",
     "Flows",
     "Held",
+    "KernelAnswers",
+    "NoAnswers",
     "Ticket",
+    "Told",
     "Upstream",
     "Write",
 ]
@@ -81,6 +86,65 @@ class Flows(Protocol):
 
     def forget(self, addresses: Collection[Address]) -> Awaitable[None]:
         """Forget every flow to or from these addresses: whoever has them next inherits none."""
+
+
+Told = tuple[int, Name, int]
+"""Whom the kernel answers, and what: a source (the kernel's number for a pod's link and address), a name, a type."""
+
+
+class KernelAnswers(Protocol):
+    """Answers that the kernel gives a pod without asking the daemon, until they end.
+
+    A source has a share of them; when it is full, its own oldest goes. What the kernel does not take is answered here
+    as before: nothing depends on it.
+    """
+
+    def put(self, source: int, question: Question, answer: Answer, *, ttl_ends: Seconds, until: Seconds) -> bool:
+        """Tell `source` this, exactly as `reply` would with what is left of the TTL, before `until`.
+
+        False: the kernel has no place for it, or no form (too long, DO, CD).
+        """
+
+    def put_denial(
+        self, source: int, question: Question, *, rcode: int, ede: ExtendedError | None, until: Seconds
+    ) -> bool:
+        """The same for a denial: with a SOA but for REFUSED."""
+
+    def forget(self, source: int) -> None:
+        """When it returns, nothing that `source` was told is told again."""
+
+    def adopt(self, sources: Collection[int]) -> None:
+        """Take over what an earlier process put for `sources`, and forget the rest. Before anything else, once."""
+
+    def sweep(self, now: Seconds) -> bool:
+        """Take out some of what has ended. True: there is more."""
+
+    def hot(self, now: Seconds, within: Seconds) -> list[Told]:
+        """What was asked for since it was put and ends `within` so many seconds; each is looked at once."""
+
+
+class NoAnswers:
+    """The KernelAnswers of a node without them."""
+
+    def put(self, source: int, question: Question, answer: Answer, *, ttl_ends: Seconds, until: Seconds) -> bool:
+        return False
+
+    def put_denial(
+        self, source: int, question: Question, *, rcode: int, ede: ExtendedError | None, until: Seconds
+    ) -> bool:
+        return False
+
+    def forget(self, source: int) -> None:
+        pass
+
+    def adopt(self, sources: Collection[int]) -> None:
+        pass
+
+    def sweep(self, now: Seconds) -> bool:
+        return False
+
+    def hot(self, now: Seconds, within: Seconds) -> list[Told]:
+        return []
 
 
 class Client(Protocol):
@@ -151,6 +215,7 @@ class EventKind(StrEnum):
     FORWARDING_LOOP = "forwarding_loop"
     ANSWER_WITHHELD = "answer_withheld"
     ANSWER_STALE = "answer_stale"
+    LEASE_OPENED = "lease_opened"
     LEASE_ENDED = "lease_ended"
     LEASE_REFUSED = "lease_refused"
     LEASES_PURGED = "leases_purged"
@@ -168,7 +233,9 @@ class Events(Protocol):
     """Where events go. Never blocks, never raises; rate-limited per pod with a count of what was left out."""
 
     all_queries: bool
-    """Log allowed queries too; ask before building their fields."""
+    """Tell of allowed queries too; ask before building their fields."""
+    all_leases: bool
+    """Tell of every lease too; ask before building its fields."""
 
     def emit(self, kind: EventKind, /, **fields: object) -> None:
         """Fields are named as in the journal without the prefix, in lower case: pod, pod_ip, name, type, verdict,

@@ -51,6 +51,10 @@ TYPE_LABELS: Final[dict[int, str]] = {
 OTHER: Final = "other"
 """The label of everything that has none of its own."""
 
+ANY_FAMILY: Final = 0
+UNSEEN_RCODE: Final = -1
+"""Keys of what the kernel answered by itself, whose family and rcode it does not count."""
+
 
 class Histogram:
     """How many observations fell at or below each bound; the last of `counts` is for those above all bounds."""
@@ -105,11 +109,13 @@ class Counters:
 
     def __init__(self) -> None:
         self.requests: defaultdict[tuple[int, str, str], int] = defaultdict(int)
-        """(family 4 or 6, "udp" or "tcp", `TYPE_LABELS.get(qtype, OTHER)`): questions read from pods."""
+        """(family 4 or 6 or ANY_FAMILY, "udp" or "tcp", `TYPE_LABELS.get(qtype, OTHER)`): questions of pods, those that
+        the kernel answered among them."""
         self.request_seconds = Histogram()
         """From a question's arrival to its reply."""
         self.responses: defaultdict[int, int] = defaultdict(int)
-        """rcode: replies to pods. A reply's rcode is one that dnsguard chose or one of the header's 16."""
+        """rcode: replies to pods. A reply's rcode is one that dnsguard chose, one of the header's 16, or UNSEEN_RCODE.
+        """
         self.dropped = Tally(int)
         """reason: packets from pods that got no reply."""
         self.verdicts = Tally(int)

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field
 
 from dnsguard.core.attempts import Servers
 from dnsguard.core.leases import Capacity, Leases
-from dnsguard.core.model import Address, Seconds
+from dnsguard.core.model import Address, Pair, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.engine.cache import AnswerCache
 from dnsguard.engine.change import Changes, ChangeSettings
-from dnsguard.engine.contracts import Enforcer, Events, Flows, Upstream
+from dnsguard.engine.contracts import Enforcer, Events, Flows, KernelAnswers, NoAnswers, Upstream
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.exchange import Exchanges, ExchangeSettings, Stores
 from dnsguard.engine.fetches import Fetches, FetchLimits, Outlets
+from dnsguard.engine.prefetch import KernelFeed
 from dnsguard.engine.revoke import Kernel, Revocation, justify
 
 
@@ -33,6 +34,7 @@ class EngineSettings:
     capacity: Capacity = field(default_factory=Capacity)
     cache_entries: int = 50_000
     drain: bool = False
+    prefetch: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,9 @@ class Surroundings:
     servers: Servers
     upstreams: Sequence[str] = ()
     """What the servers are called in events; without it by their number."""
+    answers: KernelAnswers = field(default_factory=NoAnswers)
+    numbers: Callable[[Pair], int | None] = lambda pair: None
+    """The number by which the kernel's answers know a link and an address."""
 
 
 class Engine:
@@ -63,7 +68,18 @@ class Engine:
             settings.fetch, around.servers, events=around.events, counters=around.counters, now=around.now
         )
         self.fetches.names = around.upstreams
-        self.exchanges = Exchanges(settings.exchange, stores, self.fetches, around.enforcer, around.now)
+        self.feed = KernelFeed(
+            around.answers,
+            around.numbers,
+            pods=self.pods,
+            leases=self.leases,
+            floor=settings.exchange.floor,
+            prefetch=settings.prefetch,
+        )
+        self.exchanges = Exchanges(
+            settings.exchange, stores, self.fetches, around.enforcer, around.now, feed=self.feed
+        )
+        self.feed.refresh = self.exchanges.refresh
         self.revocation = Revocation(
             Kernel(around.enforcer, around.flows), self.leases, around.events, around.counters, drain=settings.drain
         )
@@ -75,6 +91,7 @@ class Engine:
             enforcer=around.enforcer,
             flows=around.flows,
             revocation=self.revocation,
+            feed=self.feed,
             now=around.now,
         )
 
@@ -87,6 +104,7 @@ class Engine:
         """Let time pass; some twenty times a second."""
         self.exchanges.tick(now)
         self.changes.tick(now)
+        self.feed.tick(now)
 
     def why_closed(self, pod: Pod, address: Address, now: Seconds) -> str:
         """In words for a log, why a packet of `pod` to `address` found it closed."""

@@ -24,6 +24,7 @@ from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied
 from dnsguard.core.wire import (
     Ede,
+    ExtendedError,
     Qtype,
     Question,
     Rcode,
@@ -39,6 +40,7 @@ from dnsguard.engine.contracts import Client, Enforcer, EventKind, Events
 from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters
 from dnsguard.engine.fetches import Fetches
 from dnsguard.engine.gate import PATIENCE, Exits, Gate
+from dnsguard.engine.prefetch import KernelFeed, Refreshing
 from dnsguard.engine.state import Exchange, Fetch
 
 _META = int(Qtype.IXFR)
@@ -98,8 +100,11 @@ class Exchanges:
         fetches: Fetches,
         enforcer: Enforcer,
         now: Callable[[], Seconds],
+        *,
+        feed: KernelFeed,
     ) -> None:
         self._settings = settings
+        self._feed = feed
         self._pods = stores.pods
         self._leases = stores.leases
         self._cache = stores.cache
@@ -147,7 +152,8 @@ class Exchanges:
             return
         verdict = pod.policy.verdict(question.name)
         if isinstance(verdict, Denied):
-            self._deny(verdict, question, pod, client, now)
+            rcode, ede = self._deny(verdict, question, pod, client, now)
+            self._feed.denied(pod, source, question, rcode=rcode, ede=ede, now=now)
             return
         counters.verdicts["allowed"] += 1
         qtype = question.qtype
@@ -156,7 +162,8 @@ class Exchanges:
         key: Hashable = question.key if qtype not in _NAMING else (question.key, pod.policy)
         entry = self._cache.get(key)
         if entry is not None and entry.ends > now:
-            exchange = self._begin(Exchange(question, client, pod, verdict, now))
+            exchange = self._begin(Exchange(question, client, pod, verdict, now, source))
+            exchange.again, exchange.ends = True, entry.ends
             counters.cache_hits["user"] += 1
             self._finish(exchange, entry.answer, int(entry.ends - now), now)
             return
@@ -167,7 +174,18 @@ class Exchanges:
         if over is not None:
             self._limit(over, question, pod, client)
             return
-        self._fetches.join(self._begin(Exchange(question, client, pod, verdict, now)), key, now)
+        self._fetches.join(self._begin(Exchange(question, client, pod, verdict, now, source)), key, now)
+
+    def refresh(self, pod: Pod, source: str, question: Question) -> None:
+        """Ask the upstreams anew for what this pod uses, as if it had asked again; nobody waits for the answer."""
+        now = self._now()
+        verdict = pod.policy.verdict(question.name)
+        if isinstance(verdict, Denied) or pod.share.query(now) is not None:
+            return
+        key: Hashable = question.key if question.qtype not in _NAMING else (question.key, pod.policy)
+        exchange = self._begin(Exchange(question, Refreshing(), pod, verdict, now, source))
+        exchange.again = True
+        self._fetches.join(exchange, key, now)
 
     def admit(self, source: str, link: LinkIndex) -> Callable[[], None] | None:
         """A TCP connection: None refuses it, else what gives it back. A stranger may wait for its first answer."""
@@ -229,7 +247,10 @@ class Exchanges:
             client, error(question, Rcode.REFUSED, (Ede.PROHIBITED, "this address serves an upstream")), self._now()
         )
 
-    def _deny(self, denied: Denied, question: Question, pod: Pod, client: Client, now: Seconds) -> None:
+    def _deny(
+        self, denied: Denied, question: Question, pod: Pod, client: Client, now: Seconds
+    ) -> tuple[Rcode, ExtendedError]:
+        """Say no; returns what was said."""
         self._counters.verdicts["denied"] += 1
         self._events.emit(
             EventKind.QUERY_DENIED,
@@ -246,6 +267,7 @@ class Exchanges:
             self._respond(client, error(question, rcode, ede), now)
         else:
             self._respond(client, denial(question, rcode=rcode, ede=ede, soa=True), now)
+        return rcode, ede
 
     def _special(self, question: Question, client: Client, now: Seconds) -> bool:
         """ANY and zone transfers are answered here and never forwarded (RFC 8482)."""
@@ -299,6 +321,7 @@ class Exchanges:
             self._counters.records_removed[reason] += count
         for exchange in list(fetch.waiters.values()):
             exchange.fetch = None
+            exchange.ends = now + answer.ttl
             if vetted.removed:
                 self._tell_removed(exchange, vetted)
             self._finish(exchange, answer, answer.ttl, now)
@@ -333,6 +356,8 @@ class Exchanges:
         entry = self._cache.get(key)
         if entry is None or now - entry.ends > self._settings.serve_stale or not self._settings.serve_stale:
             return False
+        if isinstance(exchange.client, Refreshing):
+            return False
         self._counters.stale += 1
         self._events.emit(
             EventKind.ANSWER_STALE,
@@ -366,6 +391,8 @@ class Exchanges:
             if not answer.addresses:
                 ttl = min(ttl, answer.ttl)
                 ede = (Ede.BLOCKED, "an earlier rule denies every address of this name")
+        # A reply that says more than the answer, or an old one, is for this once.
+        exchange.shown = None if ede is not None or exchange.stale else answer
         if exchange.stale:
             ede = (Ede.STALE_NXDOMAIN_ANSWER if answer.rcode == Rcode.NXDOMAIN else Ede.STALE_ANSWER, "")
         exchange.packet = reply(answer, question, ttl, stream=exchange.client.stream, ede=ede)
@@ -420,6 +447,8 @@ class Exchanges:
             if refused is not None:
                 self._withhold(exchange, refused)
                 return None
+            if self._events.all_leases:
+                self._tell_opened(exchange, addresses)
         return answer, armed.wait
 
     def _judge_again(self, exchange: Exchange, now: Seconds) -> bool:
@@ -429,7 +458,8 @@ class Exchanges:
         before, exchange.policy = exchange.policy, pod.policy
         if isinstance(verdict, Denied):
             self._close(exchange)
-            self._deny(verdict, question, pod, exchange.client, exchange.started)
+            if not isinstance(exchange.client, Refreshing):
+                self._deny(verdict, question, pod, exchange.client, exchange.started)
             return False
         exchange.verdict = verdict
         if before is not None and question.qtype in _NAMING:
@@ -447,6 +477,10 @@ class Exchanges:
             self._finish(exchange, exchange.answer, exchange.ttl, self._now())
             return
         self._close(exchange)
+        if exchange.again and exchange.ends and exchange.shown is not None:
+            self._feed.asked_again(exchange, exchange.shown)
+            if isinstance(exchange.client, Refreshing):
+                return
         if self._events.all_queries:
             self._tell_allowed(exchange)
         self._respond(exchange.client, exchange.packet, exchange.started)
@@ -467,6 +501,11 @@ class Exchanges:
             ttl=exchange.ttl,
         )
 
+    def _tell_opened(self, exchange: Exchange, addresses: Sequence[Address]) -> None:
+        """Leases that began, or were put off, for this answer."""
+        pod, name = exchange.pod.name, exchange.question.name
+        self._events.emit(EventKind.LEASE_OPENED, pod=pod, name=name, address=addresses, ttl=exchange.ttl)
+
     def _withhold(self, exchange: Exchange, reason: str) -> None:
         """The gate did not let it out."""
         self._counters.answers_withheld["kernel"] += 1
@@ -482,6 +521,8 @@ class Exchanges:
         if exchange not in self._open:
             return
         self._close(exchange)
+        if isinstance(exchange.client, Refreshing):
+            return
         self._events.emit(
             EventKind.QUERY_FAILED,
             pod=exchange.pod.name,
@@ -512,6 +553,7 @@ class Exchanges:
     def pod_went(self, pod: Pod) -> None:
         """A pod is gone: its queries get no answer, for the address may be another's by now."""
         self.unenforced.discard(pod.id)
+        self._feed.forget(pod)
         for exchange in [e for e in self._open if e.pod is pod]:
             self._close(exchange)
 

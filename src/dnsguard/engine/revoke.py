@@ -72,6 +72,11 @@ class Revocation:
         await self._cut(unjust, by_address)
         return len(unjust)
 
+    def just(self, pods: Iterable[Pod], flows: Iterable[Flow]) -> list[Flow]:
+        """Those of these flows, begun by `pods`, that their policies would let open."""
+        judges = {address: _Judge(pod, self._leases) for pod in pods for address in pod.addresses}
+        return [flow for flow in flows if flow.pod in judges and judges[flow.pod].accepts(flow)]
+
     async def _cut(self, flows: list[Flow], by_address: Mapping[Address, Pod]) -> None:
         if not flows:
             return

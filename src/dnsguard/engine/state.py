@@ -16,28 +16,41 @@ class Exchange:
     """One pod query from arrival to reply. `policy` is the one that `verdict` was taken from; None: arm again."""
 
     __slots__ = (
+        "again",
         "answer",
         "client",
+        "ends",
         "fetch",
         "packet",
         "pod",
         "policy",
         "question",
+        "shown",
+        "source",
         "stale",
         "started",
         "ttl",
         "verdict",
     )
 
-    def __init__(self, question: Question, client: Client, pod: Pod, verdict: Allowed, started: Seconds) -> None:
+    def __init__(
+        self, question: Question, client: Client, pod: Pod, verdict: Allowed, started: Seconds, source: str = ""
+    ) -> None:
         self.question = question
         self.client = client
         self.pod = pod
         self.policy: EffectivePolicy | None = pod.policy
         self.verdict = verdict
         self.started = started
+        self.source = source
+        """The pod's address that asked, as text."""
         self.fetch: Fetch | None = None
         self.answer: Answer | None = None
+        self.shown: Answer | None = None
+        """What is left of `answer` for this pod."""
+        self.again = False
+        """It was asked before: the kernel may tell it from here on, until its TTL ends at `ends`."""
+        self.ends: Seconds = 0.0
         self.ttl = 0
         self.stale = False
         self.packet = b""

@@ -57,6 +57,11 @@ class Conntrack:
         wanted = frozenset(addresses)
         return self._in_thread(lambda: self._begun_by(wanted))
 
+    def begun_towards(self, addresses: Collection[Address]) -> Awaitable[Sequence[Flow]]:
+        """The open flows whose first packet came to one of `addresses`, each as its owner sees it."""
+        wanted = frozenset(addresses)
+        return self._in_thread(lambda: self._begun_towards(wanted))
+
     def delete(self, flows: Iterable[Flow]) -> Awaitable[None]:
         doomed = tuple(flows)
         return self._in_thread(lambda: self._delete(doomed))
@@ -74,8 +79,15 @@ class Conntrack:
         return asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def _begun_by(self, wanted: frozenset[Address]) -> list[Flow]:
-        families = {socket.AF_INET if len(address) == 4 else socket.AF_INET6 for address in wanted}
-        return list(dict.fromkeys(flow for family in sorted(families) for flow in self._dump(family, wanted)))
+        return list(dict.fromkeys(flow for family in _families(wanted) for flow in self._dump(family, wanted)))
+
+    def _begun_towards(self, wanted: frozenset[Address]) -> list[Flow]:
+        return [
+            flow
+            for family in _families(wanted)
+            for flow in self._entries(family, lambda entry: any(address in entry for address in wanted), read_inbound)
+            if flow.pod in wanted
+        ]
 
     def _dump(self, family: int, wanted: frozenset[Address]) -> Iterator[Flow]:
         end = _SOURCE + (4 if family == socket.AF_INET else 16)
@@ -83,16 +95,18 @@ class Conntrack:
 
     def _involving(self, wanted: frozenset[Address]) -> list[Flow]:
         """Every flow with one of these addresses at either end, before or after NAT."""
-        families = {socket.AF_INET if len(address) == 4 else socket.AF_INET6 for address in wanted}
         return [
             flow
-            for family in sorted(families)
+            for family in _families(wanted)
             for flow in self._entries(family, lambda entry: any(bytes(address) in entry for address in wanted))
             if not wanted.isdisjoint((flow.pod, flow.peer, flow.reply_peer))
         ]
 
-    def _entries(self, family: int, chosen: Callable[[bytes], bool]) -> Iterator[Flow]:
+    def _entries(
+        self, family: int, chosen: Callable[[bytes], bool], read: Callable[[bytes], Iterator[Flow]] | None = None
+    ) -> Iterator[Flow]:
         """The flows whose message, headers included, is `chosen`."""
+        read = read or read_flow
         self._send(_GET, _DUMP, family, b"")
         while True:
             data = self._socket.recv(1 << 17)
@@ -106,7 +120,7 @@ class Conntrack:
                 if sequence == self._sequence and kind == _ERROR:
                     raise _refusal("to list flows", data, offset)
                 if kind == _NEW and chosen(data[offset : offset + length]):
-                    yield from read_flow(data[offset + 20 : offset + length])
+                    yield from read(data[offset + 20 : offset + length])
                 offset += length + 3 & ~3
 
     def _delete(self, flows: Sequence[Flow]) -> None:
@@ -142,6 +156,18 @@ def read_flow(attributes: bytes) -> Iterator[Flow]:
     if original and answer and len(original[1]) == len(answer[1]):
         protocol, pod, pod_port, peer, peer_port = original
         yield Flow(protocol, pod, pod_port, peer, peer_port, answer[1], 0 if protocol in _ICMP_REQUESTS else answer[2])
+
+
+def read_inbound(attributes: bytes) -> Iterator[Flow]:
+    """The same entry as the one sees it who answers: the pod, when its peer began the flow, behind all NAT."""
+    answer = _read_tuple(dict(_each(attributes)).get(_REPLY, b""))
+    if answer:
+        protocol, pod, pod_port, peer, peer_port = answer
+        yield Flow(protocol, pod, pod_port, peer, peer_port, peer, peer_port)
+
+
+def _families(addresses: Iterable[Address]) -> list[int]:
+    return sorted({socket.AF_INET if len(address) == 4 else socket.AF_INET6 for address in addresses})
 
 
 def _read_tuple(data: bytes) -> Tuple | None:

@@ -170,6 +170,13 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Check the upstreams: none answered in time.",
         limited=True,
     ),
+    EventKind.LEASE_OPENED: Description(
+        DEBUG,
+        "{address} opens to {who} for {name}",
+        UUID("f0ccb39c0e544d8faa7ffbb4e88e65a5"),
+        "Nothing to do.",
+        limited=True,
+    ),
     EventKind.LEASE_ENDED: Description(
         DEBUG,
         "{address} is closed to {who}: the lease of {name} ended",

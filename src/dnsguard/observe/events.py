@@ -2,7 +2,7 @@
 
 `EventLog` is the `Events` of `engine/contracts.py`. It hands each event that passes to every sink. Turning fields into
 text happens here, after the rate limit, so that a flood of denials costs the sender's pod its lines and the daemon
-about 1 us each; one that passes costs 5 us before it is written.
+about 1 us each; one that passes costs 5 us before it is written. Who watches live gets events before level and limit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from dnsguard.core.model import Name, Seconds
 from dnsguard.core.names import to_text
@@ -41,6 +41,18 @@ class Event:
 
 Sink = Callable[[Event], None]
 """Gets every event that passes; must return at once."""
+
+
+class Watcher(Protocol):
+    """One who watches events of `kinds` live."""
+
+    kinds: frozenset[EventKind]
+
+    def wants(self, kind: EventKind, fields: Mapping[str, object]) -> bool:
+        """Asked before the event is put into words."""
+
+    def offer(self, event: Event) -> None:
+        """An event that it wanted; must return at once."""
 
 
 def field_value(key: str, value: object) -> FieldValue:
@@ -95,7 +107,7 @@ class EventLog:
         queries: str = "Denied",
         level: int = INFO,
     ) -> None:
-        self.all_queries = queries == "All"
+        self.watchers: tuple[Watcher, ...] = ()
         self.suppressed = 0
         """Lines left out by the rate limit since the start."""
         self.failed = 0
@@ -105,8 +117,25 @@ class EventLog:
         self._clock = clock
         unsaid = UNSAID[queries]
         self._described = {k: d for k, d in CATALOG.items() if d.level >= level and k not in unsaid}
+        self._watch(())
+
+    def watch(self, watcher: Watcher) -> None:
+        """Offer it events until `unwatch`."""
+        self._watch((*self.watchers, watcher))
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watch(tuple(one for one in self.watchers if one is not watcher))
+
+    def _watch(self, watchers: tuple[Watcher, ...]) -> None:
+        self.watchers = watchers
+        self._watched = frozenset[EventKind]().union(*(one.kinds for one in watchers))
+        said = self._watched | self._described.keys()
+        self.all_queries = EventKind.QUERY_ALLOWED in said
+        self.all_leases = EventKind.LEASE_OPENED in said
 
     def emit(self, kind: EventKind, /, **fields: object) -> None:
+        if kind in self._watched:
+            self._show(kind, fields)
         description = self._described.get(kind)
         if description is None:
             return
@@ -117,7 +146,7 @@ class EventLog:
                 return
             if left_out:
                 fields["suppressed"] = _kinds_text(left_out)
-        self._deliver(kind, description, fields)
+        self._hand(kind, fields, self._sinks)
 
     def tick(self) -> None:
         """Say what was left out about pods that are quiet now."""
@@ -133,13 +162,18 @@ class EventLog:
         kind = EventKind.EVENTS_SUPPRESSED
         if kind in self._described:
             fields = {"pod": key, "lines": sum(left_out.values()), "kinds": _kinds_text(left_out)}
-            self._deliver(kind, self._described[kind], fields)
+            self._hand(kind, fields, self._sinks)
 
-    def _deliver(self, kind: EventKind, description: Description, fields: Mapping[str, object]) -> None:
+    def _show(self, kind: EventKind, fields: Mapping[str, object]) -> None:
+        if those := [one.offer for one in self.watchers if one.wants(kind, fields)]:
+            self._hand(kind, fields, those)
+
+    def _hand(self, kind: EventKind, fields: Mapping[str, object], sinks: Iterable[Sink]) -> None:
+        description = CATALOG[kind]
         try:
             texts = {key: field_value(key, value) for key, value in fields.items() if value is not None}
             event = Event(kind, description, describe(description, texts), texts)
-            for sink in self._sinks:
+            for sink in sinks:
                 sink(event)
         except Exception:
             # A line that cannot be written must not cost a pod its answer; the metric shows that it happened.

@@ -16,7 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from dnsguard import __version__
-from dnsguard.engine.counters import OTHER, Counters, Histogram
+from dnsguard.engine.counters import ANY_FAMILY, OTHER, Counters, Histogram
 
 RCODES: Final = {
     0: "NOERROR",
@@ -150,7 +150,7 @@ class Metrics(Collector):
             yield _counter((metric, text), (label,), (((key,), count) for key, count in list(tally.items())))
 
     def _queries(self) -> Iterator[Metric]:
-        requests = (((str(family), proto, kind), n) for (family, proto, kind), n in self._counters.requests.items())
+        requests = (((_family(family), proto, kind), n) for (family, proto, kind), n in self._counters.requests.items())
         yield _counter(("dnsguard_dns_requests_total", "Questions of pods"), ("family", "proto", "type"), requests)
         responses = (((_rcode(rcode),), count) for rcode, count in self._counters.responses.items())
         yield _counter(("dnsguard_dns_responses_total", "Replies to pods"), ("rcode",), responses)
@@ -170,6 +170,10 @@ class Metrics(Collector):
 
     def _to(self, server: int) -> str:
         return self._upstreams[server] if 0 <= server < len(self._upstreams) else OTHER
+
+
+def _family(family: int) -> str:
+    return OTHER if family == ANY_FAMILY else str(family)
 
 
 def _rcode(rcode: int) -> str:

@@ -44,6 +44,11 @@ class Attachments:
         """Ours were first on every link when last looked at."""
         return not self._second
 
+    @property
+    def second(self) -> list[str]:
+        """The links on which they were not."""
+        return sorted(self._links.get(link, str(link)) for link in [*self._second])
+
     def attach(self, link: LinkIndex, name: str) -> None:
         """Put ours first on a pod link; one that is gone is none any more.
 

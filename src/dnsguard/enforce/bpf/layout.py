@@ -105,7 +105,7 @@ DROP = Record("packets:Q reported_ns:Q")
 ANSWER_KEY = Record(f"source:I type:H length:H name:{ANSWER_NAME}s")
 ANSWER = Record(
     "until_ns:Q ttl_ends_ns:Q ttl:I flags:I header_be:2s answers_be:2s authority_be:2s records:H edns:H ttls:H "
-    f"ttl_at:{ANSWER_TTLS}H sum_records:I sum_edns:I hits:H pad:10x data:{ANSWER_DATA}s"
+    f"ttl_at:{ANSWER_TTLS}H sum_records:I sum_edns:I hits:H pad:2x serial:Q data:{ANSWER_DATA}s"
 )
 
 MAPS: Mapping[str, tuple[Record, Record]] = MappingProxyType(

@@ -44,6 +44,9 @@ class Pairs:
         (last,) = layout.U64.unpack(self._state.lookup(_ONLY) or bytes(8))
         self._last: Source = max(last, *self.by_source, 0)
 
+    def number(self, pair: Pair) -> Source | None:
+        return self._numbers.get(pair)
+
     def _adopt(self, key: bytes, value: bytes) -> None:
         link, address = layout.PAIR_KEY.unpack(key)
         program, source, flags = layout.PAIR.unpack(value)

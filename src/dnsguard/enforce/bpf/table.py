@@ -61,6 +61,10 @@ class BpfTable:
         """True when there is no pair: nothing was ever asked for, or nothing is governed."""
         return not self._pairs
 
+    def number(self, pair: Pair) -> int | None:
+        """The number of a pair; for any thread."""
+        return self._pairs.number(pair)
+
     # Leases
 
     def arm(self, writes: Sequence[Write]) -> dict[Element, str]:

@@ -11,12 +11,11 @@ import asyncio
 import errno
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Address, LinkIndex
+from dnsguard.enforce.denials import Denial, Dropped, OnDenial
 from dnsguard.enforce.nftables import elements, netlink, ruleset
 from dnsguard.enforce.nftables.session import Session
 
@@ -30,33 +29,6 @@ _PREFIX = "dnsguard "
 _EXTENSIONS = (0, 43, 60)
 """IPv6 headers that stand before the transport's: hop-by-hop, routing, destination options."""
 _FRAGMENT = 44
-
-
-@dataclass(frozen=True, slots=True)
-class Denial:
-    """One dropped packet. `reason` is `default`, `rule`, `source`, `unknown`, `listener` or `cut`; `rule` is the
-    number of the Deny rule in the pod's program. `port` is 0 where the protocol has none."""
-
-    link: LinkIndex
-    pod: Address
-    peer: Address
-    protocol: int
-    port: int
-    reason: str
-    rule: int | None = None
-
-
-class Dropped(NamedTuple):
-    """How many packets were dropped for a reason: of a pod's address, or of a link where the source proves nothing."""
-
-    reason: str
-    rule: int | None
-    pod: Address | None
-    link: LinkIndex | None
-    packets: int
-
-
-OnDenial = Callable[[Denial], None]
 
 
 class DenialReader:

@@ -10,10 +10,16 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from dnsguard.core.errors import MissingFeatureError
+<<<<<<< HEAD
 from dnsguard.core.model import Seconds
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.lines import Both, Line, Second
 from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
+=======
+from dnsguard.core.model import Flow, Pair, Seconds
+from dnsguard.enforce.denials import Dropped, OnDenial
+from dnsguard.enforce.nftables.denied import DenialReader, dropped
+>>>>>>> reports
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.probe import Abilities, probe
 from dnsguard.enforce.nftables.ruleset import Layout
@@ -152,6 +158,12 @@ class NftEnforcer(LineEnforcer):
     def _repair_now(self) -> None:
         self._repair_begun = True
         self._table.repair()
+
+    @property
+    def intact(self) -> bool:
+        """False from the first sign of damage until the table is what it should be again."""
+        repair = self._repair
+        return repair is None or (repair.done() and not repair.cancelled() and repair.exception() is None)
 
     @property
     def owned(self) -> bool:
