@@ -10,16 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from dnsguard.core.errors import MissingFeatureError
-<<<<<<< HEAD
 from dnsguard.core.model import Seconds
+from dnsguard.enforce.denials import Dropped, OnDenial
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.lines import Both, Line, Second
-from dnsguard.enforce.nftables.denied import DenialReader, Dropped, OnDenial, dropped
-=======
-from dnsguard.core.model import Flow, Pair, Seconds
-from dnsguard.enforce.denials import Dropped, OnDenial
 from dnsguard.enforce.nftables.denied import DenialReader, dropped
->>>>>>> reports
 from dnsguard.enforce.nftables.inventory import inventory
 from dnsguard.enforce.nftables.probe import Abilities, probe
 from dnsguard.enforce.nftables.ruleset import Layout
