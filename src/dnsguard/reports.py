@@ -6,7 +6,7 @@ Reads the engine's state in the loop's thread; lists are copies, so that a slow 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class Reports:
     answered: Mapping[str, int]
     missing: Callable[[], str]
     now: Callable[[], Seconds]
+    enforcers: Sequence[str] = ("nftables",)
 
     async def version(self) -> Version:
         return {"version": __version__}
@@ -61,7 +62,7 @@ class Reports:
             "leases": len(engine.leases),
             "queries": sum(engine.counters.requests.values()),
             "denied": engine.counters.verdicts["denied"],
-            "enforcers": ["nftables"],
+            "enforcers": list(self.enforcers),
             "upstreams": [{"address": to, "up": up} for to, up in self.upstreams().items()],
         }
 

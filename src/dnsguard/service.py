@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,9 @@ from typing import Any, Final
 import uvloop
 
 from dnsguard import __version__, assembly
+from dnsguard.beside import Beside, open_line
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
+from dnsguard.config.groups import Ebpf
 from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import CallError, Reloaded, exit_code_of
@@ -33,6 +36,7 @@ from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
 from dnsguard.drops import Drops, KernelAnswers
+from dnsguard.enforce.bpf.second import SecondLine
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import OTHER, Counters
@@ -132,6 +136,8 @@ class Service:
         self._missing = "starting"
         self._store: Store | None = None
         self._reloading = asyncio.Lock()
+        self._line: SecondLine | None = None
+        self._beside: Beside | None = None
 
     # ---- the order of a life
 
@@ -182,10 +188,17 @@ class Service:
         engine, servers = self._build_engine()
         rooms.callback(self._transport.close)
         await watch.start()
+        if self._beside is not None and await self._enforcer.stands():
+            # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
+            await interception.install()
+            self._beside.intercepting()
         await self._load_first()
         await self._restore()
         await interception.install()
         self._listen(sockets)
+        if self._beside is not None:
+            self._beside.intercepting()
+            await self._beside.begin(engine.pods, self._conntrack, engine.revocation)
         rooms.callback(self._udp.close)
         rooms.callback(self._tcp.close)
         await self._tcp.start()
@@ -194,7 +207,9 @@ class Service:
         self._missing = ""
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
+        beside = self._beside.background(self._every, self._drops, self._answers) if self._beside else []
         return [
+            *beside,
             self._every(TICK, "time", self._tick),
             self._every(REMEMBER, "memory of flows", self._remember),
             self._every(DROPPED, "counters of drops", self._count_dropped),
@@ -205,7 +220,10 @@ class Service:
         ]
 
     async def _open_kernel(self, rooms: contextlib.AsyncExitStack) -> None:
-        """The table, as an earlier process left it, and connection tracking."""
+        """The table and the maps, as an earlier process left them, and connection tracking."""
+        line = self._line = self._open_line()
+        if line is not None:
+            rooms.callback(line.close)
         self._enforcer = await NftEnforcer.create(
             assembly.table_layout(self._settings),
             self._acknowledge,
@@ -213,10 +231,20 @@ class Service:
             lambda denial: self._drops.tell(denial),
             on_failure=self._on_failed_repair,
             on_commit=self._on_commit,
+            beside=line.table if line is not None else None,
         )
         rooms.push_async_callback(self._enforcer.close)
+        if line is not None:
+            self._beside = Beside(line, self._enforcer, self._events, on_denial=lambda one: self._drops.tell(one))
+            rooms.callback(self._beside.close)
         self._conntrack = Conntrack()
         rooms.push_async_callback(self._conntrack.close)
+
+    def _open_line(self) -> SecondLine | None:
+        ebpf = self._settings.enforcement.ebpf
+        if ebpf is Ebpf.OFF:
+            return None
+        return open_line(assembly.ebpf_layout(self._settings), self._events, required=ebpf is Ebpf.ON)
 
     def _build_engine(self) -> tuple[Engine, Servers]:
         settings = self._settings
@@ -230,6 +258,8 @@ class Service:
             servers,
             [str(upstream) for upstream in settings.upstreams],
         )
+        if (line := self._line) is not None:
+            around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
         self._drops = Drops(engine, self._events, time.monotonic)
         self._answers = KernelAnswers(engine)
@@ -244,6 +274,12 @@ class Service:
         held, running = await self._enforcer.read(), await self._enforcer.running()
         cut = await self._enforcer.cut_before()
         self._drops.adopt(await self._enforcer.dropped())
+        if self._beside is not None:
+            self._beside.adopt_counters(self._drops, self._answers)
+        if self._line is not None and not self._line.answers_made_by(
+            assembly.answers_fingerprint(self._settings, self._own)
+        ):
+            self._line.answers.adopt(())
         seen, self._seen = self._seen, {}
         assert self._store is not None
         await engine.changes.begin(
@@ -269,8 +305,9 @@ class Service:
             configured,
             self._drops.by_pod,
             self._answers.by_pod,
-            lambda: self._missing,
+            self._missing_now,
             time.monotonic,
+            ("nftables", "ebpf") if self._line is not None else ("nftables",),
         )
         control = ControlServer(
             self._settings.paths.runtime,
@@ -288,9 +325,15 @@ class Service:
         await control.start()
         rooms.push_async_callback(control.stop)
         if (listen := self._settings.metrics.listen) is not None:
-            health = HealthServer(str(listen), build_registry(self._metrics(reports)), lambda: self._missing or None)
+            registry = build_registry(self._metrics(reports))
+            health = HealthServer(str(listen), registry, lambda: self._missing_now() or None)
             await health.start()
             rooms.push_async_callback(health.stop)
+
+    def _missing_now(self) -> str:
+        """What readiness waits for; empty when it is there."""
+        second = self._beside.second if self._beside and self._settings.enforcement.ebpf is Ebpf.ON else []
+        return self._missing or (f"eBPF is not the first on {' '.join(second)}" if second else "")
 
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""
@@ -411,6 +454,8 @@ class Service:
         self._engine.exchanges.gate.acknowledge(upto, refused)
 
     def _on_link(self, link: LinkIndex, name: str, addresses: frozenset[Address] | None) -> None:
+        if self._beside is not None:
+            self._beside.link_is(link, None if addresses is None else name)
         self._seen[link] = None if addresses is None else (name, addresses)
         self._links_changed.set()
 
@@ -419,8 +464,15 @@ class Service:
         self._own = own
         self._engine.fetches.guard = assembly.protected(self._settings, own)
         self._engine.cache.clear()
+        self._engine.feed.forget_all()
+        if self._line is not None:
+            self._line.own(own)
+            if not self._missing:
+                self._line.answers_made_by(assembly.answers_fingerprint(self._settings, own))
 
     def _on_damage(self, what: str) -> None:
+        if self._beside is not None:
+            self._beside.damaged()
         self._counters.kernel_repairs["table"] += 1
         self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=what)
 

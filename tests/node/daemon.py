@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ READY_SECONDS = 20.0
 EVENT_SECONDS = 5.0
 ANY_RESOLVER = "10.96.0.10"
 """Where pods send their queries. Nothing has this address: only an interception can answer."""
+BPFFS = "dnsguard-test"
+"""What the bpffs of tests are called in the table of mounts."""
 PROGRAM = (sys.executable, "-m", "dnsguard")
 
 
@@ -128,19 +131,41 @@ def running_dnsguard(
         "upstreams": list(upstreams),
         "ttl": {"floor": "1s", "cap": "1h", "grace": "1s"},
         "metrics": {"listen": None},
-        "paths": {"runtime": str(folder / "run")},
+        "paths": {"runtime": str(folder / "run"), "bpffs": str(folder / "bpf")},
         **config,
     }
     daemon.write("config.yaml", "Configuration", settings)
     daemon.write("allowlist.yaml", "Allowlist", allowlist)
+    with bpffs(folder / "bpf"):
+        try:
+            daemon.start()
+            yield daemon
+        except BaseException as error:
+            error.add_note(f"dnsguard said: {daemon.said()}")
+            raise
+        finally:
+            daemon.stop()
+
+
+@contextlib.contextmanager
+def bpffs(folder: Path) -> Iterator[None]:
+    """A bpffs of one's own there. With it go its pins, and with them what they kept in the kernel."""
+    sweep_bpffs()
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "bpf", f"{BPFFS}-{os.getpid()}", str(folder)], check=True)
     try:
-        daemon.start()
-        yield daemon
-    except BaseException as error:
-        error.add_note(f"dnsguard said: {daemon.said()}")
-        raise
+        yield
     finally:
-        daemon.stop()
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def sweep_bpffs() -> None:
+    """Unmount what runs that were killed have left."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        source, target, *_ = line.split()
+        name, _, pid = source.rpartition("-")
+        if name == BPFFS and not Path(f"/proc/{pid}").exists():
+            subprocess.run(["umount", "--lazy", target], check=False)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
 from dnsguard.config.durations import duration_text
 from dnsguard.config.files import decode, read_text
-from dnsguard.config.groups import Ebpf, Group, LogFormat, Mode, Settings
+from dnsguard.config.groups import Group, LogFormat, Mode, Settings
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Origin
@@ -24,20 +24,11 @@ _FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "
 
 UNBUILT = (
     (("mode",), Mode.AUDIT, "Enforce"),
-    (("enforcement", "ebpf"), Ebpf.ON, "Auto or Off"),
     (("log", "format"), LogFormat.JOURNALD, "auto, text or json"),
 )
 """Values that this build does not have yet: the key, the value, and what to write instead."""
 
-_EBPF, _LEARN = "eBPF is not built yet", "learn is not built yet"
-UNREAD = (
-    (("limits", "flowsPerPod"), _EBPF),
-    (("limits", "kernelAnswersPerPod"), _EBPF),
-    (("tables", "answers"), _EBPF),
-    (("tables", "prefixes"), _EBPF),
-    (("paths", "bpffs"), _EBPF),
-    (("paths", "state"), _LEARN),
-)
+UNREAD = ((("paths", "state"), "learn is not built yet"),)
 """Keys that have no effect in this build, and why."""
 
 
@@ -88,10 +79,6 @@ def diagnose(content: bytes, file: str) -> list[Diagnostic]:
 def unbuilt_defaults(settings: Settings) -> list[str]:
     """What the settings' defaults ask for and this build leaves out, each as `key: value (what happens instead)`."""
     left_out = []
-    if settings.enforcement.ebpf is Ebpf.AUTO:
-        left_out.append("enforcement.ebpf: Auto (nftables alone enforces)")
-    if settings.dns.prefetch:
-        left_out.append("dns.prefetch: true (names are asked again when a pod asks)")
     if settings.log.format is LogFormat.AUTO:
         left_out.append("log.format: auto under systemd (text instead of journald's native protocol)")
     return left_out

@@ -76,9 +76,7 @@ class Engine:
             floor=settings.exchange.floor,
             prefetch=settings.prefetch,
         )
-        self.exchanges = Exchanges(
-            settings.exchange, stores, self.fetches, around.enforcer, around.now, feed=self.feed
-        )
+        self.exchanges = Exchanges(settings.exchange, stores, self.fetches, around.enforcer, around.now, feed=self.feed)
         self.feed.refresh = self.exchanges.refresh
         self.revocation = Revocation(
             Kernel(around.enforcer, around.flows), self.leases, around.events, around.counters, drain=settings.drain

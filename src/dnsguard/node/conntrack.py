@@ -85,7 +85,7 @@ class Conntrack:
         return [
             flow
             for family in _families(wanted)
-            for flow in self._entries(family, lambda entry: any(address in entry for address in wanted), read_inbound)
+            for flow in self._entries(family, lambda entry: any(bytes(one) in entry for one in wanted), read_inbound)
             if flow.pod in wanted
         ]
 

@@ -100,9 +100,7 @@ class SecondLine:
         try:
             self._write_settings()
             self.table = BpfTable(self.maps)
-            self.answers = BpfAnswers(
-                self.maps["answers"], per_source=made_for.answers_per_pod, total=made_for.answers
-            )
+            self.answers = BpfAnswers(self.maps["answers"], per_source=made_for.answers_per_pod, total=made_for.answers)
             self._attachments = self._thread.submit(
                 lambda: Attachments(self._loaded.programs, made_for.bpffs, tcx)
             ).result()
@@ -174,4 +172,3 @@ def _make(addresses: Map, wanted: Iterable[Address]) -> None:
         addresses.delete(gone)
     for key in keys:
         addresses.update(key, _YES)
-

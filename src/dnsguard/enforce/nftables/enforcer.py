@@ -121,6 +121,10 @@ class NftEnforcer(LineEnforcer):
         """What is wrong with the table's chains and sets; empty when nothing is. Some milliseconds."""
         return self._writer.do(lambda: self._table.verify())
 
+    def stands(self) -> Awaitable[bool]:
+        """Whether there is a table that intercepts: an earlier process's, before the first `apply`."""
+        return self._writer.do(lambda: "dns" in inventory(self._session).chains)
+
     def dropped(self) -> Awaitable[Sequence[Dropped]]:
         """The counters of dropped packets. They begin again at 0 an hour after the last packet."""
         return self._writer.do(lambda: dropped(self._session, inventory(self._session).sets))

@@ -1,0 +1,186 @@
+"""The eBPF line in the daemon's life: opened where the node can, put on every pod link, vouched for, and kept first.
+
+`Auto` goes on with nftables alone where something is missing, and says what; `On` does not start then, and is not
+ready while the programs are not the first on a link. Queries go up only while somebody vouches that what goes up is
+intercepted: that stops at the first sign of damage, and by itself when the daemon is gone for longer than a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
+
+from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError
+from dnsguard.core.model import LinkIndex, Seconds
+from dnsguard.core.pods import PodTable
+from dnsguard.drops import Drops, KernelAnswers
+from dnsguard.enforce.bpf.events import DropReader, answered, dropped
+from dnsguard.enforce.bpf.second import EbpfLayout, SecondLine
+from dnsguard.enforce.denials import OnDenial
+from dnsguard.enforce.nftables import NftEnforcer
+from dnsguard.engine.contracts import EventKind, Events
+from dnsguard.engine.revoke import Revocation
+from dnsguard.node.conntrack import Conntrack
+
+VOUCH: Final[Seconds] = 1.0
+VERIFY: Final[Seconds] = 1.0
+SWEEP: Final[Seconds] = 5.0
+BETWEEN_SLICES: Final[Seconds] = 0.01
+LINE: Final = "ebpf"
+"""The name of this line where enforcers are told apart: `nftables` is the other."""
+
+Every = Callable[[Seconds, str, Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
+"""`every(seconds, where, do)`: runs until the stop, containing what goes wrong."""
+
+
+def open_line(layout: EbpfLayout, events: Events, *, required: bool) -> SecondLine | None:
+    """The line, or None, with an event that says why, where the node cannot and that is allowed."""
+    try:
+        return SecondLine(layout)
+    except DnsguardError as error:
+        if required:
+            raise _as_missing(error) from error
+        events.emit(EventKind.FEATURE_LEFT_OUT, feature="enforcement.ebpf: Auto", reason=f"nftables alone: {error}")
+        return None
+
+
+def _as_missing(error: DnsguardError) -> MissingFeatureError:
+    return MissingFeatureError(f"enforcement.ebpf is On, and cannot be: {error}")
+
+
+class Beside:
+    """The eBPF line beside nftables, in a running daemon."""
+
+    def __init__(self, line: SecondLine, enforcer: NftEnforcer, events: Events, *, on_denial: OnDenial) -> None:
+        self._line = line
+        self._enforcer = enforcer
+        self._events = events
+        self._reader = DropReader(line.maps["reports"], on_denial)
+        self._links: dict[LinkIndex, str] = {}
+        self._changes: asyncio.Queue[tuple[LinkIndex, str | None]] = asyncio.Queue()
+        self._intercepting = False
+        self._told: list[str] = []
+
+    @property
+    def second(self) -> list[str]:
+        """The links on which something else decides before the programs."""
+        return self._line.second
+
+    # ---- the interception
+
+    def intercepting(self) -> None:
+        """The table, the rule and the route stand, and the listeners listen: from here on it is vouched for."""
+        self._intercepting = True
+        self._vouch()
+
+    def damaged(self) -> None:
+        """Something of the interception may be gone."""
+        self._line.distrust()
+
+    def _vouch(self) -> None:
+        if self._intercepting and self._enforcer.intact:
+            self._line.vouch(time.monotonic())
+
+    # ---- links
+
+    def link_is(self, link: LinkIndex, name: str | None) -> None:
+        """A pod link came, is called otherwise, or is gone (None)."""
+        if self._links.get(link) == name:
+            return
+        if name is None:
+            self._links.pop(link, None)
+        else:
+            self._links[link] = name
+        self._changes.put_nowait((link, name))
+
+    async def attach_all(self) -> None:
+        """Return when the programs are on every link there is."""
+        while not self._changes.empty():
+            await self._follow(*self._changes.get_nowait())
+
+    async def _follow(self, link: LinkIndex, name: str | None) -> None:
+        try:
+            await (self._line.detach(link) if name is None else self._line.attach(link, name))
+        except (KernelError, MissingFeatureError) as error:
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {name}", reason=str(error))
+
+    async def _verify(self) -> None:
+        for wrong in await self._line.verify():
+            self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=wrong)
+        second = self.second
+        if second and second != self._told:
+            reason = "another program comes first and decides alone; nftables still enforces"
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {' '.join(second)}", reason=reason)
+        self._told = second
+
+    # ---- flows
+
+    async def seed(self, pods: PodTable, conntrack: Conntrack, revocation: Revocation) -> None:
+        """Open flows are older than a line that begins: take them over, those that pods began judged first."""
+        addresses = {address for pod in pods for address in pod.addresses}
+        if not addresses:
+            return
+        just = revocation.just(pods, await conntrack.begun_by(addresses))
+        inbound = await conntrack.begun_towards(addresses)
+        await self._enforcer.do(lambda: self._line.table.seed(just, inbound))
+
+    async def begin(self, pods: PodTable, conntrack: Conntrack, revocation: Revocation) -> None:
+        """Put the programs on the links, once the first policy is in the maps. Flows are taken over before, and again
+        after, for those that began between."""
+        if self._line.kept:
+            await self.attach_all()
+            return
+        await self.seed(pods, conntrack, revocation)
+        await self.attach_all()
+        await self.seed(pods, conntrack, revocation)
+
+    # ---- what runs until the stop
+
+    def background(self, every: Every, drops: Drops, answers: KernelAnswers) -> list[Coroutine[Any, Any, None]]:
+        async def vouch() -> None:
+            self._vouch()
+
+        async def count() -> None:
+            counts = self._counts()
+            drops.count(dropped(counts), LINE)
+            answers.count(answered(counts))
+
+        return [
+            every(VOUCH, "vouching", vouch),
+            every(VERIFY, "eBPF links", self._verify),
+            every(SWEEP, "eBPF maps", self._sweep),
+            every(SWEEP, "eBPF counters", count),
+            self._follow_links(),
+        ]
+
+    def adopt_counters(self, drops: Drops, answers: KernelAnswers) -> None:
+        """What an earlier process has counted is not of this one."""
+        counts = self._counts()
+        drops.adopt(dropped(counts), LINE)
+        answers.adopt(answered(counts))
+
+    def _counts(self) -> _Copy:
+        return _Copy(dict(self._line.maps["counts"].items()))
+
+    async def _follow_links(self) -> None:
+        while True:
+            await self._follow(*await self._changes.get())
+
+    async def _sweep(self) -> None:
+        while await self._enforcer.do(self._line.table.sweep):
+            await asyncio.sleep(BETWEEN_SLICES)
+
+    def close(self) -> None:
+        """What is in the kernel stays in force."""
+        with contextlib.suppress(OSError):
+            self._reader.close()
+
+
+class _Copy:
+    """`counts`, read once for both who want it."""
+
+    def __init__(self, counts: Mapping[bytes, bytes]) -> None:
+        self.items = lambda: iter(counts.items())
