@@ -127,6 +127,9 @@ def remove_all(bpffs: Path) -> None:
     tcx.remove_all(bpffs)
     clsact.remove_all(bpffs)
     pins.remove(bpffs)
-    for folder in (bpffs / "links", bpffs / "maps", bpffs):
+    for folder in (bpffs / "links", bpffs / "maps"):
         with suppress(FileNotFoundError):
             folder.rmdir()
+    with suppress(FileNotFoundError):
+        if not bpffs.is_mount():
+            bpffs.rmdir()
