@@ -1,7 +1,7 @@
-"""`python -m tests.contract`: generated scenarios over the kernel and over the enforcer in memory, or measurements.
+"""`python -m tests.contract`: generated scenarios over every enforcer, or measurements.
 
-    --cases 20000    send at least so many packets through the kernel; each has to be decided there and in memory as
-                     its rules say. The smallest scenario that is not is printed
+    --cases 20000    send at least so many packets through nftables, through eBPF and through both; each has to be
+                     decided there and in memory as its rules say. The smallest scenario that is not is printed
     --seed 7         the scenarios of an earlier run; it prints its seed
     --measure        what changes cost, and leases while another process writes
 
@@ -16,12 +16,15 @@ import os
 import random
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
 
 import hypothesis
 from hypothesis import HealthCheck, given, settings
 
 from dnsguard.core.model import Packet
+from tests.contract import ebpf
 from tests.contract.generator import Scenario, every_packet, scenarios
 from tests.contract.measure import measure
 from tests.contract.nftables import started
@@ -35,26 +38,40 @@ AT_MOST = 400
 
 
 class Answers(NamedTuple):
-    """Whether one packet passed: by its rules read one by one, in memory, in the kernel."""
+    """Whether one packet passed: by its rules read one by one, in memory, and in the kernel by each line and both."""
 
     rules: bool
     memory: bool
-    kernel: bool
+    nftables: bool
+    ebpf: bool
+    both: bool
+
+
+@asynccontextmanager
+async def subjects(*, own: bool) -> AsyncIterator[list[Subject]]:
+    """In the order of `Answers`: one in memory, and three in fresh labs."""
+    async with AsyncExitStack() as labs:
+        kernels: list[Subject] = [
+            await labs.enter_async_context(started(LAYOUT, own=own)),
+            await labs.enter_async_context(ebpf.started(LAYOUT, own=own, beside_nftables=False)),
+            await labs.enter_async_context(ebpf.started(LAYOUT, own=own, beside_nftables=True)),
+        ]
+        assert len({each.crowd for each in kernels}) == 1, "the labs' links have the same numbers"
+        yield [MemorySubject(crowd=kernels[0].crowd), *kernels]
 
 
 def play(examples: int, seed: int, *, own: bool) -> Counter[Answers]:
-    """Scenarios in a fresh lab. Raises AssertionError, with the smallest scenario found, where they do not agree."""
+    """Scenarios in fresh labs. Raises AssertionError, with the smallest scenario found, where they do not agree."""
     counts: Counter[Answers] = Counter()
     with asyncio.Runner() as runner:
-        lab = started(LAYOUT, own=own)
-        kernel = runner.run(lab.__aenter__())
-        memory = MemorySubject(crowd=kernel.crowd)
+        labs = subjects(own=own)
+        compared = runner.run(labs.__aenter__())
 
         @hypothesis.seed(seed)
         @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-        @given(scenarios(kernel.crowd))
+        @given(scenarios(compared[0].crowd))
         def agree(scenario: Scenario) -> None:
-            answers = runner.run(compare(scenario, memory, kernel))
+            answers = runner.run(compare(scenario, compared))
             wrong = [(packet, each) for packet, each in answers if len(set(each)) > 1]
             assert not wrong, wrong[:5]
             counts.update(each for _, each in answers)
@@ -62,15 +79,15 @@ def play(examples: int, seed: int, *, own: bool) -> Counter[Answers]:
         try:
             agree()
         finally:
-            runner.run(lab.__aexit__(None, None, None))
+            runner.run(labs.__aexit__(None, None, None))
     return counts
 
 
-async def compare(scenario: Scenario, memory: Subject, kernel: Subject) -> list[tuple[Packet, Answers]]:
-    in_memory, in_kernel = [await decisions(subject, scenario) for subject in (memory, kernel)]
+async def compare(scenario: Scenario, compared: Sequence[Subject]) -> list[tuple[Packet, Answers]]:
+    passed = [await decisions(subject, scenario) for subject in compared]
     return [
-        (packet, Answers(scenario.expected(pod, packet), *passed))
-        for (pod, packet), *passed in zip(packets(scenario), in_memory, in_kernel, strict=True)
+        (packet, Answers(scenario.expected(pod, packet), *each))
+        for (pod, packet), *each in zip(packets(scenario), *passed, strict=True)
     ]
 
 
@@ -82,7 +99,7 @@ def run(cases: int, seed: int) -> None:
     while (left := cases - counts.total()) > 0:
         counts += play(min(AT_MOST, -(-left // size)), seed + turn, own=turn % 2 == 0)
         turn += 1
-    passed = sum(number for answers, number in counts.items() if answers.kernel)
+    passed = sum(number for answers, number in counts.items() if answers.rules)
     print(f"{counts.total()} packets decided alike, {passed} of them let through")
 
 

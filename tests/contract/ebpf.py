@@ -10,18 +10,20 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from itertools import cycle
 
-from dnsguard.enforce.bpf import layout
+from dnsguard.core.model import LinkIndex, Packet
+from dnsguard.enforce.bpf import layout, pins
 from dnsguard.enforce.bpf.attach import Attachments, remove_all
 from dnsguard.enforce.bpf.layout import Idle
 from dnsguard.enforce.bpf.load import Loaded, load
+from dnsguard.enforce.bpf.syscall import test_run
 from dnsguard.enforce.bpf.table import BpfTable
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.nftables import Layout, NftEnforcer
 from tests.contract.nftables import NftSubject, in_lab
-from tests.contract.subject import Maker, Subject
-from tests.node.nftables_lab import LAYOUT, Lab, inside
+from tests.contract.subject import Maker, Subject, crowd
+from tests.node.nftables_lab import LAYOUT, NODE_MAC, POD_MAC, Lab, inside, ip, transport
 
 SECOND = 10**9
 IDLE_NS = {
@@ -37,6 +39,39 @@ IDLE_NS = {
 }
 """In seconds: what connection tracking has."""
 _LINKS = ("vetha", "vethb")
+_UNSPEC, _SHOT = -1, 2
+
+
+LOOPBACK = LinkIndex(1)
+"""The link that a program runs on when nothing else is said."""
+
+
+class Bench:
+    """The programs run on packets made up here, by BPF_PROG_TEST_RUN: no link is needed, and no network. The pods are
+    all behind the loopback."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.maps = loaded.maps
+        self._programs = loaded.programs
+        self._ports = cycle(range(20_000, 60_000))
+        self.crowd = crowd(LOOPBACK, LOOPBACK)
+
+    def lets(self, packet: Packet) -> bool:
+        """Whether the first packet of a new flow passes."""
+        data = transport(packet, next(self._ports), bytes(8))
+        return self.from_pod(ip(packet.source, packet.destination, packet.protocol, data))
+
+    def from_pod(self, packet: bytes) -> bool:
+        return self._run("from_pod", packet)
+
+    def to_pod(self, packet: bytes) -> bool:
+        return self._run("to_pod", packet)
+
+    def _run(self, program: str, packet: bytes) -> bool:
+        kind = b"\x08\x00" if packet[0] >> 4 == 4 else b"\x86\xdd"
+        verdict = test_run(self._programs[program], NODE_MAC + POD_MAC + kind + packet).verdict
+        assert verdict in (_UNSPEC, _SHOT)
+        return verdict == _UNSPEC
 
 
 @contextmanager
@@ -80,7 +115,8 @@ class BpfSubject(NftSubject):
 @contextmanager
 def attached(lab: Lab, loaded: Loaded) -> Iterator[None]:
     """Not for an event loop's thread."""
-    bpffs = Path("/sys/fs/bpf") / lab.node
+    bpffs = pins.MOUNT_POINT / lab.node
+    pins.prepare(bpffs)
     with inside(lab.node):
         attachments = Attachments(loaded.programs, bpffs)
     try:

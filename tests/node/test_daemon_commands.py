@@ -56,7 +56,7 @@ def test_status_tells_people_and_programs_how_the_daemon_is(scene: Scene) -> Non
     table = scene.daemon.call("status")
 
     assert told["ready"] is True
-    assert (told["mode"], told["enforcers"], told["pods"], told["missing"]) == ("Enforce", ["nftables"], 2, "")
+    assert (told["mode"], told["enforcers"], told["pods"], told["missing"]) == ("Enforce", ["nftables", "ebpf"], 2, "")
     assert told["upstreams"] == [{"address": "10.99.0.2:53", "up": True}]
     assert told["denied"] >= 1 < told["queries"]
     assert "state:    ready\n" in table.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -246,6 +247,23 @@ async def until(what: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not what():
             await asyncio.sleep(0)
+
+
+# ---- what was left
+
+
+def test_what_a_kind_that_fell_quiet_did_not_report_is_told_once(reported: Reported) -> None:
+    drops = reported.rig.maps["drops"]
+    reported.drop(80, times=5)
+    reported.drop(81)
+    soon = time.monotonic_ns()
+    assert events.left_over(drops, soon) == []
+    assert events.left_over(drops, soon + 4 * SECOND) == [
+        Denial(LinkIndex(LINK), None, OTHER, 6, 80, "default", packets=4)
+    ]
+    assert events.left_over(drops, soon + 8 * SECOND) == []
+    reported.drop(80)
+    assert [(one.port, one.packets) for one in reported.new()] == [(80, 1), (81, 1), (80, 1)]
 
 
 # ---- the counters

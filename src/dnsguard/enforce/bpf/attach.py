@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dnsguard.core.errors import KernelError, MissingFeatureError
 from dnsguard.core.model import LinkIndex
-from dnsguard.enforce.bpf import clsact, pins
+from dnsguard.enforce.bpf import clsact, pins, tcx
 from dnsguard.enforce.bpf.clsact import Clsact
 from dnsguard.enforce.bpf.hooks import HOOKS, Way
 from dnsguard.enforce.bpf.tcx import Tcx, has_tcx
@@ -24,6 +24,8 @@ from dnsguard.enforce.bpf.tcx import Tcx, has_tcx
 _SIOCGIFHWADDR = 0x8927
 _ARPHRD_ETHER = 1
 _LONGEST_NAME = 15
+_GONE = (errno.ENODEV, errno.ENOLINK)
+"""Of the link, or of the one that a bpf link was on."""
 
 
 class Attachments:
@@ -37,7 +39,7 @@ class Attachments:
         self._way: Way = Tcx(programs, bpffs) if self.tcx else Clsact(programs, bpffs)
         self._way.sweep()
         self._links: dict[LinkIndex, str] = {}
-        self._second: set[LinkIndex] = set()
+        self._second: dict[LinkIndex, str] = {}
 
     @property
     def effective(self) -> bool:
@@ -46,8 +48,8 @@ class Attachments:
 
     @property
     def second(self) -> list[str]:
-        """The links on which they were not."""
-        return sorted(self._links.get(link, str(link)) for link in [*self._second])
+        """Links on which they were not, or not at all. May be asked from another thread."""
+        return sorted(self._second.copy().values())
 
     def attach(self, link: LinkIndex, name: str) -> None:
         """Put ours first on a pod link; one that is gone is none any more.
@@ -66,36 +68,40 @@ class Attachments:
 
     def detach(self, link: LinkIndex) -> None:
         self._links.pop(link, None)
-        self._second.discard(link)
+        self._second.pop(link, None)
         self._way.take_off(link)
 
     def verify(self) -> list[str]:
         """What was wrong, on any link: it has been put right, or `effective` is false."""
         wrong: list[str] = []
-        before = len(self._links)
         for link, name in [*self._links.items()]:
             try:
                 wrong += self._put_first(link)
             except KernelError as error:
                 wrong.append(f"{name}: {error}")
-        if len(self._links) < before:
-            self._way.sweep()
         return wrong
 
     def _put_first(self, link: LinkIndex) -> list[str]:
-        wrong: list[str] = []
+        """One side that fails does not keep the other from being put right."""
         name = self._links[link]
-        self._second.add(link)
-        try:
-            for hook in HOOKS:
-                if what := self._way.put_first(link, hook):
-                    wrong.append(f"{name}: {hook.program} {what}")
-        except OSError as error:
-            if error.errno != errno.ENODEV:
-                raise KernelError(f"no eBPF program can be put on {name}: {error.strerror}") from error
-            del self._links[link]
-            wrong.clear()
-        self._second.discard(link)
+        wrong: list[str] = []
+        failures: list[KernelError] = []
+        for hook in HOOKS:
+            try:
+                what = self._way.put_first(link, hook)
+            except KernelError as error:
+                failures.append(error)
+            except OSError as error:
+                if error.errno in _GONE:
+                    self.detach(link)
+                    return []
+                failures.append(KernelError(f"{hook.program} cannot be put on {name}: {error.strerror}"))
+            else:
+                wrong += [f"{name}: {hook.program} {what}"] if what else []
+        if failures:
+            self._second[link] = name
+            raise failures[0]
+        self._second.pop(link, None)
         return wrong
 
     def close(self) -> None:
@@ -118,11 +124,12 @@ def _require_ethernet(name: str) -> None:
 
 def remove_all(bpffs: Path) -> None:
     """Remove every program, filter, qdisc and pin that is dnsguard's, and nothing else. The bpffs stays mounted."""
+    tcx.remove_all(bpffs)
     clsact.remove_all(bpffs)
     pins.remove(bpffs)
-    with suppress(FileNotFoundError):
-        for pin in (bpffs / "links").iterdir():
-            pin.unlink(missing_ok=True)
-    for folder in (bpffs / "links", bpffs / "maps", bpffs):
+    for folder in (bpffs / "links", bpffs / "maps"):
         with suppress(FileNotFoundError):
             folder.rmdir()
+    with suppress(FileNotFoundError):
+        if not bpffs.is_mount():
+            bpffs.rmdir()

@@ -25,6 +25,7 @@ _MILLISECOND = 1_000_000
 _PURGE_AGAIN: Seconds = 1.0
 """How soon a full map is searched for room again: some 50 ms for 100,000 leases."""
 _pack4, _pack6 = Struct("=QII4s12x").pack, Struct("=QII16s").pack
+_unpack = Struct("=QII16s").unpack
 _pack_end = layout.U64.pack
 
 
@@ -149,17 +150,18 @@ class Leases:
     def read(self) -> list[Held]:
         """Every element that is alive for all pairs of its address and whose scope is known, with the shortest time."""
         now = time.monotonic_ns()
-        found: dict[Element, list[int]] = {}
+        pairs, names, sources = self._pairs.by_source, self._names, self._pairs.sources
+        found: dict[tuple[str, bytes], list[int]] = {}
         for packed, value in self._map.items():
-            key, (end,) = layout.LeaseKey.unpack(packed), layout.U64.unpack(value)
-            pair, scope = self._pairs.by_source.get(key.source), self._names.get(key.scope)
-            if pair and scope and end > now:
-                found.setdefault(Element(scope, pair[1] + key.peer), []).append(end)
-        sources = self._pairs.sources
+            number, source, family, peer = _unpack(packed)
+            end = int.from_bytes(value, sys.byteorder)
+            if end > now and number in names and source in pairs:
+                key = pairs[source][1] + (peer[:4] if family == 4 else peer)
+                found.setdefault((names[number], key), []).append(end)
         return [
-            Held(*element, -(-(min(ends) - now) // _MILLISECOND))
-            for element, ends in found.items()
-            if len(ends) >= len(sources.get(Address(element.key[: len(element.key) // 2]), ()))
+            Held(scope, key, -(-(min(ends) - now) // _MILLISECOND))
+            for (scope, key), ends in found.items()
+            if len(ends) >= len(sources.get(Address(key[: len(key) // 2]), ()))
         ]
 
     # Room

@@ -90,7 +90,8 @@ def _load(found: Object, earlier: Mapping[str, Map], kept: bool) -> Loaded:
 def _refusal(error: OSError, log: str) -> MissingFeatureError | KernelError:
     if error.errno == errno.EPERM:
         return MissingFeatureError(
-            f"the eBPF program needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: run as root or grant them\n{log}"
+            "the eBPF program needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before 5.11 LimitMEMLOCK=infinity, too): "
+            f"run as root or grant them\n{log}"
         )
     if error.errno == errno.ENOMEM:
         return KernelError(f"no memory for the eBPF maps: make `tables` smaller\n{log}")

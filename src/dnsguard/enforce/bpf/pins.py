@@ -21,8 +21,9 @@ from dnsguard.enforce.bpf.syscall import Map
 
 MOUNT_POINT = Path("/sys/fs/bpf")
 _BPFFS_MAGIC = 0xCAFE4A11
-_COPIED = (syscall.HASH, syscall.LPM_TRIE, syscall.ARRAY)
-"""Types of maps whose elements are worth copying; what an LRU, a ring buffer or a scratch map holds is not."""
+KEPT = (syscall.HASH, syscall.LPM_TRIE, syscall.ARRAY)
+"""Types of maps that outlive their process; what an LRU, a ring buffer or a scratch map holds is of no use to the
+next."""
 _NEW = "new-"
 _CHUNK = 4096
 
@@ -67,6 +68,7 @@ class PinnedMaps:
     def __init__(self, bpffs: Path, shapes: Mapping[str, Shape]) -> None:
         self._bpffs = bpffs
         self._folder = bpffs / "maps"
+        shapes = {name: shape for name, shape in shapes.items() if shape.type in KEPT}
         self._resized: dict[str, Map] = {}
         self.same: dict[str, Map] = {}
         found = {name: found for name in shapes if (found := pinned_map(self._folder / name, name))}
@@ -91,9 +93,9 @@ class PinnedMaps:
         if not self.kept:
             remove(self._bpffs)
         for name, each in maps.items():
-            if name in self.same:
+            if name in self.same or each.type not in KEPT:
                 continue
-            if name in self._resized and each.type in _COPIED:
+            if name in self._resized:
                 copy(self._resized[name], each)
             # in this order there is always a map of that name; a bpffs allows no dot in one
             new = self._folder / f"{_NEW}{name}"

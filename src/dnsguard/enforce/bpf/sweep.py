@@ -15,7 +15,7 @@ from dnsguard.enforce.bpf.leases import Leases
 from dnsguard.enforce.bpf.pairs import Pairs
 from dnsguard.enforce.bpf.syscall import Map
 
-SLICE = 4096
+SLICE = 2048
 """Entries that are looked at in one step: some 4 ms."""
 
 

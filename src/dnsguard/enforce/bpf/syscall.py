@@ -18,7 +18,7 @@ from dnsguard.enforce.bpf.call import attribute, bytes_of, call, room
 
 _MAP_CREATE, _LOOKUP, _UPDATE, _DELETE, _NEXT_KEY, _PIN, _GET = 0, 1, 2, 3, 4, 6, 7
 _PROG_LOAD, _TEST_RUN, _PROG_BY_ID, _INFO, _PROG_QUERY = 5, 10, 13, 15, 16
-_LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH, _LINK_CREATE, _LINK_UPDATE = 24, 26, 27, 28, 29
+_LOOKUP_BATCH, _UPDATE_BATCH, _DELETE_BATCH, _LINK_CREATE, _LINK_UPDATE, _LINK_DETACH = 24, 26, 27, 28, 29, 34
 
 HASH, ARRAY, PROG_ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH, LPM_TRIE, RINGBUF = 1, 2, 3, 5, 6, 9, 11, 27
 """Types of maps."""
@@ -26,6 +26,8 @@ _SCHED_CLS = 3
 TCX_INGRESS, TCX_EGRESS = 46, 47
 """Attach types."""
 BEFORE, AFTER = 8, 16
+NOEXIST = 1
+"""Of an update: only a key that is not there."""
 
 _ENOTSUPP = 524
 """Not an errno of user space: what a map type without batches answers."""
@@ -118,10 +120,10 @@ def _text(octets: bytes) -> str:
     return octets.split(b"\0", 1)[0].decode("ascii", "replace")
 
 
-def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int = 1) -> int:
+def create_map(kind: int, name: str, key_size: int, value_size: int, max_entries: int = 1, flags: int = 0) -> int:
     """A new map; returns its file descriptor."""
     title = name.encode()[:15]
-    return call(_MAP_CREATE, attribute("IIIIIII16sI", kind, key_size, value_size, max_entries, 0, 0, 0, title, 0))
+    return call(_MAP_CREATE, attribute("IIIIIII16sI", kind, key_size, value_size, max_entries, flags, 0, 0, title, 0))
 
 
 def pin(fd: int, path: Path) -> None:
@@ -200,6 +202,11 @@ def link_create(prog_fd: int, link: int, attach_type: int, first: bool = True) -
 def link_update(link_fd: int, prog_fd: int) -> None:
     """Replace the program of a bpf link at once. EEXIST: it is that one already."""
     call(_LINK_UPDATE, attribute("IIIIQ", link_fd, prog_fd, 0, 0, 0))
+
+
+def link_detach(link_fd: int) -> None:
+    """Take a bpf link's program off at once; when it is closed or unpinned the kernel does so some time later."""
+    call(_LINK_DETACH, attribute("II", link_fd, 0))
 
 
 class Map:

@@ -66,14 +66,15 @@ class Tcx:
         return self._holders.get(pin)
 
     def _create(self, link: int, hook: Hook) -> None:
-        """A new bpf link at the head, then its pin in place of the old one's, with which the old one goes."""
+        """A new bpf link at the head, then its pin in place of the old one's, which goes."""
         pin, new = self._pin(link, hook), self._folder / f"new-{link}-{hook.name}"
         self._folder.mkdir(mode=0o700, exist_ok=True)
         new.unlink(missing_ok=True)
         fd = syscall.link_create(self._programs[hook.program], link, hook.tcx)
         try:
             syscall.pin(fd, new)
-            new.rename(pin)
+            with _detaching(pin):
+                new.rename(pin)
             self._holders[pin] = syscall.link_info(fd).number
         finally:
             os.close(fd)
@@ -105,7 +106,8 @@ class Tcx:
         for hook in HOOKS:
             pin = self._pin(link, hook)
             self._holders.pop(pin, None)
-            pin.unlink(missing_ok=True)
+            with _detaching(pin):
+                pin.unlink(missing_ok=True)
 
     def sweep(self) -> None:
         for pin in self._folder.glob("*-*gress"):
@@ -115,6 +117,28 @@ class Tcx:
 
     def close(self) -> None:
         """The pins hold the programs where they are."""
+
+
+@contextmanager
+def _detaching(pin: Path) -> Iterator[None]:
+    """What is pinned there now is off its link in the end."""
+    try:
+        fd = syscall.get_pinned(pin)
+    except FileNotFoundError:
+        yield
+        return
+    try:
+        yield
+        syscall.link_detach(fd)
+    finally:
+        os.close(fd)
+
+
+def remove_all(bpffs: Path) -> None:
+    """Take every pinned program off, and the pins away."""
+    for pin in (bpffs / "links").glob("*-*gress"):
+        with _detaching(pin):
+            pin.unlink()
 
 
 def _held(pin: Path) -> syscall.LinkInfo | None:
