@@ -72,7 +72,6 @@ struct question {
 	__u32 opt_sum;		/* of the OPT, as if at an even offset */
 	__be16 flags;
 	__be16 udp_length;
-	__be16 udp_check;
 	__u8 edns;
 };
 
@@ -104,7 +103,6 @@ static __always_inline int read_head(struct __sk_buff *skb, const struct packet 
 		return 0;
 	question->flags = head.dns.flags;
 	question->udp_length = head.udp.len;
-	question->udp_check = head.udp.check;
 	question->edns = head.dns.extra != 0;
 	return 1;
 }
