@@ -141,6 +141,8 @@ def test_a_lease_is_for_each_link_that_the_pods_address_is_on_and_read_once(benc
     assert table.arm([write(ONE)]) == {}
     assert len(entries(bench)["leases"]) == 2
     assert [Element(held.scope, held.key) for held in table.read()] == [element(write(ONE))]
+    bench.maps["leases"].delete(next(iter(entries(bench)["leases"])))
+    assert table.read() == []
 
 
 def test_a_lease_of_an_address_that_no_pair_has_is_refused(bench: Bench) -> None:
