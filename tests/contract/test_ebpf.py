@@ -186,12 +186,21 @@ def test_a_process_that_died_in_a_change_leaves_nothing_behind_the_next_one(benc
     assert entries(bench) == before
 
 
-def test_a_lease_of_a_scope_that_was_not_carried_for_a_while_does_not_come_back(bench: Bench) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 9])
+def test_a_lease_of_a_scope_that_was_not_carried_for_a_while_does_not_come_back(
+    bench: Bench, steps: int, restarted: bool
+) -> None:
     table = BpfTable(bench.maps)
-    table.apply(running({ONE: WEB_AND_MAIL}), [write(ONE, scope="tcp_25")], ())
+    table.apply(running({ONE: WEB_AND_MAIL}), [write(ONE, scope="tcp_25"), write(ONE)], ())
+    table.sweep()
     table.apply(running({ONE: WEB}), (), ())
-    BpfTable(bench.maps).apply(running({ONE: WEB_AND_MAIL}), (), ())
+    for _ in range(steps):
+        table.sweep()
+    later = BpfTable(bench.maps) if restarted else table
+    later.apply(running({ONE: WEB_AND_MAIL}), (), ())
     assert not bench.lets(packet(ONE, 25))
+    assert bench.lets(packet(ONE))
 
 
 def blocks(count: int) -> Program:
