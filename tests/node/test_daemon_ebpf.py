@@ -274,7 +274,7 @@ def test_cleanup_takes_programs_and_maps_away_and_leaves_others_alone(scene: Sce
     done = scene.daemon.call("cleanup")
     assert done.returncode == 0, done.stderr
     assert programs(scene) == []
-    assert list((scene.daemon.folder / "bpf").rglob("*")) == []
+    assert {path.name for path in (scene.daemon.folder / "bpf").iterdir()} <= {"maps.debug", "progs.debug"}  # bpffs's own
     assert connects(scene.lab, scene.a.namespace, OTHER, PORT)
     scene.daemon.start()
 
