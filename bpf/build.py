@@ -44,7 +44,7 @@ def build(output: Path, folder: Path = HERE) -> None:
         raise FileNotFoundError("clang and llvm-objcopy: apt-get install clang llvm libbpf-dev linux-libc-dev")
     # <asm/types.h> lies in the machine's own folder; what it says is the same on every machine of 64 bits
     headers = ["-idirafter", f"/usr/include/{platform.machine()}-linux-gnu"]
-    flags = ["-O2", "-g", "-Wall", "-Werror", "-target", "bpf", "-fdebug-compilation-dir=.", *headers]
+    flags = ["-O2", "-g", "-Wall", "--target=bpf", "-fdebug-compilation-dir=.", *headers]
     with tempfile.TemporaryDirectory() as temporary:
         compiled, digest = Path(temporary) / "dnsguard.bpf.o", Path(temporary) / "sources"
         digest.write_text(sources_digest(folder))

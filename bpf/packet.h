@@ -115,6 +115,8 @@ static __always_inline int read_ip4(struct __sk_buff *skb, struct packet *packet
 		return READ_MALFORMED;
 	header = ip.ihl * 4;
 	length = bpf_ntohs(ip.tot_len);
+	if (!length && skb->gso_segs) /* more than fits the field, to be cut up behind this */
+		length = skb->len - ETH_HLEN;
 	if (ip.version != 4 || header < sizeof(ip) || length < header || ETH_HLEN + length > skb->len)
 		return READ_MALFORMED;
 	packet->source.family = packet->target.family = 4;

@@ -11,13 +11,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import PodTable
-from dnsguard.drops import Drops, KernelAnswers
-from dnsguard.enforce.bpf.events import DropReader, answered, dropped
+from dnsguard.drops import AnsweredInKernel, Drops
+from dnsguard.enforce.bpf.attach import remove_all
+from dnsguard.enforce.bpf.events import DropReader, answered, dropped, left_over
 from dnsguard.enforce.bpf.second import EbpfLayout, SecondLine
 from dnsguard.enforce.denials import OnDenial
 from dnsguard.enforce.nftables import NftEnforcer
@@ -44,7 +46,17 @@ def open_line(layout: EbpfLayout, events: Events, *, required: bool) -> SecondLi
         if required:
             raise _as_missing(error) from error
         events.emit(EventKind.FEATURE_LEFT_OUT, feature="enforcement.ebpf: Auto", reason=f"nftables alone: {error}")
+        remove_line(layout)
         return None
+
+
+def remove_line(layout: EbpfLayout) -> None:
+    """Take off the links what an earlier process left there: it would go on deciding by leases that nobody renews."""
+    try:
+        with ThreadPoolExecutor(1) as thread:  # pyroute2 refuses to work in a thread that has an event loop
+            thread.submit(remove_all, layout.bpffs).result()
+    except OSError as error:
+        raise KernelError(f"eBPF programs of an earlier process cannot be removed: {error}") from error
 
 
 def _as_missing(error: DnsguardError) -> MissingFeatureError:
@@ -130,16 +142,17 @@ class Beside:
     async def begin(self, pods: PodTable, conntrack: Conntrack, revocation: Revocation) -> None:
         """Put the programs on the links, once the first policy is in the maps. Flows are taken over before, and again
         after, for those that began between."""
-        if self._line.kept:
-            await self.attach_all()
-            return
-        await self.seed(pods, conntrack, revocation)
+        fresh = not self._line.kept
+        if fresh:
+            await self.seed(pods, conntrack, revocation)
         await self.attach_all()
-        await self.seed(pods, conntrack, revocation)
+        await self._line.retain()
+        if fresh:
+            await self.seed(pods, conntrack, revocation)
 
     # ---- what runs until the stop
 
-    def background(self, every: Every, drops: Drops, answers: KernelAnswers) -> list[Coroutine[Any, Any, None]]:
+    def background(self, every: Every, drops: Drops, answers: AnsweredInKernel) -> list[Coroutine[Any, Any, None]]:
         async def vouch() -> None:
             self._vouch()
 
@@ -147,6 +160,9 @@ class Beside:
             counts = self._counts()
             drops.count(dropped(counts), LINE)
             answers.count(answered(counts))
+            quiet = await asyncio.to_thread(left_over, self._line.maps["drops"], time.monotonic_ns())
+            for denial in quiet:
+                drops.tell(denial)
 
         return [
             every(VOUCH, "vouching", vouch),
@@ -156,7 +172,7 @@ class Beside:
             self._follow_links(),
         ]
 
-    def adopt_counters(self, drops: Drops, answers: KernelAnswers) -> None:
+    def adopt_counters(self, drops: Drops, answers: AnsweredInKernel) -> None:
         """What an earlier process has counted is not of this one."""
         counts = self._counts()
         drops.adopt(dropped(counts), LINE)

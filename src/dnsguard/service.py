@@ -26,7 +26,7 @@ from typing import Any, Final
 import uvloop
 
 from dnsguard import __version__, assembly
-from dnsguard.beside import Beside, open_line
+from dnsguard.beside import Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
 from dnsguard.config.groups import Ebpf
 from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
@@ -35,7 +35,7 @@ from dnsguard.control.calls import CallError, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
-from dnsguard.drops import Drops, KernelAnswers
+from dnsguard.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.second import SecondLine
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Ticket
@@ -241,10 +241,11 @@ class Service:
         rooms.push_async_callback(self._conntrack.close)
 
     def _open_line(self) -> SecondLine | None:
-        ebpf = self._settings.enforcement.ebpf
+        ebpf, layout = self._settings.enforcement.ebpf, assembly.ebpf_layout(self._settings)
         if ebpf is Ebpf.OFF:
+            remove_line(layout)
             return None
-        return open_line(assembly.ebpf_layout(self._settings), self._events, required=ebpf is Ebpf.ON)
+        return open_line(layout, self._events, required=ebpf is Ebpf.ON)
 
     def _build_engine(self) -> tuple[Engine, Servers]:
         settings = self._settings
@@ -262,7 +263,7 @@ class Service:
             around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
         self._drops = Drops(engine, self._events, time.monotonic)
-        self._answers = KernelAnswers(engine)
+        self._answers = AnsweredInKernel(engine)
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
         engine.connect(self._transport)

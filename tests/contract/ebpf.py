@@ -97,11 +97,11 @@ class BpfSubject(NftSubject):
 
     def __init__(self, lab: Lab, layout: Layout, loaded: Loaded, *, beside_nftables: bool) -> None:
         super().__init__(lab, layout)
-        self._loaded = loaded
+        self.maps = loaded.maps
         self._beside_nftables = beside_nftables
 
     async def start(self, own: bool) -> None:
-        table = BpfTable(self._loaded.maps)
+        table = BpfTable(self.maps)
         if self._beside_nftables:
             with inside(self.lab.node):
                 self.enforcer = await NftEnforcer.create(
@@ -131,8 +131,11 @@ def attached(lab: Lab, loaded: Loaded) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def started(layout: Layout, *, own: bool, beside_nftables: bool) -> AsyncIterator[BpfSubject]:
-    with in_lab() as lab, loaded(layout) as made:
+async def started(
+    layout: Layout, *, own: bool, beside_nftables: bool, maps: Layout | None = None
+) -> AsyncIterator[BpfSubject]:
+    """`maps`: what the maps are made for, when that is not what the table is."""
+    with in_lab() as lab, loaded(maps or layout) as made:
         attaching = attached(lab, made)
         await asyncio.to_thread(attaching.__enter__)
         try:

@@ -141,6 +141,8 @@ def test_a_lease_is_for_each_link_that_the_pods_address_is_on_and_read_once(benc
     assert table.arm([write(ONE)]) == {}
     assert len(entries(bench)["leases"]) == 2
     assert [Element(held.scope, held.key) for held in table.read()] == [element(write(ONE))]
+    bench.maps["leases"].delete(next(iter(entries(bench)["leases"])))
+    assert table.read() == []
 
 
 def test_a_lease_of_an_address_that_no_pair_has_is_refused(bench: Bench) -> None:
@@ -184,12 +186,21 @@ def test_a_process_that_died_in_a_change_leaves_nothing_behind_the_next_one(benc
     assert entries(bench) == before
 
 
-def test_a_lease_of_a_scope_that_was_not_carried_for_a_while_does_not_come_back(bench: Bench) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("steps", [0, 1, 9])
+def test_a_lease_of_a_scope_that_was_not_carried_for_a_while_does_not_come_back(
+    bench: Bench, steps: int, restarted: bool
+) -> None:
     table = BpfTable(bench.maps)
-    table.apply(running({ONE: WEB_AND_MAIL}), [write(ONE, scope="tcp_25")], ())
+    table.apply(running({ONE: WEB_AND_MAIL}), [write(ONE, scope="tcp_25"), write(ONE)], ())
+    table.sweep()
     table.apply(running({ONE: WEB}), (), ())
-    BpfTable(bench.maps).apply(running({ONE: WEB_AND_MAIL}), (), ())
+    for _ in range(steps):
+        table.sweep()
+    later = BpfTable(bench.maps) if restarted else table
+    later.apply(running({ONE: WEB_AND_MAIL}), (), ())
     assert not bench.lets(packet(ONE, 25))
+    assert bench.lets(packet(ONE))
 
 
 def blocks(count: int) -> Program:

@@ -269,12 +269,34 @@ def test_flows_that_are_older_than_the_line_stay_open(tmp_path: Path) -> None:
             accepted.close()
 
 
+def test_switched_off_the_line_is_gone_and_nftables_goes_on_alone(scene: Scene) -> None:
+    scene.ask(scene.a, "db.example.com")
+    scene.daemon.stop()
+    configure(scene, enforcement={"ebpf": "Off"})
+    scene.daemon.start()
+    assert programs(scene) == []
+    assert scene.resolve(scene.a, "db.example.com") == [DB]
+    assert scene.opens(scene.a, DB)
+    assert not scene.opens(scene.a, OTHER)
+
+
+def test_a_link_that_is_no_pods_any_longer_loses_its_programs_at_the_next_start(scene: Scene) -> None:
+    assert programs(scene) == ["from_pod"]
+    scene.daemon.stop()
+    configure(scene, pods={"interfaces": [scene.b.link]})
+    scene.daemon.start()
+    assert programs(scene) == []
+
+
 def test_cleanup_takes_programs_and_maps_away_and_leaves_others_alone(scene: Scene) -> None:
     scene.daemon.stop()
     done = scene.daemon.call("cleanup")
     assert done.returncode == 0, done.stderr
     assert programs(scene) == []
-    assert {path.name for path in (scene.daemon.folder / "bpf").iterdir()} <= {"maps.debug", "progs.debug"}  # bpffs's own
+    assert {path.name for path in (scene.daemon.folder / "bpf").iterdir()} <= {
+        "maps.debug",
+        "progs.debug",
+    }  # bpffs's own
     assert connects(scene.lab, scene.a.namespace, OTHER, PORT)
     scene.daemon.start()
 

@@ -12,6 +12,7 @@ import io
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from itertools import count
 from typing import Any
 
 from dnslib import EDNS0, QTYPE, RR, DNSHeader, DNSQuestion, DNSRecord
@@ -21,11 +22,12 @@ from dnsguard.config.settings import settings_from_text
 from dnsguard.core.attempts import Servers
 from dnsguard.core.compile import closed, decide
 from dnsguard.core.leases import UNKNOWN
-from dnsguard.core.model import Action, Address, Flow, LinkIndex, Name, Packet, PodEntry, Protocol
+from dnsguard.core.model import Action, Address, Flow, LinkIndex, Name, Packet, Pair, PodEntry, Protocol
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import Lookup, Pod
 from dnsguard.core.policy import Allowed
 from dnsguard.enforce.memory import MemoryEnforcer
+from dnsguard.enforce.told import MemoryAnswers
 from dnsguard.engine.contracts import Attempt, EventKind
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, EngineSettings, Surroundings
@@ -284,7 +286,8 @@ class Stage:
     """The engine and its surroundings. `links` maps what a test calls a pod to its link's index."""
 
     def __init__(self, lookup: str | Lookup, config: str = "", *, pods: dict[str, list[str]] | None = None,
-                 begin: bool = True) -> None:  # fmt: skip
+                 begin: bool = True, kernel: bool = False) -> None:  # fmt: skip
+        """`kernel`: what is asked for again is answered by a kernel's answers, before the engine hears of it."""
         self.clock = Clock()
         self.told = Told()
         self.counters = Counters()
@@ -294,7 +297,12 @@ class Stage:
         self.enforcer = MemoryEnforcer(self._acknowledge, self.clock)
         parts, self.config = settings(config)
         self.servers = Servers(len(self.config.upstreams))
+        self.answers = MemoryAnswers() if kernel else None
+        self._numbers: dict[Pair, int] = {}
+        self._given = count(1)
         around = Surroundings(self.enforcer, self.flows, self.told, self.counters, self.clock, self.servers)
+        if self.answers is not None:
+            around = replace(around, answers=self.answers, numbers=self.number)
         self.engine = Engine(parts, around)
         self.engine.fetches.guard = protected(self.config, ())
         self.upstream = ScriptedUpstream(
@@ -426,9 +434,25 @@ class Stage:
         source = source or str(ip_address(self.addresses[pod][0]))
         asked = Asked(socket, packet[:2], self.clock.now, name)
         self.queries.append(asked)
-        self.engine.exchanges.question(packet, source, self._link(pod), socket)
+        told = None if stream else self._told_by_the_kernel(packet, (self._link(pod), address(source)))
+        if told is not None:
+            socket.reply(told)
+        else:
+            self.engine.exchanges.question(packet, source, self._link(pod), socket)
         self.clock.run_due()
         return asked
+
+    def _told_by_the_kernel(self, packet: bytes, pair: Pair) -> bytes | None:
+        number = self.number(pair)
+        return self.answers.tell(number, packet, self.clock.now) if self.answers and number is not None else None
+
+    def number(self, pair: Pair) -> int | None:
+        """The kernel's number for a pair that it knows: never one that another had, nor itself before it went."""
+        known = self.enforcer.desired.pairs
+        self._numbers = {each: number for each, number in self._numbers.items() if each in known}
+        if pair in known and pair not in self._numbers:
+            self._numbers[pair] = next(self._given)
+        return self._numbers.get(pair)
 
     def script(self, name: str, qtype: str, *steps: Any, server: int | None = None) -> None:
         self.upstream.script(parse_name(name), QTYPE.reverse[qtype], steps, server=server)

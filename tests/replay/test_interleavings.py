@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -64,8 +65,9 @@ steps = st.lists(
 class Play:
     """One run. `alive` are the queries of pods that were known; those of pods that went since need no reply."""
 
-    def __init__(self) -> None:
-        self.stage = Stage(POLICIES[0], "limits: {queriesPerSecond: 100000, burst: 100000}", pods=PODS)
+    def __init__(self, *, kernel: bool) -> None:
+        limits = "limits: {queriesPerSecond: 100000, burst: 100000}"
+        self.stage = Stage(POLICIES[0], limits, pods=PODS, kernel=kernel)
         self.stage.slack = 1.0
         self.alive: list[tuple[Pod, Asked]] = []
         self.here = set(PODS)
@@ -159,10 +161,13 @@ class Play:
         self.stage.check_nothing_left()
 
 
+@pytest.mark.parametrize("kernel", [False, True], ids=["", "kernel"])
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(steps)
-def test_whatever_happens_in_whatever_order_nothing_is_told_early_left_open_or_unanswered(asked: list[Any]) -> None:
-    play = Play()
+@given(asked=steps)
+def test_whatever_happens_in_whatever_order_nothing_is_told_early_left_open_or_unanswered(
+    kernel: bool, asked: list[Any]
+) -> None:
+    play = Play(kernel=kernel)
     try:
         for step in asked:
             play.step(*(step if isinstance(step, tuple) else (step,)))

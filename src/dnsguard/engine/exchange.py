@@ -40,7 +40,7 @@ from dnsguard.engine.contracts import Client, Enforcer, EventKind, Events
 from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters
 from dnsguard.engine.fetches import Fetches
 from dnsguard.engine.gate import PATIENCE, Exits, Gate
-from dnsguard.engine.prefetch import KernelFeed, Refreshing
+from dnsguard.engine.prefetch import LEAD, KernelFeed, Refreshing
 from dnsguard.engine.state import Exchange, Fetch
 
 _META = int(Qtype.IXFR)
@@ -177,7 +177,8 @@ class Exchanges:
         self._fetches.join(self._begin(Exchange(question, client, pod, verdict, now, source)), key, now)
 
     def refresh(self, pod: Pod, source: str, question: Question) -> None:
-        """Ask the upstreams anew for what this pod uses, as if it had asked again; nobody waits for the answer."""
+        """Do as if this pod had asked again for what it uses; nobody waits for the answer. What the cache holds for a
+        while yet only has its leases renewed, else the upstreams are asked anew."""
         now = self._now()
         verdict = pod.policy.verdict(question.name)
         if isinstance(verdict, Denied) or pod.share.query(now) is not None:
@@ -185,7 +186,12 @@ class Exchanges:
         key: Hashable = question.key if question.qtype not in _NAMING else (question.key, pod.policy)
         exchange = self._begin(Exchange(question, Refreshing(), pod, verdict, now, source))
         exchange.again = True
-        self._fetches.join(exchange, key, now)
+        entry = self._cache.get(key)
+        if entry is not None and entry.ends > now + 2 * LEAD:
+            exchange.ends = entry.ends
+            self._finish(exchange, entry.answer, int(entry.ends - now), now)
+        else:
+            self._fetches.join(exchange, key, now)
 
     def admit(self, source: str, link: LinkIndex) -> Callable[[], None] | None:
         """A TCP connection: None refuses it, else what gives it back. A stranger may wait for its first answer."""
@@ -428,13 +434,15 @@ class Exchanges:
             return None
         gate = self.gate
         lasting = now + max(exchange.ttl, self._settings.floor)
+        # For so long the gate may hold what is shown from then on; what is refreshed gets all the time there is.
+        margin = self._settings.grace if isinstance(exchange.client, Refreshing) else PATIENCE
         armed = self._leases.arm(
             pod.id,
             name,
             scopes,
             addresses,
             now=now,
-            need=lasting + PATIENCE,  # for so long the gate may hold what is shown from then on
+            need=lasting + margin,
             until=lasting + self._settings.grace,
             ticket=gate.next_ticket,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import subprocess
 import tempfile
@@ -20,12 +21,21 @@ ALLOW, OK, DROP = -1, 0, 2
 @contextmanager
 def bpffs() -> Iterator[Path]:
     """Where pins go: a folder, not made yet, on a bpffs that is unmounted in the end."""
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
         subprocess.run(["mount", "-t", "bpf", "bpf", folder], check=True)
         try:
             yield Path(folder) / "dnsguard"
         finally:
             subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _sweep() -> None:
+    """Unmount what runs that were killed have left."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        if not Path("/proc", path.name.removeprefix(_PREFIX).partition("-")[0]).exists():
+            subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
+            path.rmdir()
 
 
 def program(verdict: int, name: str = "test") -> int:

@@ -266,6 +266,7 @@ def test_no_packet_slips_through_while_programs_take_turns(place: Place, tcx: bo
         flood = place.lab.popen(place.pod.namespace, sys.executable, "-c", FLOOD, stdout=-1)
         assert flood.stdout
         flood.stdout.readline()
+        flood.stdout.close()
         for _ in range(20):
             given = programs(DROP)
             attachments = place.attachments(given, tcx)

@@ -71,6 +71,11 @@ class Attachments:
         self._second.pop(link, None)
         self._way.take_off(link)
 
+    def retain(self) -> None:
+        """Take off what an earlier process put on links that have not been attached by this one."""
+        for link in self._way.attached() - self._links.keys():
+            self._way.take_off(link)
+
     def verify(self) -> list[str]:
         """What was wrong, on any link: it has been put right, or `effective` is false."""
         wrong: list[str] = []

@@ -98,6 +98,14 @@ class Clsact:
     def take_off(self, link: int) -> None:
         self._tc.clean(link)
 
+    def attached(self) -> set[int]:
+        return {link for link, _ in socket.if_nameindex() if self._has_ours(link)}
+
+    def _has_ours(self, link: int) -> bool:
+        with suppress(OSError):  # gone, or without a qdisc
+            return any(each.ours for hook in HOOKS for each in self._tc.filters(link, hook))
+        return False
+
     def sweep(self) -> None:
         self._tc.sweep()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from dnsguard.core.errors import KernelError
@@ -17,6 +17,7 @@ from dnsguard.core.model import Flow, LinkIndex, Protocol
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.layout import FlowKey, Idle
 from dnsguard.enforce.bpf.pairs import Pairs
+from dnsguard.enforce.bpf.room import Search
 from dnsguard.enforce.bpf.syscall import Map
 
 _NOEXIST = 1
@@ -64,12 +65,12 @@ def _number(value: bytes | None) -> int:
 
 
 class Flows:
-    """`make_room` is called when the kernel has no room for one more; True when there may be some now."""
+    """Cuts flows and takes them over, for the governed pairs of the pod's address."""
 
-    def __init__(self, maps: Mapping[str, Map], pairs: Pairs, make_room: Callable[[], bool]) -> None:
+    def __init__(self, maps: Mapping[str, Map], pairs: Pairs) -> None:
         self._map, self._settings = maps["flows"], maps["settings"]
         self._pairs = pairs
-        self._make_room = make_room
+        self._search = Search(lambda: self.sweep(self._map.items()))
         self.shares = Shares(maps)
 
     def cut(self, flows: Iterable[Flow]) -> None:
@@ -148,7 +149,7 @@ class Flows:
         try:
             self._map.update(key, value, _NOEXIST)
         except OSError as error:
-            if error.errno != errno.E2BIG or not self._make_room():
+            if error.errno != errno.E2BIG or not self._search.make_room():
                 raise
             self._map.update(key, value, _NOEXIST)
 

@@ -33,6 +33,9 @@ class Way(Protocol):
     def take_off(self, link: int) -> None:
         """Leave no trace on the link; it may be gone."""
 
+    def attached(self) -> set[int]:
+        """The links on which there is anything of ours, an earlier process's too."""
+
     def sweep(self) -> None:
         """Remove what is pinned for links that are gone."""
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from struct import Struct
 
-from dnsguard.core.model import Address, Seconds
+from dnsguard.core.model import Address
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.pairs import Pairs
+from dnsguard.enforce.bpf.room import Search
 from dnsguard.enforce.bpf.syscall import Map
 from dnsguard.engine.contracts import Element, Held, Write
 
@@ -22,8 +23,6 @@ Ends = dict[bytes, int]
 """Keys of the map, and when each lease ends, in nanoseconds; 0 for one that is not there."""
 
 _MILLISECOND = 1_000_000
-_PURGE_AGAIN: Seconds = 1.0
-"""How soon a full map is searched for room again: some 50 ms for 100,000 leases."""
 _pack4, _pack6 = Struct("=QII4s12x").pack, Struct("=QII16s").pack
 _unpack = Struct("=QII16s").unpack
 _pack_end = layout.U64.pack
@@ -38,8 +37,11 @@ class Leases:
         self._scopes: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._carried = frozenset(carried)
-        self._may_be_stale = True
-        self._purged = float("-inf")
+        self._dropped_scopes = 1
+        """How often scopes ceased to be carried. What an earlier process did is not known."""
+        self._clean = 0
+        """As of which of these times no lease is left in them."""
+        self._search = Search(self.purge)
 
     # Scopes
 
@@ -51,9 +53,9 @@ class Leases:
         """Take leases in these scopes too; returns how to take that back. None of an earlier time, when one of them
         was carried before, comes to life again."""
         numbers = frozenset(map(layout.scope_number, scopes))
-        if self._may_be_stale and not numbers <= self._carried:
+        if self._clean < self._dropped_scopes and not numbers <= self._carried:
             self.purge()
-            self._may_be_stale = False
+            self._clean = self._dropped_scopes
         before, self._carried = self._carried, self._carried | numbers
         return lambda: self._carry(before)
 
@@ -64,7 +66,7 @@ class Leases:
         self._carry(frozenset(self._names))
 
     def _carry(self, numbers: frozenset[int]) -> None:
-        self._may_be_stale |= not self._carried <= numbers
+        self._dropped_scopes += not self._carried <= numbers
         self._carried = numbers
 
     # Writing
@@ -116,7 +118,7 @@ class Leases:
 
     def _one_by_one(self, made: Mapping[bytes, bytes]) -> dict[bytes, str]:
         """Once one was refused: those that there is room for, or that are there already."""
-        self._make_room()
+        self._search.make_room()
         refused: dict[bytes, str] = {}
         for key, end in made.items():
             try:
@@ -170,19 +172,17 @@ class Leases:
         """Take out every lease that opens nothing."""
         self._map.delete_many([key for key, value in self._map.items() if self.is_dead(key, value)])
 
-    def sweep(self, items: Iterable[tuple[bytes, bytes]]) -> None:
-        """Take out those of these leases that open nothing. They were read a while ago: each is looked up again."""
-        doomed = [key for key, value in items if self.is_dead(key, value)]
-        self._map.delete_many([key for key in doomed if (now := self._map.lookup(key)) and self.is_dead(key, now)])
+    def sweep(self, slices: Iterable[list[tuple[bytes, bytes]]]) -> Iterator[int]:
+        """Take out what opens nothing, slice by slice. Each was read a while ago, and is looked up again."""
+        begun = self._dropped_scopes
+        for items in slices:
+            doomed = [key for key, value in items if self.is_dead(key, value)]
+            self._map.delete_many([key for key in doomed if (now := self._map.lookup(key)) and self.is_dead(key, now)])
+            yield len(items)
+        self._clean = max(self._clean, begun)
 
     def is_dead(self, key: bytes, value: bytes) -> bool:
         """Whether a lease has ended, or is of a pair that has gone or in a scope that nothing carries any more."""
         scope, source, _ = layout.LEASE_KEY.unpack(key)
         (end,) = layout.U64.unpack(value)
         return end <= time.monotonic_ns() or source not in self._pairs.by_source or scope not in self._carried
-
-    def _make_room(self) -> None:
-        now = time.monotonic()
-        if now >= self._purged + _PURGE_AGAIN:
-            self._purged = now
-            self.purge()

@@ -6,14 +6,13 @@ pair has gone are nobody's. The last number given is kept in a map of its own.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
-from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Address, LinkIndex, Pair
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.program import name_of
+from dnsguard.enforce.bpf.room import refusal
 from dnsguard.enforce.bpf.syscall import Map
 
 Source = int
@@ -126,10 +125,3 @@ class Pairs:
                     failed.append(error)
         if failed:
             raise refusal("a change of pairs", failed[0], "tables.pods")
-
-
-def refusal(what: str, error: OSError, key: str) -> KernelError:
-    """What the kernel refused, and the configuration key to raise when it was for want of room."""
-    if error.errno in (errno.E2BIG, errno.ENOSPC):
-        return KernelError(f"no room for {what} in the kernel: raise {key}")
-    return KernelError(f"the kernel refused {what}: {errno.errorcode.get(error.errno or 0, error)}")

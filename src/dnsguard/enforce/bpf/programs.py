@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from dnsguard.core.errors import KernelError
 from dnsguard.enforce.bpf import layout
-from dnsguard.enforce.bpf.pairs import refusal
 from dnsguard.enforce.bpf.program import Entries
+from dnsguard.enforce.bpf.room import refusal
 from dnsguard.enforce.bpf.syscall import Map
 
 

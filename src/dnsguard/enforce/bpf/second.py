@@ -151,6 +151,10 @@ class SecondLine:
         """A link is gone, or no pod's any longer."""
         return self._in_thread(lambda: self._attachments.detach(link))
 
+    def retain(self) -> Awaitable[None]:
+        """Take the programs off links that are no pod's any longer, by a change of the configuration."""
+        return self._in_thread(self._attachments.retain)
+
     def verify(self) -> Awaitable[list[str]]:
         """What was wrong on any link; it has been put right, or the link is among `second`."""
         return self._in_thread(self._attachments.verify)

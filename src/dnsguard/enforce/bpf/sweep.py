@@ -34,19 +34,12 @@ class Sweep:
         self._steps = self._once()
         return False
 
-    def whole(self) -> None:
-        """A turn from start to end."""
-        for _ in self._once():
-            pass
-
     def _once(self) -> Iterator[int]:
         links = self._pairs.links
         for chunk in _slices(self._maps["flows"]):
             self._flows.sweep(chunk)
             yield len(chunk)
-        for chunk in _slices(self._maps["leases"]):
-            self._leases.sweep(chunk)
-            yield len(chunk)
+        yield from self._leases.sweep(_slices(self._maps["leases"]))
         for chunk in _slices(self._maps["fragments"]):
             self._sweep_fragments(chunk)
             yield len(chunk)

@@ -10,13 +10,12 @@ which can all be taken back (`prepare`); then each pair to what it runs from her
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Flow, Pair, Seconds
+from dnsguard.core.model import Flow, Pair
 from dnsguard.enforce.bpf.flows import Flows
 from dnsguard.enforce.bpf.leases import Ends, Leases
 from dnsguard.enforce.bpf.pairs import Pairs, Runs
@@ -25,9 +24,6 @@ from dnsguard.enforce.bpf.programs import Programs
 from dnsguard.enforce.bpf.sweep import Sweep
 from dnsguard.enforce.bpf.syscall import Map
 from dnsguard.engine.contracts import Desired, Element, Held, Write
-
-_SWEEP_AGAIN: Seconds = 1.0
-"""How soon full maps are searched for room again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +46,10 @@ class BpfTable:
         self._pairs = Pairs(maps)
         self._programs = Programs(maps)
         self._leases = Leases(maps["leases"], self._pairs, self._programs.scopes)
-        self._flows = Flows(maps, self._pairs, self._make_room)
+        self._flows = Flows(maps, self._pairs)
         self._sweep = Sweep(maps, self._pairs, self._leases, self._flows)
         self._in_force = self._coming = _Wanted()
         self._undo: list[Callable[[], None]] = []
-        self._swept = float("-inf")
 
     @property
     def empty(self) -> bool:
@@ -104,15 +99,6 @@ class BpfTable:
     def sweep(self) -> bool:
         """Take out a slice of what has ended: some milliseconds. False when that was the last slice of a turn."""
         return self._sweep.step()
-
-    def _make_room(self) -> bool:
-        """Flows have no room left: take out all that have ended, unless that was just done."""
-        now = time.monotonic()
-        if now < self._swept + _SWEEP_AGAIN:
-            return False
-        self._swept = now
-        self._sweep.whole()
-        return True
 
     # Programs and pairs
 

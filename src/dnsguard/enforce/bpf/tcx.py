@@ -109,6 +109,9 @@ class Tcx:
             with _detaching(pin):
                 pin.unlink(missing_ok=True)
 
+    def attached(self) -> set[int]:
+        return {int(pin.name.partition("-")[0]) for pin in self._folder.glob("*-*gress") if pin.name[0] != "n"}
+
     def sweep(self) -> None:
         for pin in self._folder.glob("*-*gress"):
             if (found := _held(pin)) is None or found.link == 0:
