@@ -355,6 +355,13 @@ static __always_inline int is_still(const struct answer_key *key, __u64 serial)
 	return found && found->serial == serial;
 }
 
+/* Straight to the pod where that can be. On its way out by the link the reply would meet the filters of others, who have
+ * not seen the question, and may drop what they hold for unasked. */
+static __always_inline int send_back(__u32 link)
+{
+	return bpf_map_lookup_elem(&peers, &link) ? bpf_redirect_peer(link, 0) : bpf_redirect(link, 0);
+}
+
 /* Turns a plain UDP packet to port 53 into its answer and sends it back: then returns the verdict of that. TC_ACT_UNSPEC,
  * with the packet as it came, when the question has to go up. */
 static __always_inline int answer(struct __sk_buff *skb, const struct packet *packet, __u32 source)
@@ -385,7 +392,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct packet *pa
 		return TC_ACT_SHOT;
 	found->hits++;
 	count(skb->ifindex, found->flags & ANSWER_DENIED ? ANSWERED_DENIED : ANSWERED, NO_RULE);
-	return bpf_redirect(skb->ifindex, 0);
+	return send_back(skb->ifindex);
 }
 
 #endif

@@ -117,6 +117,15 @@ struct {
 	__type(value, struct link);
 } links SEC(".maps");
 
+/* Links whose other end is in reach of bpf_redirect_peer. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32); /* link */
+	__type(value, __u32);
+} peers SEC(".maps");
+
 /* Flows that were made on a link, ever. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -212,11 +212,16 @@ class Changes:
         self._lookup = lookup
         self.generation = 1
         before = running or {}
-        await self.links(seen, restore)
+
+        def take_up(now: Seconds) -> list[Element]:
+            # Before the first change is in force: nothing of an older policy is told after it.
+            self._feed.adopt(lambda pod: all(before.get(pair) == program for pair, program in pod.pairs()))
+            return restore(now)
+
+        await self.links(seen, take_up)
         now = self._pods.pairs()
         self._unforgotten |= {pair[1] for pair in before if pair not in now and pair not in self._excluded}
         changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program}
-        self._feed.adopt(lambda pod: all(before.get(pair) == program for pair, program in pod.pairs()))
         await self._judge([pod for pod in self._pods if not changed.isdisjoint(pod.addresses)])
         await self._forget()
 

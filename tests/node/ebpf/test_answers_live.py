@@ -14,7 +14,8 @@ import pytest
 from dnsguard.core.answers import reply
 from dnsguard.core.model import LinkIndex
 from dnsguard.demo.lab import Lab, Pod
-from dnsguard.enforce.bpf.attach import Attachments
+from dnsguard.enforce.bpf import layout
+from dnsguard.enforce.bpf.attach import WITH_PEERS, Attachments, driver
 from dnsguard.enforce.bpf.tcx import has_tcx
 from tests.node.ebpf.questions import LONG, SERVER, SERVER6, Asking, question_of, vetted
 from tests.node.ebpf.rig import POD, POD6, SOURCE, SOURCE6, Rig
@@ -32,17 +33,20 @@ def pod(lab: Lab) -> Pod:
     return lab.pod("a", str(ip_address(POD)), str(ip_address(POD6)))
 
 
-@pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
+@pytest.fixture(params=[(True, True), (True, False), (False, True)], ids=["tcx", "tcx-out-by-the-link", "clsact"])
 def asking(lab: Lab, pod: Pod, rig: Rig, request: pytest.FixtureRequest) -> Iterator[Asking]:
     """The programs at the host's end of the pod's link. Nobody listens on the node."""
-    if request.param and not has_tcx():
+    tcx, straight = request.param
+    if tcx and not has_tcx():
         pytest.skip("this kernel has no tcx")
     with bpffs() as folder, inside(lab.node):
         folder.mkdir()
         link = LinkIndex(socket.if_nametoindex(pod.link))
         for own, source in ((POD, SOURCE), (POD6, SOURCE6)):
             rig.pair(own, source, link=link)
-        attachments = Attachments(rig.programs, folder, request.param)
+        if straight and driver(pod.link) in WITH_PEERS:
+            rig.maps["peers"].update(layout.U32.pack(link), layout.U32.pack(1))
+        attachments = Attachments(rig.programs, folder, tcx)
         try:
             attachments.attach(link, pod.link)
             yield Asking(rig)
@@ -85,3 +89,8 @@ def test_a_socket_that_wants_no_checksum_gets_none(lab: Lab, pod: Pod, asking: A
         client.connect((str(ip_address(SERVER)), 53))
         client.send(query())
         assert client.recv(4096)[3] & 15 == 3
+
+
+def test_a_link_is_known_by_its_driver(lab: Lab, pod: Pod) -> None:
+    with inside(lab.node):
+        assert [driver(name) in WITH_PEERS for name in (pod.link, "lo", "nowhere")] == [True, False, False]

@@ -5,11 +5,13 @@ Blocks, and is used in one thread that has no event loop (pyroute2's plain socke
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import socket
 import struct
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +23,10 @@ from dnsguard.enforce.bpf.clsact import Clsact
 from dnsguard.enforce.bpf.hooks import HOOKS, Way
 from dnsguard.enforce.bpf.tcx import Tcx, has_tcx
 
+WITH_PEERS = frozenset(("veth", "netkit"))
+"""Drivers of links that are pairs, one end in the node and one in the pod (ndo_get_peer_dev)."""
 _SIOCGIFHWADDR = 0x8927
+_SIOCETHTOOL, _ETHTOOL_DRVINFO, _DRVINFO = 0x8946, 3, 196
 _ARPHRD_ETHER = 1
 _LONGEST_NAME = 15
 _GONE = (errno.ENODEV, errno.ENOLINK)
@@ -112,6 +117,18 @@ class Attachments:
     def close(self) -> None:
         """Ours stay where they are."""
         self._way.close()
+
+
+def driver(name: str) -> str:
+    """Of a link, as ethtool tells it; empty when there is none, or no such link."""
+    told = ctypes.create_string_buffer(_ETHTOOL_DRVINFO.to_bytes(4, sys.byteorder), _DRVINFO)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack(f"{_LONGEST_NAME + 1}sP16x", os.fsencode(name)[:_LONGEST_NAME], ctypes.addressof(told))
+        try:
+            fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
+        except OSError:
+            return ""
+    return told.raw[4:36].partition(b"\0")[0].decode("ascii", "replace")
 
 
 def _require_ethernet(name: str) -> None:

@@ -123,6 +123,7 @@ MAPS: Mapping[str, tuple[Record, Record]] = MappingProxyType(
         "intercepted": (ADDRESS, U32),
         "own": (ADDRESS, U32),
         "links": (U32, LINK),
+        "peers": (U32, U32),
         "flows_made": (U32, U64),
         "flows_freed": (U32, U64),
         "counts": (COUNT_KEY, U64),

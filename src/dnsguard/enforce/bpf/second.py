@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 from dnsguard.core.model import Address, LinkIndex, Pair, Seconds
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.answers import BpfAnswers
-from dnsguard.enforce.bpf.attach import Attachments
+from dnsguard.enforce.bpf.attach import WITH_PEERS, Attachments, driver
 from dnsguard.enforce.bpf.idle import idle_ns
 from dnsguard.enforce.bpf.load import load
 from dnsguard.enforce.bpf.syscall import Map
@@ -63,6 +63,7 @@ class EbpfLayout:
             "flows": self.flows + 1024,
             "fragments": 128 * self.pods + 1024,
             "links": links,
+            "peers": links,
             "flows_made": links,
             "flows_freed": links,
             "counts": 32 * links,
@@ -145,11 +146,23 @@ class SecondLine:
 
     def attach(self, link: LinkIndex, name: str) -> Awaitable[None]:
         """Put the programs first on a link. Raises MissingFeatureError, KernelError."""
-        return self._in_thread(lambda: self._attachments.attach(link, name))
+        return self._in_thread(lambda: self._attach(link, name))
+
+    def _attach(self, link: LinkIndex, name: str) -> None:
+        key = layout.U32.pack(link)
+        if driver(name) in WITH_PEERS:
+            self.maps["peers"].update(key, _YES)
+        else:
+            self.maps["peers"].delete(key)
+        self._attachments.attach(link, name)
 
     def detach(self, link: LinkIndex) -> Awaitable[None]:
         """A link is gone, or no pod's any longer."""
-        return self._in_thread(lambda: self._attachments.detach(link))
+        return self._in_thread(lambda: self._detach(link))
+
+    def _detach(self, link: LinkIndex) -> None:
+        self._attachments.detach(link)
+        self.maps["peers"].delete(layout.U32.pack(link))
 
     def retain(self) -> Awaitable[None]:
         """Take the programs off links that are no pod's any longer, by a change of the configuration."""
