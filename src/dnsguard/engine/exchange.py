@@ -9,7 +9,6 @@ further than the gate. Every exchange ends in exactly one `_close`.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -42,6 +41,7 @@ from dnsguard.engine.fetches import Fetches
 from dnsguard.engine.gate import PATIENCE, Exits, Gate
 from dnsguard.engine.prefetch import LEAD, KernelFeed, Refreshing
 from dnsguard.engine.state import Exchange, Fetch
+from dnsguard.engine.strangers import Stranger, Strangers
 
 _META = int(Qtype.IXFR)
 """Types from here on are questions about data, not data. A plain number: looking up an enum's member costs 0.05 us."""
@@ -52,12 +52,6 @@ _NETWORK_ERRORS = frozenset(("refused", "unreachable", "closed"))
 
 STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
-
-STRANGE_LINKS = 1000
-STRANGERS_PER_LINK = 10
-"""Packets kept, and connections taken, from sources that are no pod yet: the kernel's word about a new pod's route is
-on its way."""
-STRANGER_WAIT: Seconds = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +80,6 @@ class Stores:
     counters: Counters
 
 
-Stranger = tuple[bytes, str, Client, Seconds]
-"""A packet, the source it came from as text, the way back, and when it came."""
-
-
 class Exchanges:
     """Every query under way. Fed by listeners, the transport, the enforcer, and a tick a few times a second."""
 
@@ -114,8 +104,7 @@ class Exchanges:
         self._now = now
         self.gate: Gate[Exchange] = Gate(enforcer, Exits(self._release, self._withhold, self._doubt))
         self._open: dict[Exchange, None] = {}
-        self._strangers: dict[LinkIndex, list[Stranger]] = {}
-        self._strange_connections: Counter[LinkIndex] = Counter()
+        self._strangers = Strangers(stores.events, stores.counters)
         self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
             None
         )
@@ -133,7 +122,7 @@ class Exchanges:
         now = self._now()
         pod = self._pods.by_source.get((source, link))
         if pod is None:
-            self._keep_stranger(link, (packet, source, client, now))
+            self._strangers.keep(link, Stranger(packet, source, client, now))
             return
         question = read_question(packet)
         if isinstance(question, Rejection):
@@ -197,27 +186,13 @@ class Exchanges:
         """A TCP connection: None refuses it, else what gives it back. A stranger may wait for its first answer."""
         pod = self._pods.by_source.get((source, link))
         if pod is None:
-            return self._admit_stranger(link)
+            return self._strangers.admit(link)
         share = pod.share
         if (over := share.connection()) is not None:
             self._counters.limited[over] += 1
             self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, limit=over)
             return None
         return share.disconnection
-
-    def _admit_stranger(self, link: LinkIndex) -> Callable[[], None] | None:
-        strange = self._strange_connections
-        if strange[link] >= STRANGERS_PER_LINK or (link not in strange and len(strange) >= STRANGE_LINKS):
-            self._counters.dropped["unknown source"] += 1
-            return None
-        strange[link] += 1
-
-        def release() -> None:
-            strange[link] -= 1
-            if not strange[link]:
-                del strange[link]
-
-        return release
 
     def _begin(self, exchange: Exchange) -> Exchange:
         exchange.pod.share.in_flight += 1
@@ -284,37 +259,6 @@ class Exchanges:
         else:
             return False
         return True
-
-    # ---- strangers: sources that are no pod yet
-
-    def _keep_stranger(self, link: LinkIndex, stranger: Stranger) -> None:
-        waiting = self._strangers.get(link, [])
-        if len(waiting) >= STRANGERS_PER_LINK or (not waiting and len(self._strangers) >= STRANGE_LINKS):
-            self._counters.dropped["unknown source"] += 1
-            return
-        self._strangers[link] = [*waiting, stranger]
-
-    def pods_changed(self) -> None:
-        """A pod came: ask again on behalf of those who asked before it was known."""
-        before, self._strangers = self._strangers, {}
-        for link, waiting in before.items():
-            for stranger in waiting:
-                packet, source, client, _ = stranger
-                if (source, link) in self._pods.by_source:
-                    self.question(packet, source, link, client)
-                else:
-                    self._strangers.setdefault(link, []).append(stranger)
-
-    def _drop_strangers(self, now: Seconds) -> None:
-        for link, waiting in list(self._strangers.items()):
-            gone = [stranger for stranger in waiting if now - stranger[3] >= STRANGER_WAIT]
-            self._counters.dropped["unknown source"] += len(gone)
-            for source in {stranger[1] for stranger in gone}:
-                self._events.emit(EventKind.QUERY_UNKNOWN_SOURCE, pod_ip=source, link=link)
-            if len(gone) == len(waiting):
-                del self._strangers[link]
-            elif gone:
-                self._strangers[link] = waiting[len(gone) :]
 
     # ---- answer
 
@@ -555,8 +499,12 @@ class Exchanges:
         self.gate.tick(now)
         for exchange in list(takewhile(lambda e: now - e.started >= self._settings.deadline, self._open)):
             self._fail(exchange, "no answer by the deadline", ede=Ede.NO_REACHABLE_AUTHORITY)
-        if self._strangers:
-            self._drop_strangers(now)
+        self._strangers.tick(now)
+
+    def pods_changed(self) -> None:
+        """A pod came: ask again on behalf of those who asked before it was known."""
+        for link, stranger in [*self._strangers.known(self._pods.by_source)]:
+            self.question(stranger.packet, stranger.source, link, stranger.client)
 
     def pod_went(self, pod: Pod) -> None:
         """A pod is gone: its queries get no answer, for the address may be another's by now."""
