@@ -159,6 +159,14 @@ static __always_inline void fold(struct answer_key *key)
 	}
 }
 
+/* A helper's length as the verifier wants it: the limits are looked at right before the call, in a whole register, and
+ * in 5.10 one is not seen to be above 0 but as one more than something. */
+static __always_inline __u64 seen(__u64 but_one)
+{
+	asm volatile("" : "+r"(but_one));
+	return but_one;
+}
+
 /* How long the name must be follows from the packet's length: nothing may stand behind it but what is known. Whether
  * its labels fill that length needs no look: they do in every name that is known, and one that differs is not found. */
 static __always_inline int read_name(struct __sk_buff *skb, const struct packet *packet, struct question *question,
@@ -167,7 +175,7 @@ static __always_inline int read_name(struct __sk_buff *skb, const struct packet 
 	__u32 start = packet->transport + sizeof(struct question_head);
 	__u32 around = start + sizeof(struct type_class) + (question->edns ? OPT_OCTETS : 0);
 	struct type_class asked;
-	__u64 length; /* a whole register, for its limits to be seen */
+	__u64 length, but_one;
 
 	if (packet->end <= around)
 		return 0;
@@ -179,8 +187,8 @@ static __always_inline int read_name(struct __sk_buff *skb, const struct packet 
 	if (bpf_skb_load_bytes(skb, start + length, &asked, sizeof(asked)) || asked.class != bpf_htons(CLASS_IN))
 		return 0;
 	key->type = bpf_ntohs(asked.type);
-	asm volatile("" : "+r"(length));
-	if (length < 1 || length > LONGEST_NAME || bpf_skb_load_bytes(skb, start, key->name, length))
+	but_one = seen(length - 1);
+	if (but_one > LONGEST_NAME - 1 || bpf_skb_load_bytes(skb, start, key->name, but_one + 1))
 		return 0;
 	fold(key);
 	return 1;
@@ -223,12 +231,11 @@ static __always_inline int plan(const struct question *question, const struct an
 static __always_inline int write_data(struct __sk_buff *skb, const struct question *question,
 				      const struct answer *found, const struct reply *reply)
 {
-	__u64 length = reply->data;
+	__u64 but_one = seen((__u64)reply->data - 1);
 
-	asm volatile("" : "+r"(length));
-	if (!length)
+	if (!reply->data)
 		return 1;
-	return length <= ANSWER_DATA && !bpf_skb_store_bytes(skb, question->behind, found->data, length, 0);
+	return but_one < ANSWER_DATA && !bpf_skb_store_bytes(skb, question->behind, found->data, but_one + 1, 0);
 }
 
 static __always_inline int write_ttls(struct __sk_buff *skb, const struct question *question,

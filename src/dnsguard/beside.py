@@ -17,9 +17,9 @@ from typing import Any, Final
 from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import PodTable
-from dnsguard.drops import Drops, KernelAnswers
+from dnsguard.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.attach import remove_all
-from dnsguard.enforce.bpf.events import DropReader, answered, dropped
+from dnsguard.enforce.bpf.events import DropReader, answered, dropped, left_over
 from dnsguard.enforce.bpf.second import EbpfLayout, SecondLine
 from dnsguard.enforce.denials import OnDenial
 from dnsguard.enforce.nftables import NftEnforcer
@@ -152,7 +152,7 @@ class Beside:
 
     # ---- what runs until the stop
 
-    def background(self, every: Every, drops: Drops, answers: KernelAnswers) -> list[Coroutine[Any, Any, None]]:
+    def background(self, every: Every, drops: Drops, answers: AnsweredInKernel) -> list[Coroutine[Any, Any, None]]:
         async def vouch() -> None:
             self._vouch()
 
@@ -160,6 +160,9 @@ class Beside:
             counts = self._counts()
             drops.count(dropped(counts), LINE)
             answers.count(answered(counts))
+            quiet = await asyncio.to_thread(left_over, self._line.maps["drops"], time.monotonic_ns())
+            for denial in quiet:
+                drops.tell(denial)
 
         return [
             every(VOUCH, "vouching", vouch),
@@ -169,7 +172,7 @@ class Beside:
             self._follow_links(),
         ]
 
-    def adopt_counters(self, drops: Drops, answers: KernelAnswers) -> None:
+    def adopt_counters(self, drops: Drops, answers: AnsweredInKernel) -> None:
         """What an earlier process has counted is not of this one."""
         counts = self._counts()
         drops.adopt(dropped(counts), LINE)

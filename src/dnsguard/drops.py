@@ -98,7 +98,7 @@ class Drops:
                 self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + more
 
 
-class KernelAnswers:
+class AnsweredInKernel:
     """Questions that the kernel answered; `by_pod` is how many of each pod, by its name.
 
     Each is a question, a verdict, a hit of the kernel's cache and a reply in the metrics. The kernel counts neither

@@ -35,7 +35,7 @@ from dnsguard.control.calls import CallError, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
-from dnsguard.drops import Drops, KernelAnswers
+from dnsguard.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.second import SecondLine
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Ticket
@@ -263,7 +263,7 @@ class Service:
             around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
         self._drops = Drops(engine, self._events, time.monotonic)
-        self._answers = KernelAnswers(engine)
+        self._answers = AnsweredInKernel(engine)
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
         engine.connect(self._transport)

@@ -686,6 +686,18 @@ def test_nothing_left_for_a_pod_is_nodata() -> None:
     assert (view(left).rr, [r.rtype for r in view(left).auth]) == ([], [6])
 
 
+@pytest.mark.parametrize("packet", [answer(CHAIN), answer(authority=SOA), answer(authority=SOA, rcode=3), answer()])
+def test_between_replies_with_different_ttls_only_these_octets_differ(packet: bytes) -> None:
+    given = judge(packet).answer
+    changed = bytearray(reply(given, ask(), 0, stream=True))
+
+    for offset in given.ttl_offsets:
+        at = 12 + len(ask().section) + offset
+        changed[at : at + 4] = b"\x01\x02\x03\x04"
+
+    assert changed == reply(given, ask(), 0x01020304, stream=True)
+
+
 # ---- any bytes
 
 LABELS = st.lists(st.binary(min_size=1, max_size=8), min_size=1, max_size=3)

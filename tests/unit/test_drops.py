@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsguard.core.model import LinkIndex
-from dnsguard.drops import Drops, Growth, KernelAnswers
+from dnsguard.drops import AnsweredInKernel, Drops, Growth
 from dnsguard.enforce.bpf.events import REASONS
 from dnsguard.enforce.denials import Answered, Denial, Dropped
 from dnsguard.engine.contracts import EventKind
@@ -157,7 +157,7 @@ def test_a_total_is_what_was_added_however_often_the_counter_went(steps: list[in
 
 
 def test_an_answer_of_the_kernel_is_a_question_a_verdict_a_hit_and_a_reply(stage: Stage) -> None:
-    answers, counters = KernelAnswers(stage.engine), stage.counters
+    answers, counters = AnsweredInKernel(stage.engine), stage.counters
     answers.count([Answered(stage.links["web"], 5, 2, 30), Answered(LinkIndex(99), 1, 0, 0)])
     assert counters.requests == {(ANY_FAMILY, "udp", OTHER): 8}
     assert (counters.responses[UNSEEN_RCODE], counters.cache_hits["kernel"]) == (8, 8)
@@ -166,7 +166,7 @@ def test_an_answer_of_the_kernel_is_a_question_a_verdict_a_hit_and_a_reply(stage
 
 
 def test_the_labels_that_the_kernel_does_not_count_are_other(stage: Stage) -> None:
-    KernelAnswers(stage.engine).count([Answered(stage.links["web"], 5, 0, 0)])
+    AnsweredInKernel(stage.engine).count([Answered(stage.links["web"], 5, 0, 0)])
     samples = {
         sample.name: sample.labels
         for family in Metrics(stage.counters, [], Gauges()).collect()
@@ -177,7 +177,7 @@ def test_the_labels_that_the_kernel_does_not_count_are_other(stage: Stage) -> No
 
 
 def test_what_the_kernel_answered_for_an_earlier_process_is_not_counted_again(stage: Stage) -> None:
-    answers, one = KernelAnswers(stage.engine), Answered(stage.links["web"], 5, 2, 30)
+    answers, one = AnsweredInKernel(stage.engine), Answered(stage.links["web"], 5, 2, 30)
     answers.adopt([one])
     answers.count([one])
     assert (dict(stage.counters.requests), answers.by_pod) == ({}, {})
@@ -186,5 +186,5 @@ def test_what_the_kernel_answered_for_an_earlier_process_is_not_counted_again(st
 
 
 def test_nothing_answered_leaves_no_label_behind(stage: Stage) -> None:
-    KernelAnswers(stage.engine).count([Answered(stage.links["web"], 0, 0, 4)])
+    AnsweredInKernel(stage.engine).count([Answered(stage.links["web"], 0, 0, 4)])
     assert dict(stage.counters.requests) == {} and dict(stage.counters.cache_hits) == {}

@@ -44,6 +44,8 @@ PATIENCE: Final = 30.0
 IDLE: Final = 15.0
 BACKLOG: Final = 16
 
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"))
+
 Handler = Callable[..., Awaitable[Any]]
 """Takes the call's parameters as keyword texts; returns a JSON object, for `rows` an iterable that does not change
 while it is read, and for `live` an asynchronous generator of lists of rows: an empty one now and then lets the server
@@ -217,7 +219,7 @@ async def _send_rows(request: web.Request, rows: Iterable[Any]) -> web.StreamRes
 
 
 def _lines(rows: Iterable[Any]) -> bytes:
-    return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()
+    return "".join(_ENCODER.encode(row) + "\n" for row in rows).encode()
 
 
 async def _write_in_time(request: web.Request, response: web.StreamResponse, data: bytes) -> None:

@@ -434,13 +434,15 @@ class Exchanges:
             return None
         gate = self.gate
         lasting = now + max(exchange.ttl, self._settings.floor)
+        # For so long the gate may hold what is shown from then on; what is refreshed gets all the time there is.
+        margin = self._settings.grace if isinstance(exchange.client, Refreshing) else PATIENCE
         armed = self._leases.arm(
             pod.id,
             name,
             scopes,
             addresses,
             now=now,
-            need=lasting + PATIENCE,  # for so long the gate may hold what is shown from then on
+            need=lasting + margin,
             until=lasting + self._settings.grace,
             ticket=gate.next_ticket,
         )

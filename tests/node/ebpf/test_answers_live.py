@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -13,10 +12,14 @@ from ipaddress import ip_address
 import pytest
 
 from dnsguard.core.answers import reply
+from dnsguard.core.model import LinkIndex
 from dnsguard.demo.lab import Lab, Pod
-from dnsguard.enforce.bpf.syscall import TCX_EGRESS, TCX_INGRESS, link_create
+from dnsguard.enforce.bpf.attach import Attachments
+from dnsguard.enforce.bpf.tcx import has_tcx
 from tests.node.ebpf.questions import LONG, SERVER, SERVER6, Asking, question_of, vetted
 from tests.node.ebpf.rig import POD, POD6, SOURCE, SOURCE6, Rig
+from tests.node.ebpf.stage import bpffs
+from tests.node.nftables_lab import inside
 from tests.unit.messages import query
 
 NAME, LONGER = "www.example.com", "wwww.example.com"
@@ -29,17 +32,22 @@ def pod(lab: Lab) -> Pod:
     return lab.pod("a", str(ip_address(POD)), str(ip_address(POD6)))
 
 
-@pytest.fixture
-def asking(lab: Lab, pod: Pod, rig: Rig) -> Iterator[Asking]:
+@pytest.fixture(params=[True, False], ids=["tcx", "clsact"])
+def asking(lab: Lab, pod: Pod, rig: Rig, request: pytest.FixtureRequest) -> Iterator[Asking]:
     """The programs at the host's end of the pod's link. Nobody listens on the node."""
-    link = lab.inside(lab.node, lambda: socket.if_nametoindex(pod.link))
-    for own, source in ((POD, SOURCE), (POD6, SOURCE6)):
-        rig.pair(own, source, link=link)
-    ends = (("from_pod", TCX_INGRESS), ("to_pod", TCX_EGRESS))
-    attached = lab.inside(lab.node, lambda: [link_create(rig.programs[name], link, end) for name, end in ends])
-    yield Asking(rig)
-    for each in attached:
-        os.close(each)
+    if request.param and not has_tcx():
+        pytest.skip("this kernel has no tcx")
+    with bpffs() as folder, inside(lab.node):
+        folder.mkdir()
+        link = LinkIndex(socket.if_nametoindex(pod.link))
+        for own, source in ((POD, SOURCE), (POD6, SOURCE6)):
+            rig.pair(own, source, link=link)
+        attachments = Attachments(rig.programs, folder, request.param)
+        try:
+            attachments.attach(link, pod.link)
+            yield Asking(rig)
+        finally:
+            attachments.close()
 
 
 def offload_checksums(lab: Lab, place: str, link: str, on: bool) -> None:
