@@ -114,7 +114,7 @@ class BpfSubject(NftSubject):
 
 
 def _sweep() -> None:
-    """Remove what runs that were killed have pinned."""
+    """Remove what runs that were killed have pinned. Called in a namespace that has no filters of others."""
     for folder in pins.MOUNT_POINT.glob(f"{PREFIX}*"):
         pid = folder.name.removeprefix(PREFIX).split("-")[0]
         if not Path(f"/proc/{pid}").exists():
@@ -126,8 +126,8 @@ def attached(lab: Lab, loaded: Loaded) -> Iterator[None]:
     """Not for an event loop's thread."""
     bpffs = pins.MOUNT_POINT / lab.node
     pins.prepare(bpffs)
-    _sweep()
     with inside(lab.node):
+        _sweep()
         attachments = Attachments(loaded.programs, bpffs)
     try:
         with inside(lab.node):
