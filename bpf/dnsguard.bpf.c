@@ -155,8 +155,10 @@ int to_pod(struct __sk_buff *skb)
 	flow = living_flow(&flow_key, now);
 	if (is_cut(flow, &flow_key, now))
 		return drop(skb, packet, DROP_CUT, NO_RULE, 0);
-	if (!flow && packet->protocol == IPPROTO_TCP && !is_first(packet) && !may_go_on(packet, pair))
-		return drop(skb, packet, DROP_INBOUND, NO_RULE, 0);
+	if (!flow && packet->protocol == IPPROTO_TCP && !is_first(packet))
+		return may_go_on(packet, pair) ? TC_ACT_UNSPEC : drop(skb, packet, DROP_INBOUND, NO_RULE, 0);
+	if (!flow && is_icmp(packet) && !(flow_key.peer_port & 1))
+		return TC_ACT_UNSPEC; /* an answer to nothing begins no flow */
 	remember(skb, packet, &flow_key, flow, now, 0);
 	return TC_ACT_UNSPEC;
 }

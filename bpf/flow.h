@@ -197,6 +197,9 @@ static __always_inline void remember(struct __sk_buff *skb, const struct packet 
 		put_off(flow, now + idle_ns(idle_of(key, state)));
 		return;
 	}
+	/* As connection tracking: what is underway is taken up by an ACK alone. */
+	if (packet->protocol == IPPROTO_TCP && !is_first(packet) && packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+		return;
 	fresh.state = state_after(packet, 0, outbound);
 	fresh.ends_ns = now + idle_ns(idle_of(key, fresh.state));
 	flow = bpf_map_lookup_elem(&flows, key);

@@ -20,6 +20,7 @@ from dnsguard.core.pods import PodTable
 from dnsguard.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.attach import remove_all
 from dnsguard.enforce.bpf.events import DropReader, answered, dropped, left_over
+from dnsguard.enforce.bpf.layout import COUNT_KEY
 from dnsguard.enforce.bpf.second import EbpfLayout, SecondLine
 from dnsguard.enforce.denials import OnDenial
 from dnsguard.enforce.nftables import NftEnforcer
@@ -179,7 +180,11 @@ class Beside:
         answers.adopt(answered(counts))
 
     def _counts(self) -> _Copy:
-        return _Copy(dict(self._line.maps["counts"].items()))
+        """All counters, those of links that are gone for the last time."""
+        counts = self._line.maps["counts"]
+        found = dict(counts.items())
+        counts.delete_many([key for key in found if COUNT_KEY.unpack(key)[0] not in self._links])
+        return _Copy(found)
 
     async def _follow_links(self) -> None:
         while True:

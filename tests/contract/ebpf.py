@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
+from pathlib import Path
 
 from dnsguard.core.model import LinkIndex, Packet
 from dnsguard.enforce.bpf import layout, pins
@@ -23,7 +24,7 @@ from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.nftables import Layout, NftEnforcer
 from tests.contract.nftables import NftSubject, in_lab
 from tests.contract.subject import Maker, Subject, crowd
-from tests.node.nftables_lab import LAYOUT, NODE_MAC, POD_MAC, Lab, inside, ip, transport
+from tests.node.nftables_lab import LAYOUT, NODE_MAC, POD_MAC, PREFIX, Lab, inside, ip, transport
 
 SECOND = 10**9
 IDLE_NS = {
@@ -112,12 +113,21 @@ class BpfSubject(NftSubject):
             await self.enforcer.open(lambda: table)
 
 
+def _sweep() -> None:
+    """Remove what runs that were killed have pinned. Called in a namespace that has no filters of others."""
+    for folder in pins.MOUNT_POINT.glob(f"{PREFIX}*"):
+        pid = folder.name.removeprefix(PREFIX).split("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            remove_all(folder)
+
+
 @contextmanager
 def attached(lab: Lab, loaded: Loaded) -> Iterator[None]:
     """Not for an event loop's thread."""
     bpffs = pins.MOUNT_POINT / lab.node
     pins.prepare(bpffs)
     with inside(lab.node):
+        _sweep()
         attachments = Attachments(loaded.programs, bpffs)
     try:
         with inside(lab.node):

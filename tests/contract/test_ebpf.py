@@ -35,7 +35,7 @@ from tests.contract.test_enforcer import (
     tcp,
     write,
 )
-from tests.node.nftables_lab import ACK, LAYOUT, SYN, ip, udp
+from tests.node.nftables_lab import ACK, LAYOUT, RST, SYN, SYN_ACK, ip, udp
 from tests.node.nftables_lab import tcp as segment
 
 pytestmark = pytest.mark.node
@@ -43,6 +43,7 @@ pytestmark = pytest.mark.node
 ONE, TWO, _, _ = crowd(LOOPBACK, LOOPBACK)
 EVERYTHING = compiled(block("0.0.0.0/0"), block("::/0"))
 FAR = LinkIndex(4711)
+FIN = 1
 
 
 @pytest.fixture(scope="module")
@@ -356,3 +357,31 @@ def wait_for(what: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 5
     while not what():
         assert time.monotonic() < deadline
+
+
+def test_an_echo_reply_that_answers_nothing_opens_nothing(bench: Bench) -> None:
+    BpfTable(bench.maps).apply(running({ONE: WEB}), (), ())
+    icmp = flow(protocol=1)
+    request, reply = (bytes((kind, 0, 0, 0, 0, 7, 0, 1)) for kind in (8, 0))
+    assert bench.to_pod(back(icmp, reply))
+    assert not bench.from_pod(out(icmp, request))
+    assert used(bench) == 0
+
+
+@pytest.mark.parametrize("flags", [ACK, SYN_ACK, ACK | FIN, RST])
+def test_tcp_out_of_nowhere_from_a_peer_that_the_pod_may_reach_opens_nothing(bench: Bench, flags: int) -> None:
+    table = BpfTable(bench.maps)
+    table.apply(running({ONE: WEB}), [write(ONE)], ())
+    web = flow(protocol=Protocol.TCP)
+    assert bench.to_pod(back(web, segment(443, 40000, flags)))
+    table.apply(running({ONE: WEB}), (), [element(write(ONE))])
+    assert not bench.from_pod(out(web, segment(40000, 443, ACK)))
+    assert not bench.to_pod(back(web, segment(443, 40000, flags)))
+    assert used(bench) == 0
+
+
+@pytest.mark.parametrize("flags", [SYN_ACK, ACK | FIN, RST])
+def test_what_begins_no_connection_is_not_remembered_as_one(bench: Bench, flags: int) -> None:
+    BpfTable(bench.maps).apply(running({ONE: EVERYTHING}), (), ())
+    assert bench.from_pod(out(flow(protocol=Protocol.TCP), segment(40000, 443, flags)))
+    assert used(bench) == 0
