@@ -37,10 +37,26 @@ EXCLUDED, SERVER, ELSEWHERE = "10.244.0.9", "10.244.0.53", "10.244.7.7"
 LISTEN_PORT = 15353
 NODE_LOCAL = "169.254.20.10"
 
+FRAGMENTS = {
+    "egress": [
+        {
+            "to": [{"ipBlock": {"cidr": f"{NODE_ADDRESSES[0]}/32"}}],
+            "ports": [{"protocol": "UDP", "port": 9999}],
+        }
+    ]
+}
+
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    allowlist = {**ALLOWLIST, "pods": {**ALLOWLIST["pods"], ELSEWHERE: {"policies": ["web"]}}}
+    allowlist = {
+        "policies": {**ALLOWLIST["policies"], "fragments": FRAGMENTS},
+        "pods": {
+            **ALLOWLIST["pods"],
+            A: {"name": "shop/a", "policies": ["web", "fragments"]},
+            ELSEWHERE: {"policies": ["web"]},
+        },
+    }
     with playing(
         tmp_path_factory.mktemp("interception"),
         allowlist=allowlist,

@@ -96,7 +96,7 @@ async def lease(subject: Subject, *pods: bytes) -> None:
 async def end_lease(subject: Subject, pod: bytes = POD, peer: bytes = PEER) -> None:
     """Take a lease out and change nothing else."""
     table = subject.enforcer._table
-    await subject.enforcer._writer.do(lambda: table._drop([Element("any", pod + peer)]))
+    await subject.enforcer._writer.do(lambda: table.drop([Element("any", pod + peer)]))
 
 
 @pytest.mark.parametrize(("pod", "peer"), [(POD, PEER), (POD6, PEER6)])
