@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import yaml
 
 from dnsguard.control.client import ControlClient, NotRunningError
 from dnsguard.core.errors import DnsguardError
+from dnsguard.demo.bpffs import bpffs
 from dnsguard.demo.lab import Lab, Pod
 
 READY_SECONDS = 20.0
@@ -136,7 +136,7 @@ def running_dnsguard(
     }
     daemon.write("config.yaml", "Configuration", settings)
     daemon.write("allowlist.yaml", "Allowlist", allowlist)
-    with bpffs(folder / "bpf"):
+    with bpffs(folder / "bpf", BPFFS):
         try:
             daemon.start()
             yield daemon
@@ -145,27 +145,6 @@ def running_dnsguard(
             raise
         finally:
             daemon.stop()
-
-
-@contextlib.contextmanager
-def bpffs(folder: Path) -> Iterator[None]:
-    """A bpffs of one's own there. With it go its pins, and with them what they kept in the kernel."""
-    sweep_bpffs()
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "bpf", f"{BPFFS}-{os.getpid()}", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def sweep_bpffs() -> None:
-    """Unmount what runs that were killed have left."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        source, target, *_ = line.split()
-        name, _, pid = source.rpartition("-")
-        if name == BPFFS and not Path(f"/proc/{pid}").exists():
-            subprocess.run(["umount", "--lazy", target], check=False)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:

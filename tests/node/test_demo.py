@@ -1,4 +1,5 @@
-"""The demo as its viewer has it: every step, entering a pod, and that nothing stays however it ends."""
+"""The demo as its viewer has it: every step, with eBPF and without, entering a pod, and that nothing stays however it
+ends."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,12 +18,15 @@ import pytest
 
 from dnsguard.core.errors import DnsguardError, MissingFeatureError
 from dnsguard.demo import show
+from dnsguard.demo.bpffs import mounted_bpffs
 from dnsguard.demo.lab import NAMESPACES
 from dnsguard.demo.stage import PREFIX
+from tests.node.no_bpf import refuse_bpf
 
 pytestmark = pytest.mark.node
 
 TITLES = [step.title for step in show.story(show.ALLOWLIST)]
+WITHOUT_EBPF = [step.title for step in show.story(show.ALLOWLIST, ebpf=False)]
 FIRST_ACT = "1. "
 STAYING = "Ctrl-C here"
 
@@ -30,13 +34,15 @@ STAYING = "Ctrl-C here"
 class Demo:
     """A running `dnsguard demo`, and what it has printed so far."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, first: Callable[[], None] | None = None) -> None:
+        """`first` is called in the new process."""
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dnsguard", "demo", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=first,
         )
         self.printed = ""
         self._held: list[BinaryIO] = []
@@ -76,12 +82,13 @@ def demo() -> Iterator[Demo]:
 
 
 @pytest.fixture(scope="module")
-def whole_demos() -> Iterator[tuple[Demo, Demo]]:
-    """One that plays to its end, and one that stays afterwards; side by side, for they mostly wait."""
-    plain, kept = Demo(), Demo("--keep")
-    yield plain, kept
-    plain.kill()
-    kept.kill()
+def whole_demos() -> Iterator[tuple[Demo, Demo, Demo]]:
+    """One that plays to its end, one that stays afterwards, and one that may not use eBPF; side by side, for they
+    mostly wait."""
+    demos = Demo(), Demo("--keep"), Demo(first=refuse_bpf)
+    yield demos
+    for each in demos:
+        each.kill()
 
 
 def namespaces(pid: int) -> list[Path]:
@@ -90,6 +97,10 @@ def namespaces(pid: int) -> list[Path]:
 
 def folders(pid: int) -> list[Path]:
     return sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}-{pid}-*"))
+
+
+def mounts(pid: int) -> list[Path]:
+    return [folder for folder, owner in mounted_bpffs(PREFIX) if owner == str(pid)]
 
 
 def processes_in(places: set[int]) -> list[str]:
@@ -117,23 +128,31 @@ def assert_nothing_is_left(pid: int, places: set[int]) -> None:
     assert namespaces(pid) == []
     assert folders(pid) == []
     assert processes_in(places) == []
+    assert mounts(pid) == []
 
 
-def test_every_step_is_as_expected(whole_demos: tuple[Demo, Demo]) -> None:
-    demo, _ = whole_demos
+def results(demo: Demo) -> list[str]:
+    """The titles of the steps that were as expected; their numbers are in order."""
+    found = re.findall(r"^  OK  (\d+)\. (.+)$", demo.printed, re.MULTILINE)
+    assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
+    return [title for _, title in found]
+
+
+def test_every_step_is_as_expected(whole_demos: tuple[Demo, Demo, Demo]) -> None:
+    demo, _, _ = whole_demos
     before = root_namespace()
 
     assert demo.end() == 0, demo.printed
 
-    results = re.findall(r"^  OK  (\d+\. .+)$", demo.printed, re.MULTILINE)
-    assert results == [f"{number}. {title}" for number, title in enumerate(TITLES, 1)]
+    assert results(demo) == TITLES
     assert "FAILED" not in demo.printed
+    assert show.BOTH_LINES in demo.printed
     assert_nothing_is_left(demo.process.pid, set())
     assert root_namespace() == before
 
 
-def test_a_kept_demo_says_how_to_enter_a_pod_and_ends_at_ctrl_c(whole_demos: tuple[Demo, Demo]) -> None:
-    _, demo = whole_demos
+def test_a_kept_demo_says_how_to_enter_a_pod_and_ends_at_ctrl_c(whole_demos: tuple[Demo, Demo, Demo]) -> None:
+    _, demo, _ = whole_demos
     demo.until(STAYING)
     places = demo.places()
     enter = re.search(r"^ +(sh \S+/enter-backend)$", demo.printed, re.MULTILINE)
@@ -147,6 +166,19 @@ def test_a_kept_demo_says_how_to_enter_a_pod_and_ends_at_ctrl_c(whole_demos: tup
     assert demo.end() == 0, demo.printed
     left.wait(5)
     assert_nothing_is_left(demo.process.pid, places)
+
+
+def test_where_there_can_be_no_ebpf_the_demo_says_why_and_shows_nftables_alone(
+    whole_demos: tuple[Demo, Demo, Demo],
+) -> None:
+    *_, demo = whole_demos
+
+    assert demo.end() == 0, demo.printed
+
+    reason = demo.printed.partition(f"  {show.ONE_LINE}\n")[2].splitlines()[0]
+    assert "enforcement.ebpf is On, and cannot be: " in reason
+    assert results(demo) == WITHOUT_EBPF == [title for title in TITLES if "in the kernel" not in title]
+    assert_nothing_is_left(demo.process.pid, set())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -181,6 +213,7 @@ def test_the_next_demo_removes_what_a_killed_one_left(demo: Demo) -> None:
     demo.process.wait()
     assert places
     assert folders(demo.process.pid)
+    assert mounts(demo.process.pid)
 
     successor = Demo()
     successor.until(FIRST_ACT)

@@ -7,13 +7,14 @@ expected. Nothing here prints.
 from __future__ import annotations
 
 import re
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from dnsguard.demo.stage import LEASE, SITES, Stage
+from dnsguard.demo.stage import LEASE, PODS, SITES, Stage, Timed
 from dnsguard.demo.world import ECHO_PORT
 
 PATIENCE: Final = 10
@@ -69,24 +70,44 @@ def cannot_resolve(pod: str, url: str) -> Act:
 
 def is_dropped(pod: str, url: str, because: str) -> Act:
     """`because` is a pattern for the reason in dnsguard's log."""
-    address, port = _place(url)
     argv = _curl(url, SILENCE)
+    expects = "no connection: every packet is dropped, and the log says why"
+    return Act(f"{pod}$ {' '.join(argv)}", expects, _dropped(because), lambda s: _told_and_why(s, pod, url, argv))
+
+
+def cannot_borrow(pod: str, address_of: str, url: str) -> Act:
+    """The pod sends with another's address, towards what the other may reach."""
+    address = PODS[address_of]
+    argv = _curl(url, SILENCE, "--interface", address)
 
     def play(stage: Stage) -> str:
-        stage.mark_log()
-        told = _told(stage, pod, argv)
-        return f"{told}\ndnsguard: {stage.reason_of_drop(address, port)}" if told.startswith("curl:") else told
+        with stage.borrowed(pod, address):
+            return _told_and_why(stage, pod, url, argv)
 
-    expects = "no connection: every packet is dropped, and the log says why"
-    return Act(f"{pod}$ {' '.join(argv)}", expects, rf"^curl: \(28\) (?!Resolving)(?s:.)*\ndnsguard: {because}", play)
+    return Act(
+        f"{pod}$ ip addr add {address}/32 dev eth0; {' '.join(argv)}",
+        f"no connection: {address} is {address_of}'s, {pod} cannot send with it, and the log says so",
+        _dropped(r"its source address is .* that link$"),
+        play,
+    )
+
+
+def _dropped(because: str) -> str:
+    return rf"^curl: \(28\) (?!Resolving)(?s:.)*\ndnsguard: {because}"
+
+
+def _told_and_why(stage: Stage, pod: str, url: str, argv: Sequence[str]) -> str:
+    stage.mark_log()
+    told = _told(stage, pod, argv)
+    return f"{told}\ndnsguard: {stage.reason_of_drop(*_place(url))}" if told.startswith("curl:") else told
 
 
 def _told(stage: Stage, who: str, argv: Sequence[str]) -> str:
     return (stage.run_on_node(*argv) if who == "node" else stage.run_in_pod(who, *argv)).told
 
 
-def _curl(url: str, seconds: int = PATIENCE) -> tuple[str, ...]:
-    return "curl", "-sS", "-m", str(seconds), url
+def _curl(url: str, seconds: int = PATIENCE, *options: str) -> tuple[str, ...]:
+    return "curl", "-sS", "-m", str(seconds), *options, url
 
 
 def _place(url: str) -> tuple[str, int]:
@@ -114,6 +135,73 @@ def never_left_the_node(name: str) -> Act:
         "0: a denied name never leaves the node",
         r"^0$",
         lambda stage: str(stage.zone.asked(name)),
+    )
+
+
+# -- who answers, and how fast -----------------------------------------------------------------------------------------
+
+OUTSIDE: Final = "the DNS server outside"
+CACHE: Final = "dnsguard's cache"
+KERNEL: Final = "the kernel"
+
+
+def is_answered(pod: str, name: str, by: str, *, again: str = "", times: int = 1) -> Act:
+    """`by` is OUTSIDE, CACHE or KERNEL; `again` is said behind the name. How fast it was is shown, and not judged."""
+
+    def play(stage: Stage) -> str:
+        asked, answered = stage.zone.asked(name), stage.answered_in_kernel(pod)
+        timed = stage.time_questions(pod, name, times, PATIENCE)
+        asked, answered = stage.zone.asked(name) - asked, stage.answered_in_kernel(pod) - answered
+        counts = f"counted meanwhile: {asked} questions at {OUTSIDE}, {answered} answers in {KERNEL}"
+        return f"{_typical(timed)}, from {_who(asked, answered, times)}\n{counts}"
+
+    address = re.escape(SITES["files.example.net"])
+    pattern = rf"^{address} after \d+ microseconds\b.*, from {by}\n"
+    return Act(f"{pod} asks its resolver for {name}{again}", f"its address, from {by}", pattern, play)
+
+
+def _typical(timed: Sequence[Timed]) -> str:
+    told = " or ".join(sorted({one.told for one in timed}))
+    median = f" (median of {len(timed)})" if len(timed) > 1 else ""
+    return f"{told} after {statistics.median(one.seconds for one in timed) * 1e6:.0f} microseconds{median}"
+
+
+def _who(asked: int, answered: int, times: int) -> str:
+    """By what was counted meanwhile: outside, and in the kernel. What is in neither count was dnsguard's own."""
+    if answered:
+        return KERNEL if answered == times else f"{KERNEL} {answered} times"
+    return OUTSIDE if asked else CACHE
+
+
+def stands_still() -> Act:
+    """Until `goes_on`."""
+    return Act(
+        "node$ kill -STOP dnsguard    (as if it hung)",
+        "it stands still",
+        r"^it stands still$",
+        lambda stage: "it stands still" if stage.pause_dnsguard() else "it still runs",
+    )
+
+
+def goes_on(pod: str, name: str) -> Act:
+    def play(stage: Stage) -> str:
+        stage.continue_dnsguard()
+        return stage.time_questions(pod, name, 1, PATIENCE)[0].told
+
+    does = f"node$ kill -CONT dnsguard    (and {pod} asks for {name} again)"
+    return Act(does, "its address", rf"^{re.escape(SITES['files.example.net'])}$", play)
+
+
+def nobody_answers(pod: str, name: str) -> Act:
+    def play(stage: Stage) -> str:
+        (timed,) = stage.time_questions(pod, name, 1, SILENCE)
+        return f"{timed.told}; the DNS server outside was asked {stage.zone.asked(name)} times"
+
+    return Act(
+        f"{pod} asks its resolver for {name}, for the first time",
+        f"no reply within {SILENCE} s, and nothing leaves the node: a new answer needs dnsguard",
+        r"^no reply; .* asked 0 times$",
+        play,
     )
 
 

@@ -14,23 +14,31 @@ from pathlib import Path
 from typing import Final
 
 from dnsguard.demo.acts import (
+    CACHE,
+    KERNEL,
+    OUTSIDE,
     Step,
+    cannot_borrow,
     cannot_resolve,
     gets_page,
+    goes_on,
+    is_answered,
     is_dropped,
     is_told_why,
     leases_end,
     never_left_the_node,
+    nobody_answers,
     opens_conversation,
     reloads,
     shows,
+    stands_still,
     step,
     still_talks,
     talks_no_more,
 )
 from dnsguard.demo.interrupts import Interrupted, Interrupts
 from dnsguard.demo.lab import NODE_ADDRESSES
-from dnsguard.demo.stage import PODS, RESOLVER, SITES, Stage, stage
+from dnsguard.demo.stage import OTHERS, PODS, RESOLVER, SITES, Stage, stage
 from dnsguard.demo.telling import Teller
 from dnsguard.demo.world import DNS_SERVER
 
@@ -44,7 +52,7 @@ policies:
         ports: [{{protocol: TCP, port: 80}}, {{protocol: TCP, port: 7}}]
   cron:
     egress:
-      - to: [{{domainNames: [files.example.net]}}]
+      - to: [{{domainNames: ["*.example.net"]}}]
         ports: [{{protocol: TCP, port: 80}}]
 pods:
   {PODS["backend"]}: {{name: shop/backend, policies: [backend]}}
@@ -56,19 +64,26 @@ API, EVIL = SITES["api.example.com"], SITES["evil.example.org"]
 
 CAST: Final = (
     ("pod shop/backend", PODS["backend"], "may reach api.example.com on TCP ports 80 and 7"),
-    ("pod shop/cron", PODS["cron"], "may reach files.example.net on TCP port 80"),
+    ("pod shop/cron", PODS["cron"], "may reach every name under example.net on TCP port 80"),
     ("node", NODE_ADDRESSES[0], "runs dnsguard; everything that the pods send passes here"),
     ("resolver", RESOLVER, "in the pods' resolv.conf; nothing has this address, dnsguard answers"),
     ("DNS server", DNS_SERVER, "outside; knows every name, dnsguard forwards to it"),
     *((name, address, "outside; pages on ports 80 and 8080, an echo on 7") for name, address in SITES.items()),
+    (OTHERS, SITES["files.example.net"], "outside; other names of files.example.net"),
 )
+BOTH_LINES: Final = "Enforced twice, by nftables and by eBPF: a packet passes only if both let it."
+ONE_LINE: Final = (
+    "No eBPF here, so nftables enforces alone, and the step in which the kernel answers is left out. The reason:"
+)
+HOT, NEW = "static.example.net", "new.example.net"
+MANY: Final = 200
 
 ENDED: Final = r"lease of api\.example\.com ended \d+ s ago"
 TAKEN_BACK: Final = r"lease of api\.example\.com was taken back, the policy no longer allows it"
 
 
-def story(allowlist: str) -> tuple[Step, ...]:
-    """The steps, in order. One stands on those before it."""
+def story(allowlist: str, *, ebpf: bool = True) -> tuple[Step, ...]:
+    """The steps, in order. One stands on those before it. Without eBPF the kernel answers nothing."""
     return (
         step(
             "The outside world answers: what a pod cannot reach below, it cannot reach because of dnsguard",
@@ -97,9 +112,16 @@ def story(allowlist: str) -> tuple[Step, ...]:
             gets_page("backend", f"http://{API}/"),
         ),
         step(
+            "Nor does it help to send with the first one's address",
+            gets_page("backend", "http://api.example.com/"),
+            cannot_borrow("cron", "backend", f"http://{API}/"),
+            gets_page("backend", "http://api.example.com/"),
+        ),
+        step(
             "The wrong port is dropped",
             is_dropped("backend", "http://api.example.com:8080/", because="its leases open other ports only"),
         ),
+        *((answers_in_the_kernel(),) if ebpf else ()),
         step(
             "After the lease has ended a new connection is dropped, and the old one still flows",
             opens_conversation("backend", "api.example.com"),
@@ -119,14 +141,31 @@ def story(allowlist: str) -> tuple[Step, ...]:
         ),
         step(
             "dnsguard tells who is governed, and what is open",
-            shows("pods", "both pods, with their policies", r"shop/backend .* backend (?s:.*)shop/cron .* cron "),
+            shows(
+                "pods",
+                "both pods, with their policies" + (", and how many questions the kernel answered" if ebpf else ""),
+                r"shop/backend .* backend (?s:.*)shop/cron .* cron " + (rf".* {MANY // 100}\d\d " if ebpf else ""),
+            ),
             gets_page("backend", "http://files.example.net/"),
             shows(
                 "leases",
-                "the one address that is open now",
+                "what is open now, for whom and how long",
                 r"shop/backend +198\.51\.100\.20 +tcp/7 tcp/80 +files\.exa",
             ),
         ),
+    )
+
+
+def answers_in_the_kernel() -> Step:
+    return step(
+        "A name that is asked again is answered in the kernel, even while dnsguard stands still",
+        is_answered("cron", HOT, by=OUTSIDE),
+        is_answered("cron", HOT, by=CACHE, again=", again"),
+        is_answered("cron", HOT, by=KERNEL, again=f", {MANY} times more", times=MANY),
+        stands_still(),
+        is_answered("cron", HOT, by=KERNEL, again=", again"),
+        nobody_answers("cron", NEW),
+        goes_on("cron", NEW),
     )
 
 
@@ -155,7 +194,7 @@ def perform(made: Stage, allowlist: str, teller: Teller) -> int:
     begin = time.monotonic()
     introduce(made, allowlist, teller)
     results: list[tuple[Step, bool]] = []
-    steps = story(allowlist)
+    steps = story(allowlist, ebpf=made.without_ebpf is None)
     for number, one in enumerate(steps, 1):
         teller.heading(f"{number}. {one.title}")
         results.append((one, play(one, made, teller)))
@@ -173,6 +212,11 @@ def perform(made: Stage, allowlist: str, teller: Teller) -> int:
 def introduce(made: Stage, allowlist: str, teller: Teller) -> None:
     teller.heading("Who is who")
     teller.columns(CAST)
+    teller.say()
+    if made.without_ebpf is None:
+        teller.say(f"  {BOTH_LINES}")
+    else:
+        teller.say(f"  {ONE_LINE}\n  {made.without_ebpf}", "yellow")
     teller.heading(f"The allowlist ({made.folder}/allowlist.yaml)")
     for line in allowlist.splitlines():
         teller.say(f"  {line}")
@@ -222,6 +266,7 @@ def things_to_try(made: Stage, dnsguard: str) -> Sequence[tuple[str, Sequence[st
             "ask it",
             (
                 dnsguard.format("leases"),
+                dnsguard.format("monitor") + " --type drop",
                 dnsguard.format("explain") + " shop/backend evil.example.org",
                 f"nsenter --net=/run/netns/{made.node} nft list table inet dnsguard",
             ),

@@ -1,7 +1,8 @@
 """Where the demo plays: two pods on a node with dnsguard, and an outside world that answers, until the block ends.
 
-Needs root, curl, iproute2 and util-linux. Everything is in network namespaces and one folder whose names hold this
-process's number; what a killed demo left of either is removed by the next one.
+Needs root, curl, iproute2 and util-linux. Everything is in network namespaces, one folder and a bpffs in it, whose
+names hold this process's number; what a killed demo left of them is removed by the next one. Where there can be no
+eBPF, nftables plays alone.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +30,13 @@ from dnslib import EDNS0, QTYPE, RCODE, DNSRecord
 from dnsguard.control.client import ControlClient, NotRunningError
 from dnsguard.core.errors import DnsguardError, MissingFeatureError
 from dnsguard.core.model import Seconds
+from dnsguard.demo.bpffs import bpffs, sweep_bpffs
 from dnsguard.demo.interrupts import Interrupts
 from dnsguard.demo.lab import TOOLS, Lab, Pod, require, sweep
 from dnsguard.demo.server import Zone
 from dnsguard.demo.world import DNS_SERVER, outside_world
+from dnsguard.enforce.bpf.events import answered
+from dnsguard.enforce.bpf.syscall import Map, get_pinned
 
 PROGRAM: Final = (sys.executable, "-m", "dnsguard")
 PREFIX: Final = "dnsguard-demo"
@@ -40,6 +46,9 @@ SITES: Final = {
     "files.example.net": "198.51.100.20",
     "evil.example.org": "203.0.113.66",
 }
+OTHERS: Final = "*.example.net"
+"""More names of files.example.net, that the kernel may answer for a while."""
+OTHERS_TTL: Final = 60
 RESOLVER: Final = "10.96.0.10"
 """In the pods' resolv.conf. Nothing has this address, so whoever answers intercepted the query."""
 TTL: Final = 5
@@ -60,9 +69,9 @@ pods: {{interfaces: ["veth-*"]}}
 upstreams: [{upstream}]
 ttl: {{floor: 5s, grace: 1s}}       # short, so that a lease can be seen to end
 dns: {{prefetch: false}}
-enforcement: {{ebpf: Off}}
+enforcement: {{ebpf: {ebpf}}}
 log: {{format: text, queries: All}}
-paths: {{runtime: {folder}/run}}
+paths: {{runtime: {folder}/run, bpffs: {folder}/bpf}}
 """
 
 
@@ -72,6 +81,14 @@ class Finished:
 
     code: int
     told: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A question and what came back: the address, or the rcode, or that there was no reply."""
+
+    told: str
+    seconds: Seconds
 
 
 class Conversation:
@@ -103,11 +120,15 @@ class Stage:
         self.folder, self.zone, self.interrupts = folder, zone, interrupts
         self.config = folder / "config.yaml"
         self.log = folder / "dnsguard.log"
+        self.bpffs = folder / "bpf"
+        self.without_ebpf: str | None = None
+        """Why nftables enforces alone; None when eBPF does too."""
         self.node = lab.node
         self.conversation: Conversation | None = None
         self._lab = lab
         self._control = ControlClient(folder / "run")
         self._mark = 0
+        self._daemon: subprocess.Popen[str] | None = None
         self.pods = {name: lab.pod(name, address) for name, address in PODS.items()}
 
     # -- clients ------------------------------------------------------------------------------------------------------
@@ -149,6 +170,22 @@ class Stage:
         told = [f"EDE {int.from_bytes(data[:2])}: {data[2:].decode()}" for data in reasons]
         return ", ".join([str(RCODE[reply.header.rcode]), *told])
 
+    def time_questions(self, pod: str, name: str, times: int, seconds: Seconds) -> list[Timed]:
+        """Ask RESOLVER so many times (A) over one connected socket of the pod, each time at most so long."""
+        with self._lab.socket(self.pods[pod].namespace, socket.AF_INET) as client, self.interrupts.waiting():
+            client.settimeout(seconds)
+            client.connect((RESOLVER, 53))
+            return [_timed(client, bytes(DNSRecord.question(name).pack())) for _ in range(times)]
+
+    @contextlib.contextmanager
+    def borrowed(self, pod: str, address: str) -> Iterator[None]:
+        """The pod gives itself this address too, which the node goes on routing to another."""
+        self._lab.ip(self.pods[pod].namespace, f"addr add {address}/32 dev eth0")
+        try:
+            yield
+        finally:
+            self._lab.ip(self.pods[pod].namespace, f"addr del {address}/32 dev eth0")
+
     def door(self, pod: str) -> Path:
         """The script that enters the pod, for the demo and for people."""
         return self.folder / f"enter-{pod}"
@@ -169,12 +206,16 @@ class Stage:
         """Write the allowlist. In force after `dnsguard reload`."""
         (self.folder / "allowlist.yaml").write_text(allowlist)
 
-    def start_dnsguard(self) -> None:
-        """`dnsguard run`, ready when this returns. Raises DnsguardError, MissingFeatureError with what it printed."""
-        self.config.write_text(CONFIG.format(folder=self.folder, upstream=DNS_SERVER))
+    def start_dnsguard(self, ebpf: str) -> None:
+        """`dnsguard run` with eBPF `On` or `Off`, ready when this returns.
+
+        Raises DnsguardError, MissingFeatureError with what it printed.
+        """
+        self.config.write_text(CONFIG.format(folder=self.folder, upstream=DNS_SERVER, ebpf=ebpf))
         with self.log.open("w") as log:
             command = (*PROGRAM, "run", "--config", str(self.config))
             daemon = self._lab.popen(self.node, *command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._daemon = daemon
         in_time = self.interrupts.until(lambda: daemon.poll() is not None or self._ready(), READY_SECONDS)
         self.interrupts.check()
         if in_time and daemon.poll() is None:
@@ -184,10 +225,30 @@ class Stage:
             raise MissingFeatureError(told.splitlines()[-1])
         raise DnsguardError(f"dnsguard does not become ready; it said:\n{told}")
 
+    def pause_dnsguard(self) -> bool:
+        """As if it hung; whether it stands still now. It goes on with `continue_dnsguard`."""
+        assert self._daemon is not None
+        self._daemon.send_signal(signal.SIGSTOP)
+        state = Path("/proc", str(self._daemon.pid), "stat")
+        return self.interrupts.until(lambda: state.read_text().rpartition(")")[2].split()[0] == "T", LOG_SECONDS)
+
+    def continue_dnsguard(self) -> None:
+        if self._daemon is not None:
+            self._daemon.send_signal(signal.SIGCONT)
+
+    def answered_in_kernel(self, pod: str) -> int:
+        """How many of the pod's questions the kernel has answered by itself, as it counts them."""
+        link = self._lab.inside(self.node, lambda: socket.if_nametoindex(self.pods[pod].link))
+        counts = Map(get_pinned(self.bpffs / "maps" / "counts"))
+        try:
+            return sum(one.answered + one.denied for one in answered(counts) if one.link == link)
+        finally:
+            counts.close()
+
     def has_leases(self, pod: str) -> bool:
         """Whether anything is open to the pod: dnsguard says so, or the kernel, which closes a moment later when it
         was slow to open."""
-        if any(self._control.rows("leases", pod=PODS[pod])):
+        if list(self._control.rows("leases", pod=PODS[pod])):
             return True
         table = self.run_on_node("nft", "list", "table", "inet", "dnsguard").told
         return re.search(rf"\b{re.escape(PODS[pod])} \. [0-9.]+ timeout", table) is not None
@@ -213,18 +274,44 @@ class Stage:
             return False
 
 
+def _timed(client: socket.socket, question: bytes) -> Timed:
+    begin = time.perf_counter()
+    try:
+        client.send(question)
+        reply = client.recv(4096)
+    except TimeoutError:
+        return Timed("no reply", time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    parsed = DNSRecord.parse(reply)
+    return Timed(", ".join(str(record.rdata) for record in parsed.rr) or str(RCODE[parsed.header.rcode]), seconds)
+
+
 @contextlib.contextmanager
 def stage(allowlist: str, interrupts: Interrupts) -> Iterator[Stage]:
     """Raises MissingFeatureError when something is missing here, DnsguardError when dnsguard does not start."""
     require({**TOOLS, "curl": "curl", "nft": "nftables", "unshare": "util-linux", "mount": "mount"})
     if not Path("/etc/resolv.conf").exists():
         raise MissingFeatureError("/etc/resolv.conf is missing, a pod's is mounted over it: touch /etc/resolv.conf")
-    with _folder() as folder, _lab() as lab, outside_world(lab, SITES, TTL) as zone:
+    with _folder() as folder, contextlib.ExitStack() as mounts, _lab() as lab, outside_world(lab, SITES, TTL) as zone:
+        zone.put(OTHERS, "A", SITES["files.example.net"], ttl=OTHERS_TTL)
         made = Stage(lab, folder, zone, interrupts)
         _write_doors(made)
         made.allow(allowlist)
-        made.start_dnsguard()
-        yield made
+        _start(made, mounts)
+        try:
+            yield made
+        finally:
+            made.continue_dnsguard()  # what stands still does not end when it is told to
+
+
+def _start(made: Stage, mounts: contextlib.ExitStack) -> None:
+    """With eBPF where it can be had. The mount outlives the lab: a daemon that ends still has its pins."""
+    try:
+        mounts.enter_context(bpffs(made.bpffs, PREFIX))
+        made.start_dnsguard("On")
+    except MissingFeatureError as error:
+        made.without_ebpf = str(error).removeprefix("dnsguard: ")
+        made.start_dnsguard("Off")
 
 
 @contextlib.contextmanager
@@ -241,6 +328,7 @@ def _lab() -> Iterator[Lab]:
 def _folder() -> Iterator[Path]:
     """A folder for this process; those of processes that are gone are removed, after what still ran from them."""
     sweep(PREFIX)
+    sweep_bpffs(PREFIX)
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*-*"):
         owner = left.name.removeprefix(f"{PREFIX}-").partition("-")[0]
         if owner.isdecimal() and not Path("/proc", owner).exists() and left.lstat().st_uid == os.geteuid():

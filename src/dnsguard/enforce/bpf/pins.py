@@ -124,11 +124,15 @@ def _fits(found: Map, shape: Shape) -> bool:
 
 
 def pinned_map(path: Path, name: str) -> Map | None:
-    """None: nothing is pinned there."""
+    """None: nothing is pinned there. Raises MissingFeatureError where there is no privilege for bpf(2)."""
     try:
         return Map(syscall.get_pinned(path), name)
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise MissingFeatureError(
+            "bpf(2) is not permitted: run as root, or grant CAP_BPF; a container's seccomp profile has to let it, too"
+        ) from error
 
 
 def copy(old: Map, new: Map) -> None:
