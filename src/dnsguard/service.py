@@ -138,6 +138,7 @@ class Service:
         self._reloading = asyncio.Lock()
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
+        self._beside_took: Seconds = 0.0
 
     # ---- the order of a life
 
@@ -232,6 +233,7 @@ class Service:
             on_failure=self._on_failed_repair,
             on_commit=self._on_commit,
             beside=line.table if line is not None else None,
+            on_beside=self._on_beside,
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
@@ -480,9 +482,15 @@ class Service:
     def _on_failed_repair(self, why: str) -> None:
         self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the table", reason=why)
 
+    def _on_beside(self, seconds: Seconds, elements: int) -> None:
+        """In the writer's thread, for the commit that `_on_commit` is told of next."""
+        self._beside_took = seconds
+        self._counters.commit_seconds["ebpf"].observe(seconds)
+        self._counters.lease_writes["ebpf"] += elements
+
     def _on_commit(self, seconds: Seconds, elements: int) -> None:
         """In the writer's thread, the only one that writes these two."""
-        self._counters.commit_seconds["nftables"].observe(seconds)
+        self._counters.commit_seconds["nftables"].observe(seconds - self._beside_took)
         self._counters.lease_writes["nftables"] += elements
 
     def _on_route_repair(self, what: str) -> None:

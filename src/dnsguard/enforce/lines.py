@@ -6,10 +6,12 @@ second can do a change in steps, so that what may fail in it has not failed when
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from dnsguard.core.model import Flow, Pair
+from dnsguard.enforce.writer import OnCommit
 from dnsguard.engine.contracts import Desired, Element, Held, Write
 
 _NOT_THERE = ("ENFILE", "ENOENT")
@@ -66,10 +68,14 @@ class Second(Line, Protocol):
 
 
 class Both:
-    """A `Line`. A second line that begins empty is given by the first `apply` what the first line holds."""
+    """A `Line`. A second line that begins empty is given by the first `apply` what the first line holds.
 
-    def __init__(self, first: Line, second: Second) -> None:
+    `on_second` is told of what the second line's part of a commit took, before whoever times the whole of it.
+    """
+
+    def __init__(self, first: Line, second: Second, on_second: OnCommit = lambda seconds, elements: None) -> None:
         self._first, self._second = first, second
+        self._on_second = on_second
         self._begins = second.empty
 
     def reconcile(self) -> None:
@@ -84,7 +90,9 @@ class Both:
             self._first.drop(first - second)
 
     def arm(self, writes: Sequence[Write]) -> Mapping[Element, str]:
+        begun = time.monotonic()
         refused = self._second.arm(writes)
+        self._on_second(time.monotonic() - begun, len(writes) - len(refused))
         left = [each for each in writes if Element(each.scope, each.key) not in refused] if refused else writes
         if not left:
             return refused

@@ -69,17 +69,19 @@ class NftEnforcer(LineEnforcer):
         on_commit: OnCommit = lambda seconds, elements: None,
         own: bool | None = None,
         beside: Second | None = None,
+        on_beside: OnCommit = lambda seconds, elements: None,
     ) -> NftEnforcer:
         """Probe the kernel, and take over the table that an earlier process left, as it is; the first `apply`
         changes it, or makes it. `own` False leaves the table open to others, as older kernels must; None owns it
-        where that is possible. `beside` is a second line, which from here on belongs to the writer's thread.
+        where that is possible. `beside` is a second line, which from here on belongs to the writer's thread,
+        and `on_beside` is told of its part of each commit before `on_commit` is of the whole.
 
         `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
         queued (await `repair` for its end). Raises KernelError, or MissingFeatureError without libnftables.
         """
         enforcer = cls(layout, acknowledge, on_damage, on_failure=on_failure, on_commit=on_commit)
         try:
-            await enforcer.open(lambda: enforcer._take_over(own, beside))
+            await enforcer.open(lambda: enforcer._take_over(own, beside, on_beside))
             enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
             enforcer._close.append(enforcer._watch.close)
             enforcer._stop_watching_what_is_owned()
@@ -90,7 +92,7 @@ class NftEnforcer(LineEnforcer):
             raise
         return enforcer
 
-    def _take_over(self, own: bool | None, beside: Second | None) -> Line:
+    def _take_over(self, own: bool | None, beside: Second | None, on_beside: OnCommit) -> Line:
         try:
             self._session = Session()
         except PermissionError as error:
@@ -101,7 +103,7 @@ class NftEnforcer(LineEnforcer):
         self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
         if beside is None:
             return self._table
-        both = Both(self._table, beside)
+        both = Both(self._table, beside, on_beside)
         both.reconcile()
         return both
 
