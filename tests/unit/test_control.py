@@ -100,6 +100,20 @@ async def test_rows_that_break_off_are_an_error_and_not_a_short_list(tmp_path: P
             await daemon.rows("leases")
 
 
+async def test_a_reader_that_goes_early_is_no_defect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def leases() -> Iterator[dict[str, str]]:
+        return ({"n": "x" * 1000} for _ in range(20_000))
+
+    def go(daemon: Daemon) -> None:
+        rows = daemon.client.rows("leases")
+        next(iter(rows))
+
+    async with Daemon(tmp_path, leases=leases) as daemon:
+        await asyncio.to_thread(go, daemon)
+    assert daemon.defects == []
+    assert caplog.records == []
+
+
 async def test_an_operators_mistake_comes_back_with_its_text_and_exit_code(tmp_path: Path) -> None:
     async def reload() -> None:
         raise PolicyError("a.yaml:3:5: error: x")

@@ -209,12 +209,13 @@ async def _send_rows(request: web.Request, rows: Iterable[Any]) -> web.StreamRes
     response = _rows_response()
     await response.prepare(request)
     left = iter(rows)
-    while some := list(itertools.islice(left, ROWS_AT_ONCE)):
-        await response.write(_lines(some))
-        await asyncio.sleep(0)
-    # A last empty line tells the client that nothing was cut off.
-    await response.write(b"\n")
-    await response.write_eof()
+    with contextlib.suppress(ConnectionError):  # as with live ones
+        while some := list(itertools.islice(left, ROWS_AT_ONCE)):
+            await response.write(_lines(some))
+            await asyncio.sleep(0)
+        # A last empty line tells the client that nothing was cut off.
+        await response.write(b"\n")
+        await response.write_eof()
     return response
 
 
