@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit lint lock bpf bench fuzz clean
+.PHONY: help setup venv demo test test-unit test-kernels lint lock bpf bench fuzz clean
 
 PYTHON ?= /usr/bin/python3
 KEEP ?=
@@ -14,7 +14,7 @@ UV_LOCK = .cache/uv/bin/uv pip compile pyproject.toml --universal --python-versi
 	--no-emit-index-url --custom-compile-command "make lock"
 
 help: ## Explain every target
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:
 	@test -x "$$(command -v $(PYTHON))" || { test $$(id -u) = 0 || { echo "no $(PYTHON): run this as root once, or install Python 3.11 or newer" >&2; exit 77; }; \
@@ -39,6 +39,11 @@ test: setup ## Every test, with coverage (root). COVERAGE=enforce fails below th
 
 test-unit: venv ## The tests that need neither root nor a kernel feature
 	.venv/bin/python -m pytest tests/unit tests/contract tests/replay -m "not node" -q
+
+test-kernels: setup ## The suites that stand on the kernel, on Debian's 5.10, 6.1 and 6.12 too (root). ARGS="--kernel 6.1"
+	@$(MACHINE) kernels
+	@$(MAKE) --no-print-directory venv
+	.venv/bin/python -m tests.kernels $(ARGS)
 
 lint: venv ## ruff, mypy --strict, import layers
 	.venv/bin/ruff check .

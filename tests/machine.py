@@ -1,9 +1,9 @@
 """What the machine must have before a make target runs: Debian packages, and root where a target needs it.
 
-Run as `/usr/bin/python3 tests/machine.py base|test|bench`, before any virtual environment exists: standard library
-only. When every package is there it does nothing, quickly and offline. Otherwise it installs them without questions,
-without starting a service, and with the services that came with them disabled. Exit code 77: not root where root is
-needed, or an interpreter that is too old; one line on stderr says which.
+Run as `/usr/bin/python3 tests/machine.py base|test|bench|kernels`, before any virtual environment exists: standard
+library only. When every package is there it does nothing, quickly and offline. Otherwise it installs them without
+questions, without starting a service, and with the services that came with them disabled. Exit code 77: not root where
+root is needed, or an interpreter that is too old; one line on stderr says which.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ BASE = (
 COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
 TEST = ("bind9-dnsutils", *COMPILER, "netcat-openbsd", "postgresql", "postgresql-client")
 BENCH = ("dnsdist", "dnsmasq-base", "unbound")
-PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH}
-NEEDS_ROOT = {"test", "bench"}
+KERNELS = ("busybox-static", "file", "qemu-system-x86")
+PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH, "kernels": BASE + KERNELS}
+TARGETS = {"kernels": "test-kernels"}
+"""Those named otherwise than their purpose."""
+NEEDS_ROOT = {"test", "bench", "kernels"}
 
 POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_ASIDE = POLICY.with_suffix(".d.before-dnsguard")
@@ -96,7 +99,10 @@ def main(purpose: str) -> int:
         return MISSING
     root = os.geteuid() == 0
     if purpose in NEEDS_ROOT and not root:
-        print(f"make {purpose} makes network namespaces and nftables tables: run it as root", file=sys.stderr)
+        print(
+            f"make {TARGETS.get(purpose, purpose)} makes network namespaces and nftables tables: run it as root",
+            file=sys.stderr,
+        )
         return MISSING
     wanted = missing(PURPOSES[purpose])
     if wanted and not root:
