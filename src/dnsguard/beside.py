@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError
@@ -28,7 +29,8 @@ from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.engine.revoke import Revocation
 from dnsguard.node.conntrack import Conntrack
 
-VOUCH: Final[Seconds] = 1.0
+VOUCH: Final[Seconds] = 0.1
+"""Often, because queries wait for it once damage is repaired; 4 us each."""
 VERIFY: Final[Seconds] = 1.0
 SWEEP: Final[Seconds] = 5.0
 BETWEEN_SLICES: Final[Seconds] = 0.01
@@ -75,12 +77,14 @@ class Beside:
         self._links: dict[LinkIndex, str] = {}
         self._changes: asyncio.Queue[tuple[LinkIndex, str | None]] = asyncio.Queue()
         self._intercepting = False
+        self._without: dict[LinkIndex, str] = {}
         self._told: list[str] = []
+        self._seed: Callable[[], Awaitable[None]] | None = None
 
     @property
     def second(self) -> list[str]:
-        """The links on which something else decides before the programs."""
-        return self._line.second
+        """The links on which the programs are not, or something else decides before them."""
+        return sorted({*self._line.second, *self._without.values()})
 
     # ---- the interception
 
@@ -115,14 +119,22 @@ class Beside:
             await self._follow(*self._changes.get_nowait())
 
     async def _follow(self, link: LinkIndex, name: str | None) -> None:
+        self._without.pop(link, None)
+        if name is None:
+            await self._line.detach(link)
+            return
         try:
-            await (self._line.detach(link) if name is None else self._line.attach(link, name))
+            await self._line.attach(link, name)
         except (KernelError, MissingFeatureError) as error:
+            self._without[link] = name
             self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {name}", reason=str(error))
 
     async def _verify(self) -> None:
-        for wrong in await self._line.verify():
+        found = await self._line.verify()
+        for wrong in found:
             self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=wrong)
+        if found and self._seed is not None:  # flows may have begun meanwhile
+            await self._seed()
         second = self.second
         if second and second != self._told:
             reason = "another program comes first and decides alone; nftables still enforces"
@@ -143,13 +155,13 @@ class Beside:
     async def begin(self, pods: PodTable, conntrack: Conntrack, revocation: Revocation) -> None:
         """Put the programs on the links, once the first policy is in the maps. Flows are taken over before, and again
         after, for those that began between."""
-        fresh = not self._line.kept
-        if fresh:
-            await self.seed(pods, conntrack, revocation)
+        self._seed = partial(self.seed, pods, conntrack, revocation)
+        if not self._line.kept:
+            await self._seed()
         await self.attach_all()
         await self._line.retain()
-        if fresh:
-            await self.seed(pods, conntrack, revocation)
+        if not self._line.kept:
+            await self._seed()
 
     # ---- what runs until the stop
 
@@ -170,7 +182,7 @@ class Beside:
             every(VERIFY, "eBPF links", self._verify),
             every(SWEEP, "eBPF maps", self._sweep),
             every(SWEEP, "eBPF counters", count),
-            self._follow_links(),
+            every(0.0, "eBPF on a new link", self._follow_one),
         ]
 
     def adopt_counters(self, drops: Drops, answers: AnsweredInKernel) -> None:
@@ -186,9 +198,8 @@ class Beside:
         counts.delete_many([key for key in found if COUNT_KEY.unpack(key)[0] not in self._links])
         return _Copy(found)
 
-    async def _follow_links(self) -> None:
-        while True:
-            await self._follow(*await self._changes.get())
+    async def _follow_one(self) -> None:
+        await self._follow(*await self._changes.get())
 
     async def _sweep(self) -> None:
         while await self._enforcer.do(self._line.table.sweep):

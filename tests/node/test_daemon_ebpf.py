@@ -194,6 +194,20 @@ def test_a_program_that_is_taken_off_a_link_is_put_back_and_told_of(scene: Scene
     assert not scene.opens(scene.a, OTHER)
 
 
+def test_a_flow_that_began_while_the_programs_were_away_is_known_to_them(scene: Scene) -> None:
+    place = "198.18.4.2"
+    scene.zone.put("short.fresh.example.com", "A", place, ttl=3)
+    scene.resolve(scene.a, "short.fresh.example.com")
+    scene.daemon.signal(signal.SIGSTOP)
+    for pin in (scene.daemon.folder / "bpf" / "links").glob("*gress"):
+        pin.unlink()
+    with scene.connect(scene.a, place) or pytest.fail("closed") as flow:
+        scene.daemon.signal(signal.SIGCONT)
+        wait_for(lambda: programs(scene) == ["from_pod"], 10)
+        wait_for(lambda: not scene.opens(scene.a, place), 10)
+        assert flow.alive()
+
+
 def test_the_status_names_both_enforcers(scene: Scene) -> None:
     assert scene.daemon.ask("status")["enforcers"] == ["nftables", "ebpf"]
 
