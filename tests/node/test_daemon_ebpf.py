@@ -201,6 +201,7 @@ def test_a_flow_that_began_while_the_programs_were_away_is_known_to_them(scene: 
     scene.daemon.signal(signal.SIGSTOP)
     for pin in (scene.daemon.folder / "bpf" / "links").glob("*gress"):
         pin.unlink()
+    wait_for(lambda: programs(scene) == [], 5)
     with scene.connect(scene.a, place) or pytest.fail("closed") as flow:
         scene.daemon.signal(signal.SIGCONT)
         wait_for(lambda: programs(scene) == ["from_pod"], 10)
