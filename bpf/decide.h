@@ -73,12 +73,7 @@ static __always_inline __u64 without_tier(const struct program *program, __u64 r
 }
 
 /* The question, for the same reason as with `this_packet`. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct first);
-} firsts SEC(".maps");
+FIXED(PERCPU_ARRAY, firsts, struct first, 1);
 
 /* Decides on the entry of `firsts`. */
 __noinline int decide_first(void)

@@ -12,146 +12,69 @@
 
 #include <bpf/bpf_helpers.h>
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct pair_key);
-	__type(value, struct pair);
-} pairs SEC(".maps");
+/* Takes memory for the entries it has: most maps have room for far more than they ever hold. */
+#define GROWING(kind, name, of_key, of_value, most)            \
+	struct {                                               \
+		__uint(type, BPF_MAP_TYPE_##kind);             \
+		__uint(max_entries, most);                     \
+		__uint(map_flags, BPF_F_NO_PREALLOC);          \
+		__type(key, of_key);                           \
+		__type(value, of_value);                       \
+	} name SEC(".maps")
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 131072);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct lease_key);
-	__type(value, __u64); /* ends_ns */
-} leases SEC(".maps");
+#define FIXED(kind, name, of_value, entries)                   \
+	struct {                                               \
+		__uint(type, BPF_MAP_TYPE_##kind);             \
+		__uint(max_entries, entries);                  \
+		__type(key, __u32);                            \
+		__type(value, of_value);                       \
+	} name SEC(".maps")
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2048);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u64); /* the number in the program's name */
-	__type(value, struct program);
-} programs SEC(".maps");
+/* (link, source) -> its program and number. Most: four addresses for each of tables.pods. */
+GROWING(HASH, pairs, struct pair_key, struct pair, 4096);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct port_key);
-	__type(value, __u64); /* rules */
-} ports SEC(".maps");
+/* (scope, source number, peer) -> when it ends, in ns. Most: tables.leases and a quarter, for those that have ended. */
+GROWING(HASH, leases, struct lease_key, __u64, 131072);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, 131072);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct block_key);
-	__type(value, __u64); /* rules */
-} blocks SEC(".maps");
+/* The number in a program's name -> its rules. Most: two for each of tables.pods, an old and a new one. */
+GROWING(HASH, programs, __u64, struct program, 2048);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 262144);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct flow_key);
-	__type(value, struct flow);
-} flows SEC(".maps");
+/* (program, protocol, port) and (program, network) -> rules, as bits. Most: of blocks twice tables.prefixes. */
+GROWING(LPM_TRIE, ports, struct port_key, __u64, 65536);
+GROWING(LPM_TRIE, blocks, struct block_key, __u64, 131072);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct fragment_key);
-	__type(value, struct fragment);
-} fragments SEC(".maps");
+/* A flow as its pod sees it -> when it ends, and what was seen of it. Most: tables.flows; limits.flowsPerPod a link. */
+GROWING(HASH, flows, struct flow_key, struct flow, 262144);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct settings);
-} settings SEC(".maps");
+/* (source number, slot) -> a packet whose first fragment was let. Most: FRAGMENTS a source. */
+GROWING(HASH, fragments, struct fragment_key, struct fragment, 65536);
 
-/* The last number that was given to a source. Kept by user space: it outlives the pairs. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, __u32);
-	__type(value, __u64);
-} state SEC(".maps");
+FIXED(ARRAY, settings, struct settings, 1);
+
+/* User space's own: the last number that was given to a source, which outlives the pairs, and what answers are made
+ * by. */
+FIXED(ARRAY, state, __u64, 2);
 
 /* Until when queries may go up: the daemon vouches, a few seconds ahead, that they are intercepted. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} dns_open_until_ns SEC(".maps");
+FIXED(ARRAY, dns_open_until_ns, __u64, 1);
 
 /* Addresses whose port 53 is intercepted, unless all are. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct address);
-	__type(value, __u32);
-} intercepted SEC(".maps");
+GROWING(HASH, intercepted, struct address, __u32, 1024);
 
 /* The node's own addresses: to them neighbour discovery and DHCP may go. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct address);
-	__type(value, __u32);
-} own SEC(".maps");
+GROWING(HASH, own, struct address, __u32, 4096);
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32); /* link */
-	__type(value, struct link);
-} links SEC(".maps");
+/* By link: what it has used of its rates; whether its other end is in reach of bpf_redirect_peer; flows made on it by
+ * the kernel and taken out by user space, ever. Most: two for each of tables.pods. */
+GROWING(HASH, links, __u32, struct link, 4096);
+GROWING(HASH, peers, __u32, __u32, 4096);
+GROWING(HASH, flows_made, __u32, __u64, 4096);
+GROWING(HASH, flows_freed, __u32, __u64, 4096);
 
-/* Links whose other end is in reach of bpf_redirect_peer. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32); /* link */
-	__type(value, __u32);
-} peers SEC(".maps");
+/* (link, what, rule) -> packets. */
+GROWING(HASH, counts, struct count_key, __u64, 65536);
 
-/* Flows that were made on a link, ever. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32); /* link */
-	__type(value, __u64);
-} flows_made SEC(".maps");
-
-/* Flows of a link that user space took out, ever. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __u32); /* link */
-	__type(value, __u64);
-} flows_freed SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct count_key);
-	__type(value, __u64);
-} counts SEC(".maps");
-
+/* A kind of dropped packets -> how many were not told yet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
@@ -164,20 +87,10 @@ struct {
 	__uint(max_entries, 262144); /* octets */
 } reports SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct answer_key);
-	__type(value, struct answer);
-} answers SEC(".maps");
+/* (source number, type, name) -> the reply. Most: tables.answers; limits.kernelAnswersPerPod a source. */
+GROWING(HASH, answers, struct answer_key, struct answer, 65536);
 
 /* Room to put a question together: a key does not fit the stack beside the rest. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct answer_key);
-} scratch SEC(".maps");
+FIXED(PERCPU_ARRAY, scratch, struct answer_key, 1);
 
 #endif

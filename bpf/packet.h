@@ -20,6 +20,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "maps.h"
+
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -278,12 +280,7 @@ static __always_inline int read_transport(struct __sk_buff *skb, struct packet *
 
 /* The packet at hand. Kept in a map and read by a global function, so that the verifier looks at the reading once and
  * not again for each way on from it: together they are more than it has patience for. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct packet);
-} packets SEC(".maps");
+FIXED(PERCPU_ARRAY, packets, struct packet, 1);
 
 static __always_inline struct packet *this_packet(void)
 {
