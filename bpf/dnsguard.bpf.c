@@ -4,7 +4,7 @@
  *
  *     from_pod   frame -> readable? -> who sends? -> a query: answer it, or let it up
  *                                                 -> else: part of an open flow, or decided by the pod's program
- *     to_pod     frame -> of a flow that was cut, or TCP out of nowhere? dropped; else the flow is remembered
+ *     to_pod     frame -> unreadable, of a flow that was cut, or TCP out of nowhere? dropped; else the flow is remembered
  *
  * TC_ACT_UNSPEC lets a packet go on to whatever filters come after this one; nothing here overrules them.
  */
@@ -70,9 +70,9 @@ static __always_inline int egress(struct __sk_buff *skb, const struct packet *pa
 
 	if (has_flow)
 		flow = living_flow(&key, now);
-	if (is_cut(flow, &key, now))
+	if (is_cut(flow, now))
 		return drop_from_pod(skb, packet, DROP_CUT, NO_RULE);
-	if (flow && flow->state & FLOW_PEER && !is_first(packet)) {
+	if (flow && flow->state & FLOW_PEER && !is_first(packet) && is_sound(packet)) {
 		remember(skb, packet, &key, flow, now, 1);
 		return TC_ACT_UNSPEC;
 	}
@@ -139,26 +139,28 @@ int to_pod(struct __sk_buff *skb)
 	struct packet *packet = this_packet();
 	struct pair *pair;
 	struct flow *flow;
+	int reading;
 	__u64 now;
 
-	if (!packet || read_packet(skb) != READ_OK || packet->is_later)
+	if (!packet)
 		return TC_ACT_UNSPEC;
+	reading = read_packet(skb);
 	key.address = packet->target;
 	pair = bpf_map_lookup_elem(&pairs, &key);
-	if (!pair || pair->flags & PAIR_EXCLUDED || is_reply(packet))
+	if (!pair || pair->flags & PAIR_EXCLUDED)
 		return TC_ACT_UNSPEC;
-	if (!flow_of(packet, pair->source, 0, &flow_key)) {
-		now = bpf_ktime_get_ns();
-		return is_cut(0, &flow_key, now) ? drop(skb, packet, DROP_CUT, NO_RULE, 0) : TC_ACT_UNSPEC;
-	}
+	if (reading != READ_OK)
+		return drop(skb, packet, DROP_MALFORMED, NO_RULE, 0);
+	if (packet->is_later || is_reply(packet))
+		return TC_ACT_UNSPEC;
+	if (!flow_of(packet, pair->source, 0, &flow_key))
+		return TC_ACT_UNSPEC;
 	now = bpf_ktime_get_ns();
 	flow = living_flow(&flow_key, now);
-	if (is_cut(flow, &flow_key, now))
+	if (is_cut(flow, now))
 		return drop(skb, packet, DROP_CUT, NO_RULE, 0);
 	if (!flow && packet->protocol == IPPROTO_TCP && !is_first(packet))
 		return may_go_on(packet, pair) ? TC_ACT_UNSPEC : drop(skb, packet, DROP_INBOUND, NO_RULE, 0);
-	if (!flow && is_icmp(packet) && !(flow_key.peer_port & 1))
-		return TC_ACT_UNSPEC; /* an answer to nothing begins no flow */
 	remember(skb, packet, &flow_key, flow, now, 0);
 	return TC_ACT_UNSPEC;
 }

@@ -76,6 +76,37 @@ static __always_inline int is_first(const struct packet *packet)
 	return packet->protocol == PROTOCOL_SCTP && packet->type == SCTP_INIT;
 }
 
+/* Combinations of flags that connection tracking knows. A packet with others belongs to no flow. */
+static __always_inline int is_sound(const struct packet *packet)
+{
+	if (packet->protocol != IPPROTO_TCP)
+		return 1;
+	switch (packet->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) {
+	case TCP_SYN:
+	case TCP_SYN | TCP_ACK:
+	case TCP_ACK:
+	case TCP_FIN | TCP_ACK:
+	case TCP_RST:
+	case TCP_RST | TCP_ACK:
+		return 1;
+	}
+	return 0;
+}
+
+/* Whether a packet that belongs to no known flow begins one, by what connection tracking begins one with: of TCP, what is
+ * underway is taken up by an ACK alone, and only the pod's. */
+static __always_inline int begins_flow(const struct packet *packet, const struct flow_key *key, int outbound)
+{
+	if (packet->protocol == IPPROTO_TCP)
+		return is_sound(packet) &&
+		       (is_first(packet) ||
+			(outbound && !(packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))));
+	if (packet->protocol == PROTOCOL_SCTP)
+		return is_first(packet);
+	/* An answer to nothing begins none. */
+	return !is_icmp(packet) || (key->peer_port & 1) == !outbound;
+}
+
 /* The key of the packet's flow; 0 when it belongs to none, like an ICMP error. */
 static __always_inline int flow_of(const struct packet *packet, __u32 source, int outbound, struct flow_key *key)
 {
@@ -134,19 +165,11 @@ static __always_inline void put_off(struct flow *flow, __u64 ends_ns)
 		flow->ends_ns = ends_ns;
 }
 
-/* Whether the flow, or all of its pod's ICMP with this peer, was cut. Each packet makes the cut last longer. */
-static __always_inline int is_cut(struct flow *flow, const struct flow_key *key, __u64 now)
+/* Whether the flow was cut. Each packet makes the cut last longer. */
+static __always_inline int is_cut(struct flow *flow, __u64 now)
 {
-	struct flow_key all = *key;
-
-	if (!(flow && flow->state & FLOW_CUT)) {
-		if (key->protocol != IPPROTO_ICMP && key->protocol != PROTOCOL_ICMP6)
-			return 0;
-		all.pod_port = all.peer_port = 0;
-		flow = living_flow(&all, now);
-		if (!flow || !(flow->state & FLOW_CUT))
-			return 0;
-	}
+	if (!flow || !(flow->state & FLOW_CUT))
+		return 0;
 	put_off(flow, now + idle_ns(IDLE_CUT));
 	return 1;
 }
@@ -159,6 +182,13 @@ static __always_inline __u32 state_after(const struct packet *packet, __u32 stat
 	if (packet->protocol == IPPROTO_TCP && packet->tcp_flags & (TCP_FIN | TCP_RST))
 		state |= FLOW_CLOSING;
 	return state;
+}
+
+/* A reset before both have spoken ends the flow at once; nothing was open, and nothing is closing. */
+static __always_inline int is_refused(const struct packet *packet, __u32 state)
+{
+	return packet->protocol == IPPROTO_TCP && packet->tcp_flags & TCP_RST &&
+	       (state & (FLOW_POD | FLOW_PEER)) != (FLOW_POD | FLOW_PEER);
 }
 
 /* Whether the pod has room for one flow more. Without it packets go on being decided one by one. */
@@ -189,6 +219,12 @@ static __always_inline void remember(struct __sk_buff *skb, const struct packet 
 {
 	struct flow fresh = { .link = skb->ifindex };
 
+	if (!(flow ? is_sound(packet) : begins_flow(packet, key, outbound)))
+		return;
+	if (flow && is_refused(packet, flow->state)) {
+		flow->ends_ns = now;
+		return;
+	}
 	if (flow) {
 		__u32 state = state_after(packet, flow->state, outbound);
 
@@ -197,9 +233,6 @@ static __always_inline void remember(struct __sk_buff *skb, const struct packet 
 		put_off(flow, now + idle_ns(idle_of(key, state)));
 		return;
 	}
-	/* As connection tracking: what is underway is taken up by an ACK alone. */
-	if (packet->protocol == IPPROTO_TCP && !is_first(packet) && packet->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
-		return;
 	fresh.state = state_after(packet, 0, outbound);
 	fresh.ends_ns = now + idle_ns(idle_of(key, fresh.state));
 	flow = bpf_map_lookup_elem(&flows, key);
@@ -265,7 +298,7 @@ static __always_inline int is_about_open_flow(struct __sk_buff *skb, const struc
 	if (!flow_of(&quoted, source, 0, &key))
 		return 0;
 	flow = living_flow(&key, now);
-	return flow && flow->state & FLOW_PEER && !is_cut(flow, &key, now);
+	return flow && flow->state & FLOW_PEER && !is_cut(flow, now);
 }
 
 #endif

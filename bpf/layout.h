@@ -79,7 +79,7 @@ struct block_key {
 #define BLOCK_BITS 96
 
 /* flows: as the pod sees them. Of ICMP the identifier is the pod's port, and the peer's is 2 * request type, plus 1
- * when the peer asks. Of protocols without ports both are 0. A cut of ICMP has ports 0 and holds for all of it. */
+ * when the peer asks. Of protocols without ports both are 0. */
 struct flow_key {
 	__u32 source;
 	__u32 protocol;

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Flow, LinkIndex, Program, Protocol
+from dnsguard.core.model import Address, Flow, LinkIndex, Program, Protocol
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.layout import FlowKey
 from dnsguard.enforce.bpf.load import load
@@ -284,14 +284,26 @@ def test_an_open_flow_is_not_uncut_away(bench: Bench) -> None:
     assert used(bench) == 1
 
 
-def test_a_cut_of_icmp_holds_for_all_of_it_with_that_peer(bench: Bench) -> None:
+@pytest.mark.parametrize(("pod", "peer", "protocol"), [(ONE.v4, PEER, 1), (ONE.v6, PEER6, 58)])
+def test_a_cut_of_icmp_forgets_the_requests_of_that_identifier(
+    bench: Bench, pod: Address, peer: Address, protocol: int
+) -> None:
     table = BpfTable(bench.maps)
     table.apply(running({ONE: EVERYTHING}), (), ())
-    assert bench.lets(packet(ONE, 0, protocol=1))
-    table.cut([Flow(1, ONE.v4, 77, PEER, 0, PEER, 0)])
-    assert not bench.lets(packet(ONE, 0, protocol=1))
-    assert bench.lets(packet(ONE, 0, OTHER, protocol=1))
-    assert bench.lets(packet(ONE))
+    request, reply = (ip(pod, peer, 1, b"\x08\0\0\0\0\x05\0\1"), ip(peer, pod, 1, b"\0\0\0\0\0\x05\0\1"))
+    if protocol == 58:
+        request, reply = (
+            ip(pod, peer, 58, b"\x80\0\0\0\0\x05\0\1"),
+            ip(peer, pod, 58, b"\x81\0\0\0\0\x05\0\1"),
+        )
+    assert bench.from_pod(request) and bench.to_pod(reply)
+    table.apply(running({ONE: WEB}), (), ())
+    assert bench.from_pod(request)
+    table.cut([Flow(protocol, pod, 5, peer, 0, peer, 0)])
+    assert bench.to_pod(reply), "it begins no flow"
+    assert not bench.from_pod(request)
+    assert used(bench) == 0
+    assert table.cut_before() == []
 
 
 def test_when_flows_have_no_room_the_pod_with_the_fewest_is_cut_its_own_first(cramped: Bench) -> None:

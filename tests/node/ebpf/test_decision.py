@@ -388,13 +388,3 @@ def test_a_cut_flow_passes_neither_way_until_it_is_silent(rig: Rig, source: int)
     assert rig.counted(What.DROP_CUT) == 2
     rig.end_flows()
     assert rig.from_pod(out) is PASS
-
-
-def test_a_cut_of_icmp_holds_for_all_of_it(rig: Rig) -> None:
-    request, reply = b"\x08\0\0\0\0\x05\0\1", b"\0\0\0\0\0\x05\0\1"
-    assert rig.from_pod(ip(POD, BLOCKED_IN, 1, request)) is PASS
-    rig.cut(SOURCE, 1, 0, 0, BLOCKED_IN)
-    assert rig.from_pod(ip(POD, BLOCKED_IN, 1, request)) is DROP
-    assert rig.to_pod(ip(BLOCKED_IN, POD, 1, reply)) is DROP
-    assert rig.to_pod(ip(BLOCKED_IN, POD, 1, b"\3\1" + bytes(6) + bytes(28))) is DROP
-    assert rig.from_pod(ip(POD, BLOCKED_IN, 17, udp(1, 2))) is PASS

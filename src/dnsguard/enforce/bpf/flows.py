@@ -23,7 +23,8 @@ from dnsguard.enforce.bpf.syscall import Map
 _NOEXIST = 1
 _ONLY = layout.U32.pack(0)
 _WRAP = (1 << 64) - 1
-_ICMP = (1, 58)
+_REQUESTS = {1: (8, 13, 15, 17), 58: (128,)}
+"""The types of ICMP and ICMPv6 that begin a flow, as in bpf/flow.h; a Flow does not say which."""
 _UDP = (Protocol.UDP, 136)
 _WITH_PORTS = frozenset((*Protocol, 33, 136))
 """DCCP and UDP-Lite have ports too."""
@@ -75,15 +76,16 @@ class Flows:
 
     def cut(self, flows: Iterable[Flow]) -> None:
         """When there is no room for the flows of some pod, it is cut none more, and the others theirs before this
-        raises KernelError."""
+        raises KernelError. Those of ICMP are forgotten: an answer begins none."""
         keys: dict[FlowKey, None] = {key: None for flow in flows for key in self._keys(flow)}
+        self._forget(key for key in keys if key.protocol in _REQUESTS)
         ends_ns = time.monotonic_ns() + self._idle_ns(Idle.CUT)
         full: dict[int, OSError] = {}
         put_in: Counter[int] = Counter()
         # those with the fewest first: a pod with too many leaves room for the others'
         count = Counter(key.source for key in keys)
         for key in sorted(keys, key=lambda key: (count[key.source], key.source)):
-            if key.source not in full:
+            if key.source not in full and key.protocol not in _REQUESTS:
                 try:
                     put_in[self._link(key)] -= self._put(key, ends_ns, layout.FLOW_CUT, replace=True)
                 except OSError as error:
@@ -92,6 +94,9 @@ class Flows:
         if full:
             why = errno.errorcode.get(next(iter(full.values())).errno or 0, "?")
             raise KernelError(f"the flows of {len(full)} pod addresses are not cut ({why}): raise tables.flows")
+
+    def _forget(self, keys: Iterable[FlowKey]) -> None:
+        self.shares.took_out(Counter(self._link(key) for key in keys if self._map.delete(key.pack())))
 
     def uncut(self, flows: Iterable[Flow]) -> None:
         freed: Counter[int] = Counter()
@@ -118,7 +123,7 @@ class Flows:
         did. ICMP needs none of it: its next request is decided as any other. What there is no room for is left out;
         its next packet is decided."""
         put_in: Counter[int] = Counter()
-        keys = (key for flow in (*outbound, *inbound) if flow.protocol not in _ICMP for key in self._keys(flow))
+        keys = (key for flow in (*outbound, *inbound) if flow.protocol not in _REQUESTS for key in self._keys(flow))
         with suppress(OSError):
             for key in keys:
                 ends_ns = time.monotonic_ns() + self._idle_ns(_idle(key.protocol))
@@ -126,10 +131,14 @@ class Flows:
         self.shares.took_out(put_in)
 
     def _keys(self, flow: Flow) -> Iterator[FlowKey]:
-        """One for each pair that has the pod's address. The link sees the flow as the pod does, whatever NAT does."""
-        ports = (flow.pod_port, flow.peer_port) if flow.protocol in _WITH_PORTS else (0, 0)
+        """Of each pair that has the pod's address. The link sees the flow as the pod does, whatever NAT does."""
+        if flow.protocol in _REQUESTS:
+            ports = [(flow.pod_port, 2 * request) for request in _REQUESTS[flow.protocol]]
+        else:
+            ports = [(flow.pod_port, flow.peer_port) if flow.protocol in _WITH_PORTS else (0, 0)]
         for source in self._pairs.sources.get(flow.pod, ()):
-            yield FlowKey(source, flow.protocol, *ports, flow.peer)
+            for pod_port, peer_port in ports:
+                yield FlowKey(source, flow.protocol, pod_port, peer_port, flow.peer)
 
     def _link(self, key: FlowKey) -> LinkIndex:
         return self._pairs.by_source[key.source][0]
