@@ -2,6 +2,8 @@
 
     --cases 20000    send at least so many packets through nftables, through eBPF and through both; each has to be
                      decided there and in memory as its rules say. The smallest scenario that is not is printed
+    --flows 1000     play so many histories of flows to nftables, to eBPF and to both; where they let different packets
+                     there must be a reason in the table of tests/contract/flows_judge.py
     --seed 7         the scenarios of an earlier run; it prints its seed
     --measure        what changes cost, and leases while another process writes
 
@@ -24,7 +26,9 @@ import hypothesis
 from hypothesis import HealthCheck, given, settings
 
 from dnsguard.core.model import Packet
-from tests.contract import ebpf
+from tests.contract import ebpf, flows_play
+from tests.contract.flows import History, histories
+from tests.contract.flows_judge import counted, wrong
 from tests.contract.generator import Scenario, every_packet, scenarios
 from tests.contract.measure import measure
 from tests.contract.nftables import started
@@ -35,6 +39,7 @@ from tests.node.nftables_lab import LAYOUT
 MISSING = 77
 AT_MOST = 400
 """Scenarios in one lab: what passed is remembered by connection tracking for minutes."""
+AT_MOST_HISTORIES = 2000
 
 
 class Answers(NamedTuple):
@@ -103,11 +108,42 @@ def run(cases: int, seed: int) -> None:
     print(f"{counts.total()} packets decided alike, {passed} of them let through")
 
 
+def play_flows(number: int, seed: int) -> None:
+    """So many histories, in fresh labs now and then. Raises AssertionError, with the smallest that is wrong."""
+    counts: Counter[str] = Counter()
+    for turn, begin in enumerate(range(0, number, AT_MOST_HISTORIES)):
+        counts += _histories(min(AT_MOST_HISTORIES, number - begin), seed + turn)
+    print(f"{number} histories: " + ", ".join(f"{count} {what}" for what, count in counts.most_common()))
+
+
+def _histories(number: int, seed: int) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    with asyncio.Runner() as runner:
+        made = flows_play.labs()
+        labs = runner.run(made.__aenter__())
+
+        @hypothesis.seed(seed)
+        @settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @given(histories())
+        def agree(history: History) -> None:
+            fates = runner.run(labs.play(history))
+            found = wrong(fates)
+            assert not found, found[:5]
+            counts.update(counted(fates))
+
+        try:
+            agree()
+        finally:
+            runner.run(made.__aexit__(None, None, None))
+    return counts
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.contract", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cases", type=int, default=20_000)
+    parser.add_argument("--flows", type=int, metavar="HISTORIES")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--measure", action="store_true")
     options = parser.parse_args()
@@ -119,7 +155,10 @@ def main() -> int:
         return 0
     print(f"seed {options.seed}", flush=True)
     try:
-        run(options.cases, options.seed)
+        if options.flows:
+            play_flows(options.flows, options.seed)
+        else:
+            run(options.cases, options.seed)
     except AssertionError as error:
         print(error, *getattr(error, "__notes__", ()), sep="\n")
         return 1
