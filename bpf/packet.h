@@ -133,8 +133,9 @@ static __always_inline int read_ip4(struct __sk_buff *skb, struct packet *packet
 	packet->is_later = (fragment & IP4_OFFSET) != 0;
 	packet->fragment = bpf_ntohs(ip.id);
 	packet->plain = header == sizeof(ip) && !packet->is_fragment;
-	/* One that would write over the first one's TCP header (RFC 3128). */
-	if (packet->is_later && ip.protocol == IPPROTO_TCP && (fragment & IP4_OFFSET) * 8 < sizeof(struct tcphdr))
+	/* One that would write over the first one's header (RFC 3128). */
+	if (packet->is_later && (ip.protocol == IPPROTO_TCP || ip.protocol == PROTOCOL_SCTP) &&
+	    (fragment & IP4_OFFSET) * 8 < sizeof(struct tcphdr))
 		return READ_MALFORMED;
 	if (header > sizeof(ip))
 		return read_options4(skb, ETH_HLEN + sizeof(ip), packet->transport);
@@ -171,7 +172,9 @@ static __always_inline int read_extensions(struct __sk_buff *skb, struct packet 
 		if (next == IPPROTO_FRAGMENT) {
 			__u32 offset = (header[2] << 8 | header[3]) & 0xfff8;
 
-			if (fragmented++)
+			/* The protocol that a later one names is whatever its sender likes: whichever it is, none so small comes
+			 * of a link of 1280 octets. */
+			if (fragmented++ || (offset && offset < sizeof(struct tcphdr)))
 				return READ_MALFORMED;
 			__builtin_memcpy(&packet->fragment, header + 4, 4);
 			packet->is_fragment = offset || header[3] & 1;

@@ -46,9 +46,9 @@ def _invalid_from_pod(fate: Fate, past: Past) -> bool:
 
 
 def _begun_anew(fate: Fate, past: Past) -> bool:
-    """The pod's SYN was let, and nothing came back since."""
+    """The pod sent a SYN, and nothing came back since."""
     flow = _of_flow(fate, past)
-    syns = [n for n, each in enumerate(flow) if each.step.by_pod and each.step.what is What.SYN and each.ebpf]
+    syns = [n for n, each in enumerate(flow) if each.step.by_pod and each.step.what is What.SYN]
     answered = any(not each.step.by_pod and each.ebpf for each in flow[syns[-1] :]) if syns else True
     return _is_tcp(fate) and fate.step.by_pod and not answered
 
@@ -82,8 +82,8 @@ DEVIATIONS = (
     ),
     Deviation(
         "begun anew",
-        "a SYN that is let on an open flow's ports begins another: eBPF then waits for the peer to answer it; "
-        "connection tracking remembers the answer to the one before",
+        "a SYN that is let on an open flow's ports begins another, and one that is not let ends a closing one: eBPF "
+        "then waits for the peer; connection tracking may remember that it answered before",
         (True, False, False),
         _begun_anew,
     ),

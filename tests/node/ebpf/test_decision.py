@@ -188,6 +188,13 @@ def test_a_fragment_that_would_write_over_the_first_ones_header_is_dropped(rig: 
     assert rig.from_pod(ip4(bytes(64), fragment=0x2003)) is PASS
 
 
+def test_an_ipv6_fragment_that_would_write_over_the_first_ones_header_is_dropped(rig: Rig) -> None:
+    assert rig.from_pod(ip6(SYN_443 + bytes(4), (44, b"\0\0\1" + b"\0\0\0\7"))) is PASS
+    for protocol in (6, 59):
+        assert rig.from_pod(ip6(bytes(8), (44, b"\0\0\x08" + b"\0\0\0\7"), protocol=protocol)) is DROP
+        assert rig.from_pod(ip6(bytes(8), (44, b"\0\0\x18" + b"\0\0\0\7"), protocol=protocol)) is PASS
+
+
 def test_a_first_fragment_without_its_whole_header_is_dropped(rig: Rig) -> None:
     assert rig.from_pod(ip4(SYN_443[:16], fragment=0x2000)) is DROP
 

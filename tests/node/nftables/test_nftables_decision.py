@@ -18,7 +18,7 @@ ANY = Scope("any", ())
 HOUR = 3_600_000
 
 
-def leasing(*scopes: Scope, name: str = "p_leases") -> Program:
+def leasing(*scopes: Scope, name: str = "p_1ea5e5000000") -> Program:
     return Program(name, tuple(ProgramRule(Tier.POD, Action.ACCEPT, s.ports, scope=s) for s in scopes))
 
 

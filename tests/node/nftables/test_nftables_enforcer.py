@@ -167,7 +167,7 @@ async def test_what_a_new_generation_does_not_use_is_deleted(subject: Subject) -
     await subject.enforcer.apply(desired(subject, leasing(WEB)), [Write("tcp_443", KEY, HOUR)])
     await subject.enforcer.apply(desired(subject, leasing(ANY, name="p_new")), [Write("any", KEY, HOUR)])
     text = subject.lab.nft("list table inet dnsguard")
-    assert "p_leases" not in text and "tcp_443" not in text
+    assert "p_1ea5e5000000" not in text and "tcp_443" not in text
     assert (await held(subject)).keys() == {("any", KEY)}
 
 
@@ -303,7 +303,7 @@ DAMAGE = {
     "a lease added": "add element inet dnsguard tcp_443_v4 { 10.244.0.5 . 192.0.2.81 timeout 1h }",
     "a lease without an end": "add element inet dnsguard tcp_443_v4 { 10.244.0.5 . 192.0.2.81 }",
     "a rule added": "insert rule inet dnsguard pod accept",
-    "a chain emptied": "flush chain inet dnsguard program_p_leases",
+    "a chain emptied": "flush chain inet dnsguard program_p_1ea5e5000000",
     "a hook of another": "add chain inet dnsguard evil { type filter hook prerouting priority -400; policy drop; }",
     "the base chain deleted": "delete chain inet dnsguard intercept",
     "a program without its pair": "flush map inet dnsguard pods4",
@@ -311,8 +311,8 @@ DAMAGE = {
     "a lease of every pair": "add element inet dnsguard tcp_443_v4 { * timeout 1h }",
     "a lease of every pair without an end": "add element inet dnsguard tcp_443_v4 { * }",
     "an exception of every pair": "add element inet dnsguard excluded4 { * }",
-    "a program of every pair": "add element inet dnsguard pods4 { * : goto program_p_leases }",
-    "a set of another type": "flush chain inet dnsguard program_p_leases\ndelete set inet dnsguard tcp_443_v4\n"
+    "a program of every pair": "add element inet dnsguard pods4 { * : goto program_p_1ea5e5000000 }",
+    "a set of another type": "flush chain inet dnsguard program_p_1ea5e5000000\ndelete set inet dnsguard tcp_443_v4\n"
     "add set inet dnsguard tcp_443_v4 { type ipv4_addr; }",
     "the cuts flushed": "flush set inet dnsguard cut4",
 }

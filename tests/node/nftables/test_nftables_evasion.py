@@ -142,7 +142,7 @@ async def test_a_source_route_does_not_carry_a_packet_past_the_address_that_was_
     with inside(lab.node):
         for path in ("all", "vetha"):
             Path(f"/proc/sys/net/ipv4/conf/{path}/accept_source_route").write_text("1")
-    program = Program("p_node", (ProgramRule(Tier.POD, Action.ACCEPT, (), (ip_network("198.51.100.1/32"),)),))
+    program = Program("p_00000000c0de", (ProgramRule(Tier.POD, Action.ACCEPT, (), (ip_network("198.51.100.1/32"),)),))
     await subject.enforcer.apply(Desired((program,), {(lab.link(), POD): program.name}))
     data = udp(40000, 443, lab.nonce())
     for kind in (131, 137):

@@ -84,19 +84,21 @@ class Conversation:
         return Flow(protocol, self.pod, pod_port, self.peer, port, self.peer, port)  # type: ignore[arg-type]
 
 
-async def lease(subject: Subject, *pods: bytes) -> None:
+def _both_pods(subject: Subject) -> Desired:
     program = leasing(ANY)
     links = {POD: subject.lab.link(), POD6: subject.lab.link(), OTHER: subject.lab.link("vethb")}
     links[OTHER6] = links[OTHER]
-    pairs = {(links[pod], pod): program.name for pod in links}  # type: ignore[index]
+    return Desired((program,), {(links[pod], pod): program.name for pod in links})  # type: ignore[index,misc]
+
+
+async def lease(subject: Subject, *pods: bytes) -> None:
     writes = [Write("any", pod + (PEER if len(pod) == 4 else PEER6), HOUR) for pod in pods or (POD, POD6)]
-    await subject.enforcer.apply(Desired((program,), pairs), writes)  # type: ignore[arg-type]
+    await subject.enforcer.apply(_both_pods(subject), writes)
 
 
 async def end_lease(subject: Subject, pod: bytes = POD, peer: bytes = PEER) -> None:
     """Take a lease out and change nothing else."""
-    table = subject.enforcer._table
-    await subject.enforcer._writer.do(lambda: table.drop([Element("any", pod + peer)]))
+    await subject.enforcer.apply(_both_pods(subject), (), [Element("any", pod + peer)])
 
 
 @pytest.mark.parametrize(("pod", "peer"), [(POD, PEER), (POD6, PEER6)])
@@ -292,7 +294,7 @@ async def test_a_new_program_that_allows_nothing_leaves_open_flows_alone(subject
     await lease(subject)
     talk = Conversation(subject.lab)
     talk.open_tcp()
-    program = Program("p_nothing", (), Action.DENY)
+    program = Program("p_000000000000", (), Action.DENY)
     await subject.enforcer.apply(Desired((program,), {(subject.lab.link(), POD): program.name}))
     assert talk.pod_tcp(ACK, 1017, 5009)
     assert not await subject.decide(Packet(POD, PEER, Protocol.TCP, 443))
