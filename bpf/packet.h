@@ -101,7 +101,7 @@ static __always_inline int read_options4(struct __sk_buff *skb, __u32 at, __u32 
 		}
 		if (option[0] == OPTION_LOOSE_ROUTE || option[0] == OPTION_STRICT_ROUTE)
 			return READ_MALFORMED;
-		if (bpf_skb_load_bytes(skb, at + octet + 1, option + 1, 1) || option[1] < 2)
+		if (at + octet + 1 >= end || bpf_skb_load_bytes(skb, at + octet + 1, option + 1, 1) || option[1] < 2)
 			return READ_MALFORMED;
 		next += option[1];
 	}

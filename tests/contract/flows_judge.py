@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tests.contract.flows import PING, TCP, What
+from tests.contract.flows import PING, SCTP, TCP, What
 from tests.contract.flows_play import Fate
 
 Past = Sequence[Fate]
@@ -42,7 +42,11 @@ def _invalid_towards_pod(fate: Fate, past: Past) -> bool:
 
 
 def _invalid_from_pod(fate: Fate, past: Past) -> bool:
-    return _is_tcp(fate) and fate.step.by_pod and fate.tracked == "invalid" and heard(fate, past)
+    """This packet, or what the peer has answered with."""
+    if fate.talk.protocol not in (TCP, SCTP) or fate.step.what is What.ERROR or not fate.step.by_pod:
+        return False
+    answers = [each for each in _of_flow(fate, past) if not each.step.by_pod and each.ebpf]
+    return bool(answers) and "invalid" in (fate.tracked, *(each.tracked for each in answers))
 
 
 def _begun_anew(fate: Fate, past: Past) -> bool:
@@ -50,7 +54,7 @@ def _begun_anew(fate: Fate, past: Past) -> bool:
     flow = _of_flow(fate, past)
     syns = [n for n, each in enumerate(flow) if each.step.by_pod and each.step.what is What.SYN]
     answered = any(not each.step.by_pod and each.ebpf for each in flow[syns[-1] :]) if syns else True
-    return _is_tcp(fate) and fate.step.by_pod and not answered
+    return _is_tcp(fate) and not answered
 
 
 def _unseen(fate: Fate, past: Past) -> bool:
@@ -74,9 +78,9 @@ DEVIATIONS = (
         _invalid_towards_pod,
     ),
     Deviation(
-        "invalid, from the pod",
-        "connection tracking looks at sequence numbers and at whose turn it is, and nftables decides by the rules on "
-        "what it calls invalid; eBPF looks at neither: what belongs to an open flow passes",
+        "invalid, or answered by what is",
+        "connection tracking looks at sequence numbers, tags and whose turn it is, and nftables decides by the rules "
+        "on what it calls invalid; eBPF looks at none of them: what belongs to an open flow passes",
         (False, True, False),
         _invalid_from_pod,
     ),

@@ -43,7 +43,7 @@ async def test_each_packet_of_a_history_has_the_same_fate_in_nftables_and_in_ebp
 EXAMPLES = {
     "taken up by the peer": (Step(What.ACK, 0, False),),
     "invalid, towards the pod": (ENDS, Step(What.FIN, 0, False)),
-    "invalid, from the pod": (Step(What.SYN, 0, False), ENDS, Step(What.FIN, 0, True)),
+    "invalid, or answered by what is": (Step(What.SYN, 0, False), ENDS, Step(What.FIN, 0, True)),
     "begun anew": (Step(What.ACK, 0, True), Step(What.ACK, 0, False), SYN, ENDS, Step(What.ACK, 0, True)),
     "not seen": (SYN, ANSWERED, ENDS, SYN, ANSWERED, Step(What.ACK, 0, True)),
 }

@@ -115,6 +115,7 @@ def test_a_pair_whose_program_is_not_there_is_dropped(rig: Rig) -> None:
         (ip4(SYN_443, options=b"\x83\3\4\1"), DROP),  # loose source route
         (ip4(SYN_443, options=b"\1\x89\3\4"), DROP),  # strict source route
         (ip4(SYN_443, options=b"\1\1\7\1"), DROP),  # an option of one octet that says it has a length
+        (ip4(SYN_443, options=b"\1\1\1\7"), DROP),  # one whose length would be the TCP header's first octet
         (ip4(SYN_443, options=b"\0\x83\3\4"), PASS),  # behind the end of the list
         (ip4(SYN_443, options=b"\1" * 40), PASS),
         (ip4(SYN_443[:19]), DROP),
