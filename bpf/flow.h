@@ -174,13 +174,18 @@ static __always_inline int is_cut(struct flow *flow, __u64 now)
 	return 1;
 }
 
+/* Only the pod's own packets begin a flow anew that is there: a peer's may be forged by anybody. */
 static __always_inline __u32 state_after(const struct packet *packet, __u32 state, int outbound)
 {
-	if (is_first(packet))
+	if (outbound && is_first(packet))
 		state = 0;
 	state |= outbound ? FLOW_POD : FLOW_PEER;
-	if (packet->protocol == IPPROTO_TCP && packet->tcp_flags & (TCP_FIN | TCP_RST))
-		state |= FLOW_CLOSING;
+	if (packet->protocol != IPPROTO_TCP)
+		return state;
+	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
+		return state | FLOW_CLOSING;
+	if (outbound && packet->tcp_flags & TCP_SYN)
+		return state & ~FLOW_CLOSING;
 	return state;
 }
 

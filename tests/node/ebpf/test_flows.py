@@ -67,6 +67,16 @@ def test_a_closing_flow_that_may_not_be_begun_anew_is_over(rig: Rig) -> None:
     assert rig.from_pod(out(POD, BLOCKED_IN, ACK)) is DROP
 
 
+def test_forged_segments_end_no_open_flow(rig: Rig) -> None:
+    assert rig.from_pod(out(POD, BLOCKED_IN, SYN)) is PASS
+    assert rig.to_pod(back(POD, BLOCKED_IN, SYN_ACK)) is PASS
+    assert rig.from_pod(out(POD, BLOCKED_IN, ACK)) is PASS
+    rig.close_blocks()
+    for flags in (SYN, RST, SYN, RST | ACK):
+        assert rig.to_pod(back(POD, BLOCKED_IN, flags)) is PASS
+    assert rig.from_pod(out(POD, BLOCKED_IN, ACK)) is PASS
+
+
 @pytest.mark.parametrize("flags", [0, SYN | FIN, SYN | RST, FIN, FIN | RST | ACK, SYN_ACK | FIN])
 def test_flags_that_make_no_sense_begin_no_flow_and_belong_to_none(rig: Rig, flags: int) -> None:
     rig.to_pod(back(POD, OTHER, flags))

@@ -8,14 +8,13 @@ otherwise: it puts no fragments together. A first fragment has to hold the heade
 
 from __future__ import annotations
 
-import asyncio
-import os
 import struct
 from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.contract.ebpf import BpfSubject, attached, loaded
+from tests.contract.ebpf import BpfSubject
+from tests.node.ebpf.live import at_work
 from tests.node.nftables.test_nftables_evasion import (
     arriving,
     segment,
@@ -44,27 +43,13 @@ from tests.node.nftables.test_nftables_flows import (
     test_an_inbound_tcp_flow_begins_with_a_syn,
     test_an_open_tcp_flow_outlives_its_lease_and_a_new_one_on_its_ports_does_not_begin,
 )
-from tests.node.nftables_lab import LAYOUT, PEER, PEER6, POD, POD6, TCP, Lab, checksum
+from tests.node.nftables_lab import PEER, PEER6, POD, POD6, TCP, checksum
 
 
 @pytest.fixture(params=["ebpf", "both"])
 async def subject(request: pytest.FixtureRequest) -> AsyncIterator[BpfSubject]:
-    if os.geteuid() != 0:
-        pytest.exit("the tests of the eBPF programs need root", returncode=77)
-    lab = Lab()
-    try:
-        with loaded(LAYOUT) as made:
-            attaching = attached(lab, made)
-            await asyncio.to_thread(attaching.__enter__)
-            try:
-                subject = BpfSubject(lab, LAYOUT, made, beside_nftables=request.param == "both")
-                await subject.start(own=True)
-                yield subject
-                await subject.enforcer.close()
-            finally:
-                await asyncio.to_thread(attaching.__exit__, None, None, None)
-    finally:
-        lab.close()
+    async with at_work(beside_nftables=request.param == "both") as subject:
+        yield subject
 
 
 def in_two(data: bytes, length: int, number: int) -> list[bytes]:
