@@ -185,14 +185,15 @@ class Stage:
                 await self._uncut([flow])
 
     async def _cut(self, flow: Flow) -> None:
-        """As the daemon does: connection tracking forgets what is cut."""
-        back = Flow(flow.protocol, flow.peer, flow.peer_port, flow.pod, flow.pod_port, flow.pod, flow.pod_port)
-        if flow.protocol in (1, 58):
-            back = Flow(flow.protocol, flow.peer, flow.pod_port, flow.pod, 0, flow.pod, 0)
+        """As the daemon does: connection tracking forgets what is cut. Of ICMP that is what the pod asked."""
+        flows = [flow]
+        if flow.protocol not in (1, 58):
+            peer = flow.peer, flow.peer_port
+            flows.append(Flow(flow.protocol, *peer, flow.pod, flow.pod_port, flow.pod, flow.pod_port))
         self._cuts.add(flow)
         for subject, tracker in zip(self._labs.subjects, self._labs.trackers, strict=True):
             await subject.enforcer.cut([flow])
-            await tracker.delete([flow, back])
+            await tracker.delete(flows)
 
     async def _uncut(self, flows: list[Flow]) -> None:
         self._cuts.difference_update(flows)
