@@ -50,11 +50,19 @@ def _invalid_from_pod(fate: Fate, past: Past) -> bool:
 
 
 def _begun_anew(fate: Fate, past: Past) -> bool:
-    """The pod sent a SYN, and nothing came back since."""
+    """The pod sent a SYN, and nothing came back since but a reset."""
     flow = _of_flow(fate, past)
     syns = [n for n, each in enumerate(flow) if each.step.by_pod and each.step.what is What.SYN]
-    answered = any(not each.step.by_pod and each.ebpf for each in flow[syns[-1] :]) if syns else True
-    return _is_tcp(fate) and not answered
+    since = flow[syns[-1] :] if syns else []
+    answered = any(not each.step.by_pod and each.ebpf and each.step.what is not What.RST for each in since)
+    return _is_tcp(fate) and bool(syns) and not answered
+
+
+def _invalid_reset(fate: Fate, past: Past) -> bool:
+    flow = _of_flow(fate, past)
+    return _is_tcp(fate) and any(
+        each.step.what is What.RST and each.tracked == "invalid" and each.ebpf for each in flow
+    )
 
 
 def _unseen(fate: Fate, past: Past) -> bool:
@@ -87,9 +95,16 @@ DEVIATIONS = (
     Deviation(
         "begun anew",
         "a SYN that is let on an open flow's ports begins another, and one that is not let ends a closing one: eBPF "
-        "then waits for the peer; connection tracking may remember that it answered before",
+        "then waits for the peer; connection tracking, which has seen the SYN in either case, may call the flow open",
         (True, False, False),
         _begun_anew,
+    ),
+    Deviation(
+        "reset by what is invalid",
+        "a reset ends a flow in which not both have spoken in eBPF whatever its numbers are; not so in connection "
+        "tracking",
+        (True, False, False),
+        _invalid_reset,
     ),
 )
 SEEN_LESS = Deviation(

@@ -45,6 +45,10 @@ EXAMPLES = {
     "invalid, towards the pod": (ENDS, Step(What.FIN, 0, False)),
     "invalid, or answered by what is": (Step(What.SYN, 0, False), ENDS, Step(What.FIN, 0, True)),
     "begun anew": (Step(What.ACK, 0, True), Step(What.ACK, 0, False), SYN, ENDS, Step(What.ACK, 0, True)),
+    "reset by what is invalid": (
+        *(Step(What.SYN, 0, False), Step(What.RST, 0, False), ENDS),
+        *(Step(What.ACK, 0, False), Step(What.ACK, 0, True)),
+    ),
     "not seen": (SYN, ANSWERED, ENDS, SYN, ANSWERED, Step(What.ACK, 0, True)),
 }
 
