@@ -88,7 +88,7 @@ def _both_pods(subject: Subject) -> Desired:
     program = leasing(ANY)
     links = {POD: subject.lab.link(), POD6: subject.lab.link(), OTHER: subject.lab.link("vethb")}
     links[OTHER6] = links[OTHER]
-    return Desired((program,), {(links[pod], pod): program.name for pod in links})  # type: ignore[misc]
+    return Desired((program,), {(links[pod], pod): program.name for pod in links})
 
 
 async def lease(subject: Subject, *pods: bytes) -> None:
