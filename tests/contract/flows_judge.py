@@ -49,12 +49,15 @@ def _invalid_from_pod(fate: Fate, past: Past) -> bool:
     return bool(answers) and "invalid" in (fate.tracked, *(each.tracked for each in answers))
 
 
+_NO_ANSWERS = (What.RST, What.NULL, What.SYN_FIN)
+
+
 def _begun_anew(fate: Fate, past: Past) -> bool:
-    """The pod sent a SYN, and nothing came back since but a reset."""
+    """The pod sent a SYN, and nothing came back since that answers it."""
     flow = _of_flow(fate, past)
     syns = [n for n, each in enumerate(flow) if each.step.by_pod and each.step.what is What.SYN]
     since = flow[syns[-1] :] if syns else []
-    answered = any(not each.step.by_pod and each.ebpf and each.step.what is not What.RST for each in since)
+    answered = any(not each.step.by_pod and each.ebpf and each.step.what not in _NO_ANSWERS for each in since)
     return _is_tcp(fate) and bool(syns) and not answered
 
 
