@@ -49,7 +49,7 @@ def _invalid_from_pod(fate: Fate, past: Past) -> bool:
     return bool(answers) and "invalid" in (fate.tracked, *(each.tracked for each in answers))
 
 
-_NO_ANSWERS = (What.RST, What.NULL, What.SYN_FIN)
+_NO_ANSWERS = (What.RST, What.NULL, What.SYN_FIN, What.ERROR)
 
 
 def _begun_anew(fate: Fate, past: Past) -> bool:
