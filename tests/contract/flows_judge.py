@@ -53,12 +53,13 @@ _NO_ANSWERS = (What.RST, What.NULL, What.SYN_FIN, What.ERROR)
 
 
 def _begun_anew(fate: Fate, past: Past) -> bool:
-    """The pod sent a SYN, and nothing came back since that answers it."""
+    """The pod sent a SYN or an INIT, and nothing came back since that answers it."""
     flow = _of_flow(fate, past)
-    syns = [n for n, each in enumerate(flow) if each.step.by_pod and each.step.what is What.SYN]
+    syns = [n for n, each in enumerate(flow) if each.step.by_pod and each.step.what in (What.SYN, What.INIT)]
     since = flow[syns[-1] :] if syns else []
     answered = any(not each.step.by_pod and each.ebpf and each.step.what not in _NO_ANSWERS for each in since)
-    return _is_tcp(fate) and bool(syns) and not answered
+    connected = fate.talk.protocol in (TCP, SCTP) and fate.step.what is not What.ERROR
+    return connected and bool(syns) and not answered
 
 
 def _invalid_reset(fate: Fate, past: Past) -> bool:
@@ -97,8 +98,8 @@ DEVIATIONS = (
     ),
     Deviation(
         "begun anew",
-        "a SYN that is let on an open flow's ports begins another, and one that is not let ends a closing one: eBPF "
-        "then waits for the peer; connection tracking, which has seen the SYN in either case, may call the flow open",
+        "a SYN or INIT that is let on an open flow's ports begins another, and one that is not let ends a closing one: "
+        "eBPF then waits for the peer; connection tracking has seen it in either case, and may call the flow open",
         (True, False, False),
         _begun_anew,
     ),
