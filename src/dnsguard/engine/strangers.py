@@ -37,6 +37,10 @@ class Strangers:
         self._waiting: dict[LinkIndex, list[Stranger]] = {}
         self._connections: Counter[LinkIndex] = Counter()
 
+    def __len__(self) -> int:
+        """Links with anything that waits."""
+        return len(self._waiting)
+
     def keep(self, link: LinkIndex, stranger: Stranger) -> None:
         waiting = self._waiting.get(link, [])
         if len(waiting) >= PER_LINK or (not waiting and len(self._waiting) >= LINKS):
