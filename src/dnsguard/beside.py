@@ -75,12 +75,12 @@ class Beside:
         self._links: dict[LinkIndex, str] = {}
         self._changes: asyncio.Queue[tuple[LinkIndex, str | None]] = asyncio.Queue()
         self._intercepting = False
-        self._told: list[str] = []
+        self._told: dict[str, str] = {}
 
     @property
-    def second(self) -> list[str]:
-        """The links on which something else decides before the programs."""
-        return self._line.second
+    def failures(self) -> dict[str, str]:
+        """Why the programs are not the first on a link, by its name."""
+        return self._line.failures
 
     # ---- the interception
 
@@ -123,11 +123,12 @@ class Beside:
     async def _verify(self) -> None:
         for wrong in await self._line.verify():
             self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=wrong)
-        second = self.second
-        if second and second != self._told:
-            reason = "another program comes first and decides alone; nftables still enforces"
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {' '.join(second)}", reason=reason)
-        self._told = second
+        failures = self.failures
+        for name, why in failures.items():
+            if self._told.get(name) != why:
+                reason = f"{why}; nftables still enforces"
+                self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {name}", reason=reason)
+        self._told = failures
 
     # ---- flows
 

@@ -333,8 +333,8 @@ class Service:
 
     def _missing_now(self) -> str:
         """What readiness waits for; empty when it is there."""
-        second = self._beside.second if self._beside and self._settings.enforcement.ebpf is Ebpf.ON else []
-        return self._missing or (f"eBPF is not the first on {' '.join(second)}" if second else "")
+        failed = self._beside.failures if self._beside and self._settings.enforcement.ebpf is Ebpf.ON else {}
+        return self._missing or (f"eBPF is not the first on {' '.join(sorted(failed))}" if failed else "")
 
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""

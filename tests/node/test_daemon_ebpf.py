@@ -6,6 +6,7 @@ after a change nothing of the old policy is answered ...... after_a_reload_...
 an unchanged pod keeps its answers ........................ (in after_a_reload_...)
 popular names are refreshed before they end ............... a_hot_name_never_waits
 the programs are put back, and first again ................ a_program_that_is_taken_off_..., one_that_gets_in_front_...
+what cannot be put back is told, once ..................... a_bpffs_that_is_unmounted_...
 others' programs keep running ............................. (in one_that_gets_in_front_...)
 Auto falls back and says why, On refuses .................. without_a_bpffs_...
 queries go up only while somebody vouches ................. a_daemon_that_is_gone_...
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +29,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dnsguard.beside import VERIFY
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.syscall import TCX_INGRESS, Map, get_pinned, prog_by_id, prog_info, prog_query
-from tests.node.daemon import connects, wait_for
+from tests.node.daemon import BPFFS, connects, wait_for
 from tests.node.scene import ALLOWLIST, DB, DB6, OTHER, PORT, A, B, Scene, playing, rcode
 
 pytestmark = pytest.mark.node
@@ -192,6 +195,20 @@ def test_a_program_that_is_taken_off_a_link_is_put_back_and_told_of(scene: Scene
     wait_for(lambda: bool(scene.daemon.events("kernel_state_repaired")), 10)
     wait_for(lambda: programs(scene) == ["from_pod"], 5)
     assert not scene.opens(scene.a, OTHER)
+
+
+def test_a_bpffs_that_is_unmounted_is_told_once_and_used_again_when_it_is_back(scene: Scene) -> None:
+    bpffs = scene.daemon.folder / "bpf"
+    subprocess.run(["umount", bpffs], check=True)
+    told = scene.daemon.told("kernel_state_damaged", what="eBPF on veth-a")
+    time.sleep(2 * VERIFY)
+    assert "from_pod cannot be put on veth-a" in told["reason"]
+    assert len(scene.daemon.events("kernel_state_damaged", what="eBPF on veth-a")) == 1
+    assert scene.daemon.events("kernel_state_repaired") == []
+    assert not scene.opens(scene.a, OTHER)
+    subprocess.run(["mount", "-t", "bpf", BPFFS, bpffs], check=True)
+    wait_for(lambda: programs(scene) == ["from_pod"], 5)
+    scene.daemon.told("kernel_state_repaired", what="veth-a: from_pod was gone")
 
 
 def test_the_status_names_both_enforcers(scene: Scene) -> None:

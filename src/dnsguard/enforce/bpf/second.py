@@ -140,9 +140,9 @@ class SecondLine:
     # ---- links
 
     @property
-    def second(self) -> list[str]:
-        """Links on which the programs are not the first, as last looked at."""
-        return self._attachments.second
+    def failures(self) -> dict[str, str]:
+        """Why the programs are not the first on a link, by its name, as last looked at."""
+        return self._attachments.failures
 
     def attach(self, link: LinkIndex, name: str) -> Awaitable[None]:
         """Put the programs first on a link. Raises MissingFeatureError, KernelError."""
@@ -169,7 +169,7 @@ class SecondLine:
         return self._in_thread(self._attachments.retain)
 
     def verify(self) -> Awaitable[list[str]]:
-        """What was wrong on any link; it has been put right, or the link is among `second`."""
+        """What was wrong on any link; and has been put right; what could not be is in `failures`."""
         return self._in_thread(self._attachments.verify)
 
     def _in_thread(self, call: Callable[[], T]) -> Awaitable[T]:
