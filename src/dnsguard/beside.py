@@ -133,7 +133,8 @@ class Beside:
     # ---- flows
 
     async def seed(self, pods: PodTable, conntrack: Conntrack, revocation: Revocation) -> None:
-        """Open flows are older than a line that begins: take them over, those that pods began judged first."""
+        """Open flows are older than a line that begins, or than its map of them: take them over, those that pods began
+        judged first."""
         addresses = {address for pod in pods for address in pod.addresses}
         if not addresses:
             return
@@ -144,12 +145,12 @@ class Beside:
     async def begin(self, pods: PodTable, conntrack: Conntrack, revocation: Revocation) -> None:
         """Put the programs on the links, once the first policy is in the maps. Flows are taken over before, and again
         after, for those that began between."""
-        fresh = not self._line.kept
-        if fresh:
+        unknown = not self._line.knows_flows
+        if unknown:
             await self.seed(pods, conntrack, revocation)
         await self.attach_all()
         await self._line.retain()
-        if fresh:
+        if unknown:
             await self.seed(pods, conntrack, revocation)
 
     # ---- what runs until the stop

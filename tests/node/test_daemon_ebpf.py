@@ -12,7 +12,7 @@ Auto falls back and says why, On refuses .................. without_a_bpffs_...
 queries go up only while somebody vouches ................. a_daemon_that_is_gone_...
 a forged source is dropped and reported ................... a_forged_source_...
 a pod that has gone leaves nothing to whoever comes ....... whoever_gets_a_pods_address_...
-flows older than the line stay open ....................... flows_that_are_older_...
+flows older than the line, or its maps, stay open .......... flows_that_are_older_..., a_flow_that_begins_while_...
 cleanup takes all of it away, and nothing else ............ cleanup_...
 """
 
@@ -284,6 +284,28 @@ def test_flows_that_are_older_than_the_line_stay_open(tmp_path: Path) -> None:
             accepted.send(b"from the pod")
             assert inbound.recv(100) == b"from the pod"
             accepted.close()
+
+
+def test_a_flow_that_begins_while_maps_of_another_size_are_filled_stays_open(scene: Scene) -> None:
+    """The programs on the links write to the old map of flows until those of the new process take their place."""
+    scene.daemon.stop()
+    configure(scene, tables={"flows": 100_000})
+    pin = scene.daemon.folder / "bpf" / "maps" / "flows"
+    old = pin.stat().st_ino
+    listening = scene.lab.socket(scene.a.namespace, socket.AF_INET, socket.SOCK_STREAM)
+    inbound = scene.lab.socket(scene.lab.world, socket.AF_INET, socket.SOCK_STREAM)
+    with listening, inbound:
+        listening.bind((A, 7000))
+        listening.listen()
+        inbound.settimeout(3)
+        scene.daemon.spawn()
+        wait_for(lambda: pin.stat().st_ino != old, 10)
+        inbound.connect((A, 7000))
+        accepted, _ = listening.accept()
+        with accepted:
+            wait_for(scene.daemon.ready, 10)
+            accepted.send(b"from the pod")
+            assert inbound.recv(100) == b"from the pod"
 
 
 def test_switched_off_the_line_is_gone_and_nftables_goes_on_alone(scene: Scene) -> None:

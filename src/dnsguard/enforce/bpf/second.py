@@ -88,13 +88,13 @@ class SecondLine:
     """Made inside the network namespace it works in; blocks for some tens of milliseconds.
 
     Raises MissingFeatureError when this machine cannot (it names what is missing), KernelError when the kernel
-    refuses. `kept`: what an earlier process left was taken over.
+    refuses. `knows_flows`: the programs of an earlier process, until these take their place, write to the same flows.
     """
 
     def __init__(self, made_for: EbpfLayout, *, tcx: bool | None = None) -> None:
         self._layout = made_for
         self._loaded = load(made_for.bpffs, made_for.sizes)
-        self.kept = self._loaded.kept
+        self.knows_flows = "flows" in self._loaded.same
         self.maps = self._loaded.maps
         self._vouched, self._own = self.maps["dns_open_until_ns"], self.maps["own"]
         self._thread = ThreadPoolExecutor(1, "dnsguard-links")
