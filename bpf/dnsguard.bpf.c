@@ -40,7 +40,7 @@ static __always_inline int let_up(struct __sk_buff *skb, const struct packet *pa
 	if (!is_vouched_for(now))
 		return drop_from_pod(skb, packet, DROP_LISTENER, NO_RULE);
 	if (packet->protocol == IPPROTO_UDP || is_first(packet)) {
-		if (!has_query(skb->ifindex, now))
+		if (!has_query(skb, now))
 			return drop_from_pod(skb, packet, DROP_QUERIES, NO_RULE);
 		count(skb->ifindex, ASKED, NO_RULE);
 	}

@@ -287,6 +287,15 @@ def test_queries_beyond_the_pods_rate_do_not_go_up(rig: Rig) -> None:
     assert rig.counted(What.DROP_QUERIES) == 6
 
 
+def test_queries_that_come_as_one_packet_count_as_many(rig: Rig) -> None:
+    """With UDP_SEGMENT a pod hands over up to 128 datagrams at once, and the daemon gets each."""
+    rig.query_rate(per_second=1, burst=10)
+    queries = ip(POD, OTHER, 17, udp(40000, 53, bytes(30) * 20))
+    assert [rig.from_pod(queries, segment=30) for _ in range(2)] == [PASS, DROP]
+    rig.forget_rates()
+    assert [rig.from_pod(queries) for _ in range(12)] == [PASS] * 11 + [DROP]
+
+
 def test_one_pods_queries_take_nothing_from_anothers(rig: Rig) -> None:
     rig.query_rate(per_second=1, burst=0)
     query = ip(POD, OTHER, 17, udp(40000, 53, b"question"))
