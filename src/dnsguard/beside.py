@@ -25,6 +25,7 @@ from dnsguard.enforce.bpf.second import EbpfLayout, SecondLine
 from dnsguard.enforce.denials import OnDenial
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Events
+from dnsguard.engine.counters import Counters
 from dnsguard.engine.revoke import Revocation
 from dnsguard.node.conntrack import Conntrack
 
@@ -67,10 +68,13 @@ def _as_missing(error: DnsguardError) -> MissingFeatureError:
 class Beside:
     """The eBPF line beside nftables, in a running daemon."""
 
-    def __init__(self, line: SecondLine, enforcer: NftEnforcer, events: Events, *, on_denial: OnDenial) -> None:
+    def __init__(
+        self, line: SecondLine, enforcer: NftEnforcer, events: Events, counters: Counters, *, on_denial: OnDenial
+    ) -> None:
         self._line = line
         self._enforcer = enforcer
         self._events = events
+        self._counters = counters
         self._reader = DropReader(line.maps["reports"], on_denial)
         self._links: dict[LinkIndex, str] = {}
         self._changes: asyncio.Queue[tuple[LinkIndex, str | None]] = asyncio.Queue()
@@ -122,6 +126,7 @@ class Beside:
 
     async def _verify(self) -> None:
         for wrong in await self._line.verify():
+            self._counters.kernel_repairs[LINE] += 1
             self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=wrong)
         failures = self.failures
         for name, why in failures.items():

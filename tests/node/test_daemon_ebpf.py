@@ -206,10 +206,12 @@ def test_a_bpffs_that_is_unmounted_is_told_once_and_used_again_when_it_is_back(s
     assert "from_pod cannot be put on veth-a" in told["reason"]
     assert len(scene.daemon.events("kernel_state_damaged", what="eBPF on veth-a")) == 1
     assert scene.daemon.events("kernel_state_repaired") == []
+    assert [gap["link"] for gap in scene.daemon.ask("status")["gaps"]] == ["veth-a", "veth-b"]
     assert not scene.opens(scene.a, OTHER)
     subprocess.run(["mount", "-t", "bpf", BPFFS, bpffs], check=True)
     wait_for(lambda: programs(scene) == ["from_pod"], 5)
     scene.daemon.told("kernel_state_repaired", what="veth-a: from_pod was gone")
+    wait_for(lambda: scene.daemon.ask("status")["gaps"] == [], 5)
 
 
 def test_the_status_names_both_enforcers(scene: Scene) -> None:
