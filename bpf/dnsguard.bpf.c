@@ -25,10 +25,11 @@ static __always_inline int drop_from_pod(struct __sk_buff *skb, const struct pac
 	return drop(skb, packet, what, rule, 1);
 }
 
-/* A query. `pair` is 0 when its source is not known yet: the daemon waits for its route, and nftables looks it up. */
+/* A query. `pair` is 0 when its source is not known yet: the daemon waits for its route, and nftables looks it up. But
+ * fragments and options the node's stack answers before that, with an error that quotes them, to whatever source. */
 static __always_inline int let_up(struct __sk_buff *skb, const struct packet *packet, const struct pair *pair, __u64 now)
 {
-	if (is_link_local6(&packet->source))
+	if (is_link_local6(&packet->source) || (!pair && !packet->plain))
 		return drop_from_pod(skb, packet, DROP_SOURCE, NO_RULE);
 	if (pair && packet->protocol == IPPROTO_UDP && packet->plain) {
 		int verdict = answer(skb, packet, pair->source);
@@ -39,7 +40,7 @@ static __always_inline int let_up(struct __sk_buff *skb, const struct packet *pa
 	if (!is_vouched_for(now))
 		return drop_from_pod(skb, packet, DROP_LISTENER, NO_RULE);
 	if (packet->protocol == IPPROTO_UDP || is_first(packet)) {
-		if (!has_query(skb->ifindex, now))
+		if (!has_query(skb, now))
 			return drop_from_pod(skb, packet, DROP_QUERIES, NO_RULE);
 		count(skb->ifindex, ASKED, NO_RULE);
 	}

@@ -45,9 +45,16 @@ static __always_inline int is_vouched_for(__u64 now)
 	return until_ns && now < *until_ns;
 }
 
-/* One query of the link's share. A token bucket that keeps only when it will be full again. */
-static __always_inline int has_query(__u32 number, __u64 now)
+/* How many datagrams a packet is cut into behind this (UDP_SEGMENT), at most one more. */
+static __always_inline __u32 datagrams(const struct __sk_buff *skb)
 {
+	return skb->gso_size ? skb->len / skb->gso_size + 1 : 1;
+}
+
+/* A packet's queries out of the link's share. A token bucket that keeps only when it will be full again. */
+static __always_inline int has_query(const struct __sk_buff *skb, __u64 now)
+{
+	__u32 number = skb->ifindex;
 	struct link *link = bpf_map_lookup_elem(&links, &number);
 	struct link fresh = {};
 	__u32 zero = 0;
@@ -65,7 +72,7 @@ static __always_inline int has_query(__u32 number, __u64 now)
 	full = link->queries_until_ns > now ? link->queries_until_ns : now;
 	if (full - now > set->query_burst_ns)
 		return 0;
-	link->queries_until_ns = full + set->query_ns;
+	link->queries_until_ns = full + set->query_ns * datagrams(skb);
 	return 1;
 }
 

@@ -26,6 +26,7 @@ from dnsguard.enforce.bpf.second import EbpfLayout, SecondLine
 from dnsguard.enforce.denials import OnDenial
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Events
+from dnsguard.engine.counters import Counters
 from dnsguard.engine.revoke import Revocation
 from dnsguard.node.conntrack import Conntrack
 
@@ -69,22 +70,25 @@ def _as_missing(error: DnsguardError) -> MissingFeatureError:
 class Beside:
     """The eBPF line beside nftables, in a running daemon."""
 
-    def __init__(self, line: SecondLine, enforcer: NftEnforcer, events: Events, *, on_denial: OnDenial) -> None:
+    def __init__(
+        self, line: SecondLine, enforcer: NftEnforcer, events: Events, counters: Counters, *, on_denial: OnDenial
+    ) -> None:
         self._line = line
         self._enforcer = enforcer
         self._events = events
+        self._counters = counters
         self._reader = DropReader(line.maps["reports"], on_denial)
         self._links: dict[LinkIndex, str] = {}
         self._changes: asyncio.Queue[tuple[LinkIndex, str | None]] = asyncio.Queue()
         self._intercepting = False
-        self._without: dict[LinkIndex, str] = {}
-        self._told: list[str] = []
+        self._without: dict[LinkIndex, tuple[str, str]] = {}
+        self._told: dict[str, str] = {}
         self._seed: Callable[[], Awaitable[None]] | None = None
 
     @property
-    def second(self) -> list[str]:
-        """The links on which the programs are not, or something else decides before them."""
-        return sorted({*self._line.second, *self._without.values()})
+    def failures(self) -> dict[str, str]:
+        """Why the programs are not the first on a link, by its name."""
+        return {**dict(self._without.values()), **self._line.failures}
 
     # ---- the interception
 
@@ -125,26 +129,30 @@ class Beside:
             return
         try:
             await self._line.attach(link, name)
-        except (KernelError, MissingFeatureError) as error:
-            self._without[link] = name
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {name}", reason=str(error))
+        except MissingFeatureError as error:
+            self._without[link] = name, str(error)
+        except KernelError:
+            pass  # the line goes on trying, and `_verify` tells why
 
     async def _verify(self) -> None:
         found = await self._line.verify()
         for wrong in found:
+            self._counters.kernel_repairs[LINE] += 1
             self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=wrong)
         if found and self._seed is not None:  # flows may have begun meanwhile
             await self._seed()
-        second = self.second
-        if second and second != self._told:
-            reason = "another program comes first and decides alone; nftables still enforces"
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {' '.join(second)}", reason=reason)
-        self._told = second
+        failures = self.failures
+        for name, why in failures.items():
+            if self._told.get(name) != why:
+                reason = f"{why}; nftables still enforces"
+                self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {name}", reason=reason)
+        self._told = failures
 
     # ---- flows
 
     async def seed(self, pods: PodTable, conntrack: Conntrack, revocation: Revocation) -> None:
-        """Open flows are older than a line that begins: take them over, those that pods began judged first."""
+        """Open flows are older than a line that begins, or than its map of them: take them over, those that pods began
+        judged first."""
         addresses = {address for pod in pods for address in pod.addresses}
         if not addresses:
             return
@@ -156,11 +164,12 @@ class Beside:
         """Put the programs on the links, once the first policy is in the maps. Flows are taken over before, and again
         after, for those that began between."""
         self._seed = partial(self.seed, pods, conntrack, revocation)
-        if not self._line.kept:
+        unknown = not self._line.knows_flows
+        if unknown:
             await self._seed()
         await self.attach_all()
         await self._line.retain()
-        if not self._line.kept:
+        if unknown:
             await self._seed()
 
     # ---- what runs until the stop

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dnsguard import __version__
 from dnsguard.config.groups import Settings
-from dnsguard.control.calls import CallError, Explanation, LeaseRow, PodRow, Status, Version
+from dnsguard.control.calls import CallError, Explanation, Gap, LeaseRow, PodRow, Status, Version
 from dnsguard.control.explain import Subject, explain_connection, explain_name, ports_text, read_address, read_port
 from dnsguard.core.leases import Lease
 from dnsguard.core.model import Address, Seconds
@@ -42,6 +42,7 @@ class Reports:
     missing: Callable[[], str]
     now: Callable[[], Seconds]
     enforcers: Sequence[str] = ("nftables",)
+    gaps: Callable[[], Sequence[Gap]] = tuple
 
     async def version(self) -> Version:
         return {"version": __version__}
@@ -63,6 +64,7 @@ class Reports:
             "queries": sum(engine.counters.requests.values()),
             "denied": engine.counters.verdicts["denied"],
             "enforcers": list(self.enforcers),
+            "gaps": list(self.gaps()),
             "upstreams": [{"address": to, "up": up} for to, up in self.upstreams().items()],
         }
 

@@ -26,12 +26,12 @@ from typing import Any, Final
 import uvloop
 
 from dnsguard import __version__, assembly
-from dnsguard.beside import Beside, open_line, remove_line
+from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
 from dnsguard.config.groups import Ebpf
 from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
 from dnsguard.control.api import ControlServer
-from dnsguard.control.calls import CallError, Reloaded, exit_code_of
+from dnsguard.control.calls import CallError, Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
@@ -237,7 +237,9 @@ class Service:
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
-            self._beside = Beside(line, self._enforcer, self._events, on_denial=lambda one: self._drops.tell(one))
+            self._beside = Beside(
+                line, self._enforcer, self._events, self._counters, on_denial=lambda one: self._drops.tell(one)
+            )
             rooms.callback(self._beside.close)
         self._conntrack = Conntrack()
         rooms.push_async_callback(self._conntrack.close)
@@ -310,7 +312,8 @@ class Service:
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
-            ("nftables", "ebpf") if self._line is not None else ("nftables",),
+            ("nftables", LINE) if self._line is not None else ("nftables",),
+            self._gaps,
         )
         control = ControlServer(
             self._settings.paths.runtime,
@@ -333,10 +336,14 @@ class Service:
             await health.start()
             rooms.push_async_callback(health.stop)
 
+    def _gaps(self) -> list[Gap]:
+        failures = self._beside.failures if self._beside else {}
+        return [{"enforcer": LINE, "link": name, "reason": why} for name, why in sorted(failures.items())]
+
     def _missing_now(self) -> str:
         """What readiness waits for; empty when it is there."""
-        second = self._beside.second if self._beside and self._settings.enforcement.ebpf is Ebpf.ON else []
-        return self._missing or (f"eBPF is not the first on {' '.join(second)}" if second else "")
+        gaps = self._gaps() if self._settings.enforcement.ebpf is Ebpf.ON else []
+        return self._missing or (f"eBPF is not the first on {' '.join(gap['link'] for gap in gaps)}" if gaps else "")
 
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""

@@ -5,20 +5,23 @@ a hot set is answered while the daemon is away ............ what_is_hot_..., (an
 after a change nothing of the old policy is answered ...... after_a_reload_...
 an unchanged pod keeps its answers ........................ (in after_a_reload_...)
 popular names are refreshed before they end ............... a_hot_name_never_waits
-the programs are put back, and first again ................ a_program_that_is_taken_off_..., one_that_gets_in_front_...
-others' programs keep running ............................. (in one_that_gets_in_front_...)
+the programs are put back ................................. a_program_that_is_taken_off_...
+what cannot be put back is told, once ..................... a_bpffs_that_is_unmounted_...
 Auto falls back and says why, On refuses .................. without_a_bpffs_...
 queries go up only while somebody vouches ................. a_daemon_that_is_gone_...
 a forged source is dropped and reported ................... a_forged_source_...
 a pod that has gone leaves nothing to whoever comes ....... whoever_gets_a_pods_address_...
-flows older than the line stay open ....................... flows_that_are_older_...
+flows older than the line, or its maps, stay open .......... flows_that_are_older_..., a_flow_that_begins_while_...
 cleanup takes all of it away, and nothing else ............ cleanup_...
+
+That the programs are put first again, and others' keep running behind them, is in `ebpf/test_bpf_attach.py`.
 """
 
 from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +30,10 @@ from typing import Any
 import pytest
 import yaml
 
+from dnsguard.beside import VERIFY
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.syscall import TCX_INGRESS, Map, get_pinned, prog_by_id, prog_info, prog_query
-from tests.node.daemon import connects, wait_for
+from tests.node.daemon import BPFFS, connects, wait_for
 from tests.node.scene import ALLOWLIST, DB, DB6, OTHER, PORT, A, B, Scene, playing, rcode
 
 pytestmark = pytest.mark.node
@@ -209,6 +213,22 @@ def test_a_flow_that_began_while_the_programs_were_away_is_known_to_them(scene: 
         assert flow.alive()
 
 
+def test_a_bpffs_that_is_unmounted_is_told_once_and_used_again_when_it_is_back(scene: Scene) -> None:
+    bpffs = scene.daemon.folder / "bpf"
+    subprocess.run(["umount", bpffs], check=True)
+    told = scene.daemon.told("kernel_state_damaged", what="eBPF on veth-a")
+    time.sleep(2 * VERIFY)
+    assert "from_pod cannot be put on veth-a" in told["reason"]
+    assert len(scene.daemon.events("kernel_state_damaged", what="eBPF on veth-a")) == 1
+    assert scene.daemon.events("kernel_state_repaired") == []
+    assert [gap["link"] for gap in scene.daemon.ask("status")["gaps"]] == ["veth-a", "veth-b"]
+    assert not scene.opens(scene.a, OTHER)
+    subprocess.run(["mount", "-t", "bpf", BPFFS, bpffs], check=True)
+    wait_for(lambda: programs(scene) == ["from_pod"], 5)
+    scene.daemon.told("kernel_state_repaired", what="veth-a: from_pod was gone")
+    wait_for(lambda: scene.daemon.ask("status")["gaps"] == [], 5)
+
+
 def test_the_status_names_both_enforcers(scene: Scene) -> None:
     assert scene.daemon.ask("status")["enforcers"] == ["nftables", "ebpf"]
 
@@ -282,6 +302,28 @@ def test_flows_that_are_older_than_the_line_stay_open(tmp_path: Path) -> None:
             accepted.send(b"from the pod")
             assert inbound.recv(100) == b"from the pod"
             accepted.close()
+
+
+def test_a_flow_that_begins_while_maps_of_another_size_are_filled_stays_open(scene: Scene) -> None:
+    """The programs on the links write to the old map of flows until those of the new process take their place."""
+    scene.daemon.stop()
+    configure(scene, tables={"flows": 100_000})
+    pin = scene.daemon.folder / "bpf" / "maps" / "flows"
+    old = pin.stat().st_ino
+    listening = scene.lab.socket(scene.a.namespace, socket.AF_INET, socket.SOCK_STREAM)
+    inbound = scene.lab.socket(scene.lab.world, socket.AF_INET, socket.SOCK_STREAM)
+    with listening, inbound:
+        listening.bind((A, 7000))
+        listening.listen()
+        inbound.settimeout(3)
+        scene.daemon.spawn()
+        wait_for(lambda: pin.stat().st_ino != old, 10)
+        inbound.connect((A, 7000))
+        accepted, _ = listening.accept()
+        with accepted:
+            wait_for(scene.daemon.ready, 10)
+            accepted.send(b"from the pod")
+            assert inbound.recv(100) == b"from the pod"
 
 
 def test_switched_off_the_line_is_gone_and_nftables_goes_on_alone(scene: Scene) -> None:

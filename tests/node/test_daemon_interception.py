@@ -20,7 +20,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,26 +37,10 @@ EXCLUDED, SERVER, ELSEWHERE = "10.244.0.9", "10.244.0.53", "10.244.7.7"
 LISTEN_PORT = 15353
 NODE_LOCAL = "169.254.20.10"
 
-FRAGMENTS = {
-    "egress": [
-        {
-            "to": [{"ipBlock": {"cidr": f"{NODE_ADDRESSES[0]}/32"}}],
-            "ports": [{"protocol": "UDP", "port": 9999}],
-        }
-    ]
-}
-
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    allowlist = {
-        "policies": {**ALLOWLIST["policies"], "fragments": FRAGMENTS},
-        "pods": {
-            **ALLOWLIST["pods"],
-            A: {"name": "shop/a", "policies": ["web", "fragments"]},
-            ELSEWHERE: {"policies": ["web"]},
-        },
-    }
+    allowlist = {**ALLOWLIST, "pods": {**ALLOWLIST["pods"], ELSEWHERE: {"policies": ["web"]}}}
     with playing(
         tmp_path_factory.mktemp("interception"),
         allowlist=allowlist,
@@ -134,30 +118,63 @@ def test_a_link_local_source_gets_no_dns_connection(scene: Scene, asked: str) ->
         scene.client(scene.a, asked, stream=True, source=local).close()
 
 
-def test_a_fragment_that_stays_alone_ends_in_no_error_to_a_forged_source(scene: Scene) -> None:
+@pytest.mark.parametrize("ebpf", ["On", "Off"])
+def test_a_fragment_that_stays_alone_ends_in_no_error_to_a_forged_source(tmp_path: Path, ebpf: str) -> None:
     """The kernel puts fragments together before all else, and tells the sender what it waited for in vain."""
-    scene.lab.sysctl(scene.lab.node, ipv4__ipfrag_time=1)
-    places = (scene.lab.world, scene.a.namespace)
-    outside, inside = (scene.lab.inside(place, lambda: raw_socket(socket.IPPROTO_ICMP)) for place in places)
-    with outside, inside, scene.lab.inside(scene.a.namespace, lambda: raw_socket(socket.IPPROTO_RAW)) as pod:
-        for source in ("198.18.9.9", A):
-            pod.sendto(first_fragment(source, NODE_ADDRESSES[0]), (NODE_ADDRESSES[0], 0))
+    with playing(tmp_path, enforcement={"ebpf": ebpf}) as scene:
+        scene.lab.sysctl(scene.lab.node, ipv4__ipfrag_time=1, netfilter__nf_conntrack_frag6_timeout=1)
+        assert error_told(scene, NODE_ADDRESSES[0], [first_fragment4("198.18.9.9"), first_fragment4(A)]) == (11, 1)
+        assert error_told(scene, NODE_ADDRESSES[1], [behind(44, FORGED6), behind(44, A6)]) == (3, 1)
+
+
+def test_options_that_nobody_knows_end_in_no_error_to_a_forged_source(tmp_path: Path) -> None:
+    """The kernel reads hop-by-hop options before nftables sees the packet."""
+    with playing(tmp_path, enforcement={"ebpf": "On"}) as scene:
+        assert error_told(scene, NODE_ADDRESSES[1], [behind(0, FORGED6), behind(0, A6)]) == (4, 2)
+
+
+def error_told(scene: Scene, target: str, packets: Sequence[bytes]) -> tuple[int, int]:
+    """shop/a sends these packets: type and code of the ICMP error that it is told. Nobody in the world is told any."""
+    v6 = ":" in target
+    family, icmp = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if v6 else (socket.AF_INET, socket.IPPROTO_ICMP)
+
+    def raw(place: str, protocol: int) -> socket.socket:
+        return scene.lab.inside(place, lambda: socket.socket(family, socket.SOCK_RAW, protocol))
+
+    def errors(port: socket.socket) -> Iterator[tuple[int, int]]:
+        while True:
+            kind, code = port.recv(1500)[0 if v6 else 20 :][:2]
+            if kind in (range(1, 5) if v6 else (3, 11, 12)):
+                yield kind, code
+
+    with raw(scene.lab.world, icmp) as outside, raw(scene.a.namespace, icmp) as inside:
+        with raw(scene.a.namespace, socket.IPPROTO_RAW) as pod:
+            for packet in packets:
+                pod.sendto(packet, (target, 0))
         inside.settimeout(5)
+        told = next(errors(inside))
         outside.setblocking(False)
-
-        assert inside.recv(1500)[20:22] == bytes((11, 1))
         with pytest.raises(BlockingIOError):
-            outside.recv(1500)
+            next(errors(outside))
+        return told
 
 
-def raw_socket(protocol: int) -> socket.socket:
-    return socket.socket(socket.AF_INET, socket.SOCK_RAW, protocol)
+FORGED6 = "2001:db8:80::9"
+QUERY = struct.pack(">HHHH", 5, 53, 80, 0) + bytes(40)
+"""The beginning of one."""
 
 
-def first_fragment(source: str, target: str) -> bytes:
-    """The first of a UDP packet's fragments; the kernel adds length and checksum."""
+def first_fragment4(source: str) -> bytes:
+    """The kernel adds length and checksum."""
     head = struct.pack(">BBHHHBBH", 0x45, 0, 0, 77, 0x2000, 64, socket.IPPROTO_UDP, 0)
-    return head + socket.inet_aton(source) + socket.inet_aton(target) + struct.pack(">HHHH", 5, 9999, 80, 0) + bytes(40)
+    return head + socket.inet_aton(source) + socket.inet_aton(NODE_ADDRESSES[0]) + QUERY
+
+
+def behind(header: int, source: str) -> bytes:
+    """A query behind a fragment header, as its first part, or behind hop-by-hop options of which nobody knows one."""
+    between = bytes([socket.IPPROTO_UDP]) + {44: b"\0\0\1\0\0\0\7", 0: b"\0\xbe\4\0\0\0\0"}[header]
+    addresses = b"".join(socket.inet_pton(socket.AF_INET6, each) for each in (source, NODE_ADDRESSES[1]))
+    return struct.pack(">IHBB", 6 << 28, 8 + len(QUERY), header, 64) + addresses + between + QUERY
 
 
 def test_connections_from_addresses_that_are_no_pods_are_few(scene: Scene) -> None:

@@ -41,7 +41,8 @@ STATUS = {
     "leases": 1,
     "queries": 10,
     "denied": 4,
-    "enforcers": ["nftables"],
+    "enforcers": ["nftables", "ebpf"],
+    "gaps": [{"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before from_pod by tcx"}],
     "upstreams": [{"address": "10.96.0.10:53", "up": True}, {"address": "10.96.0.11:53", "up": False}],
 }
 POD = {
@@ -145,6 +146,7 @@ def test_status_is_told_in_words(daemon: Daemon, capsys: pytest.CaptureFixture[s
     assert "state:    ready" in lines
     assert "policy:   generation 3 of /etc/dnsguard/allowlist.yaml" in lines
     assert "running:  2h07m as process 42" in lines
+    assert "gap:      ebpf does not decide on veth1: program 7 stands before from_pod by tcx" in lines
     assert "upstream: 10.96.0.11:53 DOWN" in lines
 
 

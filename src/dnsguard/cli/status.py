@@ -37,6 +37,8 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
     yield "version", status["version"]
     yield "running", f"{rounded_duration(status['uptime'])} as process {status['pid']}"
     yield "mode", f"{status['mode']}, enforced by {', '.join(status['enforcers']) or 'nothing'}"
+    for gap in status["gaps"]:
+        yield "gap", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}"
     yield "config", status["config"]
     yield "policy", f"generation {status['generation']} of {status['allowlist']}"
     yield "pods", status["pods"]

@@ -86,6 +86,14 @@ class UpstreamStatus(TypedDict):
     up: bool
 
 
+class Gap(TypedDict):
+    """A link on which one of the enforcers does not decide, and why."""
+
+    enforcer: str
+    link: str
+    reason: str
+
+
 class Status(TypedDict):
     version: str
     pid: int
@@ -103,6 +111,7 @@ class Status(TypedDict):
     queries: int
     denied: int
     enforcers: list[str]
+    gaps: list[Gap]
     upstreams: list[UpstreamStatus]
 
 

@@ -135,16 +135,17 @@ class Rig:
     def end_lease(self, source: int, peer: Address) -> None:
         self.lease(source, peer, ends_ns=time.monotonic_ns() - 1)
 
-    def from_pod(self, packet: bytes, *, link: int = LINK, kind: int | None = None) -> Verdict:
-        """An IP packet (or any payload, of the ethertype `kind`) enters by the pod's link."""
-        return self._run("from_pod", NODE_MAC + POD_MAC + _kind(packet, kind) + packet, link)
+    def from_pod(self, packet: bytes, *, link: int = LINK, kind: int | None = None, segment: int = 0) -> Verdict:
+        """An IP packet (or any payload, of the ethertype `kind`) enters by the pod's link, one for several when it is
+        to be cut into segments of so many octets."""
+        return self._run("from_pod", NODE_MAC + POD_MAC + _kind(packet, kind) + packet, link, segment)
 
     def to_pod(self, packet: bytes, *, link: int = LINK) -> Verdict:
         """An IP packet leaves by the pod's link."""
         return self._run("to_pod", POD_MAC + NODE_MAC + _kind(packet, None) + packet, link)
 
-    def _run(self, program: str, frame: bytes, link: int) -> Verdict:
-        found = run_once(self._loaded.programs[program], frame, link=link)
+    def _run(self, program: str, frame: bytes, link: int, segment: int = 0) -> Verdict:
+        found = run_once(self._loaded.programs[program], frame, link=link, segment=segment)
         self.sent = found.packet
         if Verdict(found.verdict) is not Verdict.SENT_BACK:
             assert found.packet[: len(frame)] == frame, "a packet that is not answered stays as it was"

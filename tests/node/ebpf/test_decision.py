@@ -262,6 +262,24 @@ def test_a_query_of_an_unknown_source_goes_up_but_not_of_a_link_local_one(rig: R
     assert rig.from_pod(ip(FE80, OTHER6, 17, udp(40000, 53, b"question"))) is DROP
 
 
+@pytest.mark.parametrize(
+    ("known", "asks"),
+    [
+        (POD6, ip6(udp(40000, 53, b"question"), (0, b"\0\xbe\4" + bytes(4)), protocol=17)),
+        (POD6, ip6(udp(40000, 53, b"question"), (44, b"\0\0\1" + bytes(4)), protocol=17)),
+        (POD, ip4(udp(40000, 53, b"question"), options=b"\1\1\1\1", protocol=17)),
+        (POD, ip4(udp(40000, 53, b"question"), fragment=0x2000, protocol=17)),
+    ],
+    ids=["hop-by-hop options", "an IPv6 fragment", "IPv4 options", "an IPv4 fragment"],
+)
+def test_a_query_of_an_unknown_source_goes_up_only_with_plain_headers(rig: Rig, known: Address, asks: bytes) -> None:
+    """The node answers others with an error, which quotes the packet, before nftables looks at the source's route."""
+    unknown = address("10.9.9.9") if known is POD else address("2001:db8:bad::1")
+    assert rig.from_pod(asks) is PASS
+    assert rig.from_pod(asks.replace(known, unknown)) is DROP
+    assert rig.counted(What.DROP_SOURCE) == 1
+
+
 def test_port_53_of_an_address_that_is_not_intercepted_is_an_ordinary_one(rig: Rig) -> None:
     rig.intercept_only(OTHER)
     assert rig.from_pod(ip(POD, OTHER, 17, udp(40000, 53))) is PASS
@@ -275,6 +293,15 @@ def test_queries_beyond_the_pods_rate_do_not_go_up(rig: Rig) -> None:
     verdicts = [rig.from_pod(query) for _ in range(10)]
     assert verdicts == [PASS] * 4 + [DROP] * 6
     assert rig.counted(What.DROP_QUERIES) == 6
+
+
+def test_queries_that_come_as_one_packet_count_as_many(rig: Rig) -> None:
+    """With UDP_SEGMENT a pod hands over up to 128 datagrams at once, and the daemon gets each."""
+    rig.query_rate(per_second=1, burst=10)
+    queries = ip(POD, OTHER, 17, udp(40000, 53, bytes(30) * 20))
+    assert [rig.from_pod(queries, segment=30) for _ in range(2)] == [PASS, DROP]
+    rig.forget_rates()
+    assert [rig.from_pod(queries) for _ in range(12)] == [PASS] * 11 + [DROP]
 
 
 def test_one_pods_queries_take_nothing_from_anothers(rig: Rig) -> None:

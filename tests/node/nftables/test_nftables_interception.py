@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from dnsguard.core.model import Action, Packet, Program, Protocol
+from dnsguard.core.model import Action, Address, Packet, Program, Protocol
 from dnsguard.engine.contracts import Desired
 from tests.node.nftables_lab import (
     LAYOUT,
@@ -28,6 +28,7 @@ from tests.node.nftables_lab import (
     Lab,
     Subject,
     addr,
+    checksum,
     inside,
     ip,
     start,
@@ -275,6 +276,28 @@ async def test_a_forged_source_gets_no_packet_that_the_node_might_answer_with_an
         assert not arrived(ip(forged, addr("fe80::1"), 58, nd(kind), hop_limit=255))
         assert not arrived(ip(forged, addr("2001:db8:f::1"), 58, nd(kind), hop_limit=255))
         assert arrived(ip(POD6, addr("fe80::1"), 58, nd(kind), hop_limit=255))
+
+
+async def test_a_fragment_of_a_forged_source_waits_for_no_others(subject: Subject) -> None:
+    """When they do not come, the kernel tells the source, and quotes what it has."""
+    await subject.enforcer.apply(Desired())
+    lab = subject.lab
+    datagram = udp(40000, 53, bytes(40))
+    for source, target in ((POD, PEER), (POD6, PEER6)):
+        lab.send(first_fragment(source, target, datagram))
+    assert "packets" not in lab.nft("list set inet dnsguard dropped_source")
+    for source, target in ((addr("192.0.2.66"), PEER), (addr("2001:db8:bad::1"), PEER6)):
+        lab.send(first_fragment(source, target, datagram))
+    assert "packets 2 " in lab.nft("list set inet dnsguard dropped_source")
+
+
+def first_fragment(source: Address, target: Address, datagram: bytes) -> bytes:
+    if len(source) == 16:
+        return ip(source, target, 44, bytes([UDP]) + b"\0\0\1" + b"\0\0\0\x07" + datagram)  # type: ignore[arg-type]
+    packet = bytearray(ip(source, target, UDP, datagram))
+    packet[6:8], packet[10:12] = b"\x20\0", bytes(2)
+    packet[10:12] = checksum(bytes(packet[:20])).to_bytes(2, "big")
+    return bytes(packet)
 
 
 def nd(kind: int) -> bytes:

@@ -44,17 +44,17 @@ class Attachments:
         self._way: Way = Tcx(programs, bpffs) if self.tcx else Clsact(programs, bpffs)
         self._way.sweep()
         self._links: dict[LinkIndex, str] = {}
-        self._second: dict[LinkIndex, str] = {}
+        self._failed: dict[LinkIndex, tuple[str, str]] = {}
 
     @property
     def effective(self) -> bool:
         """Ours were first on every link when last looked at."""
-        return not self._second
+        return not self._failed
 
     @property
-    def second(self) -> list[str]:
-        """Links on which they were not, or not at all. May be asked from another thread."""
-        return sorted(self._second.copy().values())
+    def failures(self) -> dict[str, str]:
+        """Why they were not, or not at all, by the link's name. May be asked from another thread."""
+        return dict(self._failed.copy().values())
 
     def attach(self, link: LinkIndex, name: str) -> None:
         """Put ours first on a pod link; one that is gone is none any more.
@@ -70,10 +70,12 @@ class Attachments:
             return
         self._links[link] = name
         self._put_first(link)
+        if link in self._failed:
+            raise KernelError(self._failed[link][1])
 
     def detach(self, link: LinkIndex) -> None:
         self._links.pop(link, None)
-        self._second.pop(link, None)
+        self._failed.pop(link, None)
         self._way.take_off(link)
 
     def retain(self) -> None:
@@ -82,36 +84,30 @@ class Attachments:
             self._way.take_off(link)
 
     def verify(self) -> list[str]:
-        """What was wrong, on any link: it has been put right, or `effective` is false."""
-        wrong: list[str] = []
-        for link, name in [*self._links.items()]:
-            try:
-                wrong += self._put_first(link)
-            except KernelError as error:
-                wrong.append(f"{name}: {error}")
-        return wrong
+        """What was wrong, on any link, and has been put right; what could not be is in `failures`."""
+        return [what for link in [*self._links] for what in self._put_first(link)]
 
     def _put_first(self, link: LinkIndex) -> list[str]:
         """One side that fails does not keep the other from being put right."""
         name = self._links[link]
         wrong: list[str] = []
-        failures: list[KernelError] = []
+        failures: list[str] = []
         for hook in HOOKS:
             try:
                 what = self._way.put_first(link, hook)
             except KernelError as error:
-                failures.append(error)
+                failures.append(str(error))
             except OSError as error:
                 if error.errno in _GONE:
                     self.detach(link)
                     return []
-                failures.append(KernelError(f"{hook.program} cannot be put on {name}: {error.strerror}"))
+                failures.append(f"{hook.program} cannot be put on {name}: {error.strerror}")
             else:
                 wrong += [f"{name}: {hook.program} {what}"] if what else []
         if failures:
-            self._second[link] = name
-            raise failures[0]
-        self._second.pop(link, None)
+            self._failed[link] = name, failures[0]
+        else:
+            self._failed.pop(link, None)
         return wrong
 
     def close(self) -> None:

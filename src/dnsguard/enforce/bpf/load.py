@@ -23,11 +23,13 @@ OBJECT = "dnsguard.bpf.o"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The maps and programs (file descriptors) of one process. `kept`: the maps are those of an earlier one."""
+    """The maps and programs (file descriptors) of one process. `kept`: what is in the maps is of an earlier one; those
+    in `same` are its very maps, which its programs go on writing to."""
 
     maps: Mapping[str, Map]
     programs: Mapping[str, int]
     kept: bool
+    same: frozenset[str]
 
     def close(self) -> None:
         """What is pinned or attached stays in the kernel."""
@@ -84,7 +86,7 @@ def _load(found: Object, earlier: Mapping[str, Map], kept: bool) -> Loaded:
     except OSError as error:
         raise _refusal(error, found.log) from error
     maps = {name: Map(found.map_fd(name), name) for name in _pinnable(found)}
-    return Loaded(maps, {name: found.program_fd(name) for name in found.programs}, kept)
+    return Loaded(maps, {name: found.program_fd(name) for name in found.programs}, kept, frozenset(earlier))
 
 
 def _refusal(error: OSError, log: str) -> MissingFeatureError | KernelError:

@@ -88,13 +88,13 @@ class SecondLine:
     """Made inside the network namespace it works in; blocks for some tens of milliseconds.
 
     Raises MissingFeatureError when this machine cannot (it names what is missing), KernelError when the kernel
-    refuses. `kept`: what an earlier process left was taken over.
+    refuses. `knows_flows`: the programs of an earlier process, until these take their place, write to the same flows.
     """
 
     def __init__(self, made_for: EbpfLayout, *, tcx: bool | None = None) -> None:
         self._layout = made_for
         self._loaded = load(made_for.bpffs, made_for.sizes)
-        self.kept = self._loaded.kept
+        self.knows_flows = "flows" in self._loaded.same
         self.maps = self._loaded.maps
         self._vouched, self._own = self.maps["dns_open_until_ns"], self.maps["own"]
         self._thread = ThreadPoolExecutor(1, "dnsguard-links")
@@ -140,9 +140,9 @@ class SecondLine:
     # ---- links
 
     @property
-    def second(self) -> list[str]:
-        """Links on which the programs are not the first, as last looked at."""
-        return self._attachments.second
+    def failures(self) -> dict[str, str]:
+        """Why the programs are not the first on a link, by its name, as last looked at."""
+        return self._attachments.failures
 
     def attach(self, link: LinkIndex, name: str) -> Awaitable[None]:
         """Put the programs first on a link. Raises MissingFeatureError, KernelError."""
@@ -169,7 +169,7 @@ class SecondLine:
         return self._in_thread(self._attachments.retain)
 
     def verify(self) -> Awaitable[list[str]]:
-        """What was wrong on any link; it has been put right, or the link is among `second`."""
+        """What was wrong on any link; and has been put right; what could not be is in `failures`."""
         return self._in_thread(self._attachments.verify)
 
     def _in_thread(self, call: Callable[[], T]) -> Awaitable[T]:

@@ -35,8 +35,8 @@ _NO_BATCH = (_ENOTSUPP, errno.EOPNOTSUPP, errno.EINVAL)
 _BATCH = 1024
 _ROOM_TO_GROW = 4096
 """Octets that a program may add to a packet in a test run."""
-_SKB_LINK = 40
-"""Offset of `ifindex` in struct __sk_buff, whose size is 192."""
+_SKB = Struct("=40xI132xI12x")
+"""`ifindex` and `gso_size` in struct __sk_buff."""
 _MOST_PROGRAMS = 64
 """On one hook of a link: the kernel allows no more."""
 _ELEMENT = Struct("=IxxxxQQQ")
@@ -151,11 +151,12 @@ def load_program(name: str, instructions: bytes) -> int:
     return call(_PROG_LOAD, attribute("IIQQIIQII16s", *values))
 
 
-def test_run(prog_fd: int, packet: bytes, *, link: int = 0, repeat: int = 1) -> TestRun:
-    """Run a tc program on a frame as if it had come by `link` (0: the loopback)."""
+def test_run(prog_fd: int, packet: bytes, *, link: int = 0, segment: int = 0, repeat: int = 1) -> TestRun:
+    """Run a tc program on a frame as if it had come by `link` (0: the loopback), to be cut into segments of so many
+    octets (0: not)."""
     came, went = room(packet), room(len(packet) + _ROOM_TO_GROW)
-    context = room(bytes(_SKB_LINK) + pack("=I", link) + bytes(192 - _SKB_LINK - 4))
-    size, where = (192, ctypes.addressof(context)) if link else (0, 0)
+    context = room(_SKB.pack(link, segment))
+    size, where = (_SKB.size, ctypes.addressof(context)) if link else (0, 0)
     run = attribute(
         "IIIIQQIIIIQQIIII",
         *(prog_fd, 0, len(packet), len(went), ctypes.addressof(came), ctypes.addressof(went)),

@@ -43,6 +43,7 @@ _IP = {"4": "ip", "6": "ip6"}
 _COUNTERS = "flags dynamic,timeout; timeout 1h;"
 # Connection tracking comes before the check of the source, and takes what is dropped later for an answer, or an end.
 _FORGED = "fib saddr . iif oif missing"
+_FRAGMENTS = ("ip frag-off & 0x3fff != 0", "exthdr frag exists")
 _NOT_NEW = "tcp flags & (syn | ack) != syn"
 # An INIT is the only chunk of its packet (RFC 9260, 6.10). Kernels before 5.14 cannot be asked for chunks by name.
 _NO_INIT = "@th,96,8 != 1"
@@ -110,7 +111,9 @@ def static_sets(layout: Layout) -> Sets:
 def static_chains(layout: Layout) -> Chains:
     """Every chain that is always there, base chains included."""
     chains: Chains = {
-        "fragments": _for_links("iifname", layout, "ip frag-off & 0x3fff != 0 goto fragment_of_pod"),
+        "fragments": tuple(
+            line for each in _FRAGMENTS for line in _for_links("iifname", layout, f"{each} goto fragment_of_pod")
+        ),
         "raw": _for_links("iifname", layout, "goto raw_pod"),
         "intercept": _intercept(layout),
         "own_port": (f"meta l4proto {{ tcp, udp }} th dport {layout.listen_port} counter drop",),
