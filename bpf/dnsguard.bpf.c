@@ -82,7 +82,7 @@ static __always_inline int egress(struct __sk_buff *skb, const struct packet *pa
 	verdict = decide_from_pod(skb, packet, pair);
 	if (verdict == TC_ACT_UNSPEC && has_flow)
 		remember(skb, packet, &key, flow, now, 1);
-	else if (flow && flow->state & FLOW_CLOSING && is_first(packet))
+	else if (flow && flow->state & FLOW_DONE && is_first(packet))
 		flow->ends_ns = now; /* the pod has done with it, and may not begin it anew */
 	return verdict;
 }

@@ -127,11 +127,25 @@ static __always_inline int flow_of(const struct packet *packet, __u32 source, in
 	return 1;
 }
 
+#define FLOW_DONE (FLOW_POD_DONE | FLOW_PEER_DONE)
+
+/* Flows that are over, or that nobody has answered, make room soon: of these there may be as many as anybody likes. */
+static __always_inline int idle_of_tcp(__u32 state)
+{
+	if ((state & FLOW_DONE) == FLOW_DONE)
+		return IDLE_TCP_CLOSED;
+	if (state & FLOW_DONE)
+		return IDLE_TCP_CLOSING;
+	if (!(state & FLOW_POD))
+		return IDLE_TCP_ASKED;
+	return state & FLOW_PEER ? IDLE_TCP : IDLE_TCP_NEW;
+}
+
 static __always_inline int idle_of(const struct flow_key *key, __u32 state)
 {
 	switch (key->protocol) {
 	case IPPROTO_TCP:
-		return state & FLOW_CLOSING ? IDLE_TCP_CLOSING : state & FLOW_PEER && state & FLOW_POD ? IDLE_TCP : IDLE_TCP_NEW;
+		return idle_of_tcp(state);
 	case IPPROTO_UDP:
 	case IPPROTO_UDPLITE:
 		return state & FLOW_PEER && state & FLOW_POD ? IDLE_UDP : IDLE_UDP_NEW;
@@ -183,9 +197,11 @@ static __always_inline __u32 state_after(const struct packet *packet, __u32 stat
 	if (packet->protocol != IPPROTO_TCP)
 		return state;
 	if (packet->tcp_flags & (TCP_FIN | TCP_RST))
-		return state | FLOW_CLOSING;
+		return outbound && packet->tcp_flags & TCP_RST ? state | FLOW_DONE :
+		       outbound				       ? state | FLOW_POD_DONE :
+								 state | FLOW_PEER_DONE;
 	if (outbound && packet->tcp_flags & TCP_SYN)
-		return state & ~FLOW_CLOSING;
+		return state & ~FLOW_DONE;
 	return state;
 }
 
@@ -242,6 +258,8 @@ static __always_inline void remember(struct __sk_buff *skb, const struct packet 
 	fresh.ends_ns = now + idle_ns(idle_of(key, fresh.state));
 	flow = bpf_map_lookup_elem(&flows, key);
 	if (flow) { /* one that has ended, and was not swept yet */
+		if (now < flow->ends_ns)
+			return; /* cut this moment */
 		flow->state = fresh.state;
 		flow->ends_ns = fresh.ends_ns;
 		return;

@@ -90,8 +90,9 @@ struct flow_key {
 
 #define FLOW_POD 1			/* the pod has sent, and was let */
 #define FLOW_PEER 2			/* the peer has sent: the flow is open */
-#define FLOW_CLOSING 4			/* TCP: FIN or RST seen */
+#define FLOW_POD_DONE 4			/* TCP: the pod has sent a FIN, or a RST */
 #define FLOW_CUT 8			/* nothing passes, either way */
+#define FLOW_PEER_DONE 16		/* TCP: so has the peer, whose RST may be forged and counts as a FIN */
 
 struct flow {
 	__u64 ends_ns;			/* put off by every packet */
@@ -103,7 +104,9 @@ struct flow {
 enum idle {
 	IDLE_TCP_NEW,
 	IDLE_TCP,
+	IDLE_TCP_ASKED,
 	IDLE_TCP_CLOSING,
+	IDLE_TCP_CLOSED,
 	IDLE_UDP_NEW,
 	IDLE_UDP,
 	IDLE_SCTP,

@@ -30,7 +30,9 @@ SECOND = 10**9
 IDLE_NS = {
     Idle.TCP_NEW: 120,
     Idle.TCP: 432_000,
+    Idle.TCP_ASKED: 10,
     Idle.TCP_CLOSING: 120,
+    Idle.TCP_CLOSED: 10,
     Idle.UDP_NEW: 30,
     Idle.UDP: 120,
     Idle.SCTP: 210,

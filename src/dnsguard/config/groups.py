@@ -226,7 +226,8 @@ class Limits(Group):
     leases_per_pod: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 10_000
     """Leases alive; one counts once for each scope and address."""
     flows_per_pod: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 10_000
-    """Open flows that eBPF remembers."""
+    """Open flows that eBPF remembers. Beyond it, what a pod sends is decided packet by packet, and connections towards
+    it are answered only where it might begin them itself."""
     kernel_answers_per_pod: Annotated[StrictInt, Field(ge=0, le=1_000_000)] = 1000
     """Answers that the kernel gives by itself."""
 

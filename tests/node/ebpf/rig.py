@@ -6,6 +6,7 @@ Everything is set in the maps octet by octet, so that these tests stand on `bpf/
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 from enum import Enum
@@ -74,7 +75,7 @@ class Rig:
 
     def _set(self, **changed: int) -> None:
         self._settings.update(changed)
-        packed = layout.SETTINGS.pack(*[600 * SECOND] * len(Idle), *self._settings.values())
+        packed = layout.SETTINGS.pack(*[(600 + idle) * SECOND for idle in Idle], *self._settings.values())
         self.maps["settings"].update(layout.U32.pack(0), packed)
 
     def vouch(self, until_ns: int) -> None:
@@ -98,6 +99,12 @@ class Rig:
 
     def flows(self) -> int:
         return len(list(self.maps["flows"].keys()))
+
+    def idle(self) -> Idle:
+        """By which of the idle times the only flow ends."""
+        ((_, value),) = self.maps["flows"].items()
+        left = (layout.FLOW.unpack(value)[0] - time.monotonic_ns()) / SECOND
+        return Idle(math.ceil(left) - 600)
 
     def end_flows(self) -> None:
         for key, value in list(self.maps["flows"].items()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from dnsguard.core.model import Address
-from dnsguard.enforce.bpf.layout import What
+from dnsguard.enforce.bpf.layout import Idle, What
 from tests.node.ebpf.rig import BLOCKED_IN, BLOCKED_IN6, OTHER, OTHER6, PEER, POD, POD6, SOURCE, Rig, Verdict
 from tests.node.nftables_lab import ACK, RST, SYN, SYN_ACK, ip, tcp, udp
 
@@ -21,6 +23,31 @@ def out(own: Address, peer: Address, flags: int) -> bytes:
 
 def back(own: Address, peer: Address, flags: int) -> bytes:
     return ip(peer, own, 6, tcp(443, 40000, flags))
+
+
+@pytest.mark.parametrize(
+    ("conversation", "idle"),
+    [
+        ([(out, SYN)], Idle.TCP_NEW),
+        ([(out, SYN), (back, SYN_ACK)], Idle.TCP),
+        ([(out, SYN), (back, SYN_ACK), (back, FIN | ACK)], Idle.TCP_CLOSING),
+        ([(out, SYN), (back, SYN_ACK), (back, FIN | ACK), (out, FIN | ACK)], Idle.TCP_CLOSED),
+        ([(out, SYN), (back, SYN_ACK), (out, FIN | ACK), (back, ACK)], Idle.TCP_CLOSING),
+        ([(out, SYN), (back, SYN_ACK), (out, RST)], Idle.TCP_CLOSED),
+        ([(out, SYN), (back, SYN_ACK), (back, RST)], Idle.TCP_CLOSING),  # anybody may have sent it
+        ([(out, SYN), (back, SYN_ACK), (out, RST), (out, SYN)], Idle.TCP_NEW),
+        ([(back, SYN)], Idle.TCP_ASKED),
+        ([(back, SYN), (out, SYN_ACK)], Idle.TCP),
+        ([(back, SYN), (out, SYN_ACK), (out, FIN | ACK), (back, FIN | ACK)], Idle.TCP_CLOSED),
+    ],
+)
+def test_a_flow_that_is_over_or_that_nobody_answered_makes_room_soon(
+    rig: Rig, conversation: list[tuple[Callable[[Address, Address, int], bytes], int]], idle: Idle
+) -> None:
+    for way, flags in conversation:
+        send = rig.from_pod if way is out else rig.to_pod
+        assert send(way(POD, BLOCKED_IN, flags)) is PASS
+    assert rig.idle() is idle
 
 
 @ENDS

@@ -22,7 +22,7 @@ TIERS = 3
 PAIR_EXCLUDED = 1
 PORT_BITS = 96
 BLOCK_BITS = 96
-FLOW_POD, FLOW_PEER, FLOW_CLOSING, FLOW_CUT = 1, 2, 4, 8
+FLOW_POD, FLOW_PEER, FLOW_POD_DONE, FLOW_CUT, FLOW_PEER_DONE = 1, 2, 4, 8, 16
 FRAGMENTS = 64
 NO_RULE = 0xFFFF
 ANSWER_NAME = 128
@@ -36,13 +36,15 @@ class Idle(IntEnum):
 
     TCP_NEW = 0
     TCP = 1
-    TCP_CLOSING = 2
-    UDP_NEW = 3
-    UDP = 4
-    SCTP = 5
-    ICMP = 6
-    OTHER = 7
-    CUT = 8
+    TCP_ASKED = 2
+    TCP_CLOSING = 3
+    TCP_CLOSED = 4
+    UDP_NEW = 5
+    UDP = 6
+    SCTP = 7
+    ICMP = 8
+    OTHER = 9
+    CUT = 10
 
 
 class What(IntEnum):
