@@ -152,6 +152,15 @@ async def test_a_source_route_does_not_carry_a_packet_past_the_address_that_was_
         assert not lab.through(packet)
 
 
+@pytest.mark.parametrize(("left", "passes"), [(0, True), (1, False)])
+async def test_an_ipv6_route_that_goes_on_does_not_carry_a_packet_past_the_address_that_was_decided(
+    subject: Subject, left: int, passes: bool
+) -> None:
+    await web(subject)
+    routing = (43, bytes([0, 253, left]) + bytes(4))  # RFC 4727: a type for experiments
+    assert subject.lab.through(extended([routing], 443, subject.lab)) is passes
+
+
 # ---- ports that are hard to find
 
 

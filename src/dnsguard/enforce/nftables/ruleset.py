@@ -154,8 +154,12 @@ def _pod(layout: Layout) -> tuple[str, ...]:
     )
 
 
-# A node that is told to (accept_source_route) sends them on to another address than the one decided here.
-_SOURCE_ROUTES = ("ip option lsrr exists counter drop", "ip option ssrr exists counter drop")
+# A node that is told to (accept_source_route, seg6_enabled) sends them on to another address than the one decided here.
+_SOURCE_ROUTES = (
+    "ip option lsrr exists counter drop",
+    "ip option ssrr exists counter drop",
+    "rt seg-left > 0 counter drop",
+)
 # What is let through here the node's own stack may answer with an error that quotes it: to a forged source that would
 # carry out whatever a pod puts in.
 _ROUTED_SOURCE = "fib saddr . iif oif exists"
