@@ -60,6 +60,8 @@ def _interface(text: str) -> str:
     stem = text.removesuffix("*")
     if not stem:
         raise ValueError(f"'{text}' would govern every link of the node; write how pod links begin, like veth*")
+    if text in ("lo", "l*", "lo*"):
+        raise ValueError(f"'{text}' would govern the node's own loopback; write how pod links begin, like veth*")
     if "*" in stem or set(stem) & set("?[]"):
         raise ValueError(f"'{text}' may have one *, at its end; list several patterns instead")
     if len(stem.encode()) > 15 or not stem.isprintable() or set(stem) & set(" /:") or stem in (".", ".."):
