@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import pstats
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -14,9 +15,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import dnsguard_alone, report
+from benchmarks import dnsguard_alone, path, report, scale, told
 from benchmarks.bed import RESOLVER, UPSTREAM, Bed, Cores
+from benchmarks.kernel import bpffs
 from benchmarks.load import Order
+from benchmarks.results import UPSTREAM_ALONE, Results
 from benchmarks.runs import (
     FULL,
     MEASURED_FIRST,
@@ -30,6 +33,7 @@ from benchmarks.runs import (
     running,
     saturate,
 )
+from benchmarks.scale import Scale, TooSlowError
 from benchmarks.subjects import SUBJECTS, Subject
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.demo.lab import Lab
@@ -48,6 +52,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", help="comma-separated programs of: " + ", ".join(s.program for s in SUBJECTS))
     parser.add_argument("--rounds", type=int, default=FULL.rounds)
     parser.add_argument("--names", type=int, default=10_000, help="fresh names resolved and connected to at once")
+    parser.add_argument("--pods", type=int, default=scale.FULL.pods, help="of the full node")
+    parser.add_argument("--minutes", type=float, default=scale.FULL.minutes, help="what the full node may take at most")
     parser.add_argument("--server-cpu", type=int, default=0)
     parser.add_argument("--load-cpu", type=int, default=1)
     parser.add_argument(
@@ -87,7 +93,7 @@ def compare(bed: Bed, subjects: tuple[Subject, ...], pace: Pace, cores: Cores) -
     """All rounds, the servers taking turns, so that a slow minute of the machine is nobody's alone."""
     sheets: dict[tuple[str, Workload], Sheet] = {}
     for round_ in range(pace.rounds):
-        sheets.setdefault((report.UPSTREAM_ALONE, Workload.FRESH), Sheet()).rounds += upstream_alone(bed, pace, cores)
+        sheets.setdefault((UPSTREAM_ALONE, Workload.FRESH), Sheet()).rounds += upstream_alone(bed, pace, cores)
         for workload in pace.workloads:
             for subject in subjects:
                 sheet = sheets.setdefault((subject.name, workload), Sheet())
@@ -97,6 +103,38 @@ def compare(bed: Bed, subjects: tuple[Subject, ...], pace: Pace, cores: Cores) -
                     f"round {round_ + 1}: {subject.name}, {workload}: {first.qps:,.0f}/s, {first.cpu:.1f} us CPU"
                 )
     return sheets
+
+
+def command() -> str:
+    """As it was typed."""
+    return f'make bench ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else "make bench"
+
+
+def everything(
+    bed: Bed, subjects: tuple[Subject, ...], pace: Pace, cores: Cores, options: argparse.Namespace
+) -> Results:
+    """The comparison, and what only dnsguard has figures for when it is among the servers."""
+    first = subjects[0]
+    load, _, _ = os.getloadavg()
+    results = Results(compare(bed, subjects, pace, cores), subjects, pace, command(), first.name, load_before=load)
+    if first.name != "dnsguard":
+        return results
+    console.print("dnsguard by itself")
+    alone = dnsguard_alone.measure(bed, first, pace, cores, options.names)
+    by_names = told.measure(bed, first, pace, cores)
+    console.print("the packet path")
+    through = path.measure(bed, pace, cores)
+    console.print("a full node")
+    return dataclasses.replace(results, alone=alone, told=by_names, path=through, scale=full_node(bed, cores, options))
+
+
+def full_node(bed: Bed, cores: Cores, options: argparse.Namespace) -> Scale | str:
+    """Or why it was not measured: the rest of a run is not lost over it."""
+    size = scale.QUICK if options.quick else scale.Size(pods=options.pods, minutes=options.minutes)
+    try:
+        return scale.measure(bed.folder, cores, size)
+    except (TooSlowError, RuntimeError) as error:
+        return str(error)
 
 
 def profile(bed: Bed, pace: Pace, cores: Cores) -> None:
@@ -111,9 +149,8 @@ def profile(bed: Bed, pace: Pace, cores: Cores) -> None:
     given = {f.name: getattr(subject, f.name) for f in dataclasses.fields(subject)}
     given["configure"] = lambda folder: ["-m", "benchmarks.profiled", str(out), *subject.configure(folder)]
     for workload in Workload:
-        first = 0 if workload is Workload.CACHED else MEASURED_FIRST
         with running(bed, Profiled(**given), cores):
-            order = Order(RESOLVER, workload.kind, pace.saturate, first, workload.distinct)
+            order = Order(RESOLVER, workload.kind, pace.saturate, workload.first(MEASURED_FIRST), workload.distinct)
             bed.load("saturate", order, cores.load)
         print(f"--- {workload}")
         pstats.Stats(str(out)).sort_stats("tottime").print_stats(40)
@@ -127,16 +164,16 @@ def main() -> int:
     if os.cpu_count() == 1 or not {cores.server, cores.load} <= os.sched_getaffinity(0):
         sys.exit("two cores are needed: one for the server, one for load and upstream")
     try:
-        with Lab("dnsguard-bench") as lab, tempfile.TemporaryDirectory(prefix="dnsguard-bench-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="dnsguard-bench-") as folder,
+            bpffs(Path(folder) / "bpf"),
+            Lab("dnsguard-bench") as lab,
+        ):
             bed = Bed(lab, Path(folder))
             if options.profile:
                 profile(bed, pace, cores)
                 return 0
-            sheets = compare(bed, subjects, pace, cores)
-            first = subjects[0]
-            alone = None
-            if first.name == "dnsguard":
-                alone = dnsguard_alone.measure(bed, first, pace, cores, options.names)
+            results = everything(bed, subjects, pace, cores, options)
     except MissingFeatureError as error:
         print(error, file=sys.stderr)
         return MISSING
@@ -146,11 +183,10 @@ def main() -> int:
     except (WrongElementsError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
-    results = report.Results(sheets, subjects, pace, "make bench", first.name, alone)
     report.show(results)
     if not options.quick and not options.only:
         report.write(results)
-    return int(bool(alone and alone.failed))
+    return int(bool(results.alone and results.alone.failed))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.kernel import Runs, runs_on
 from benchmarks.load import Order, Outcome
 from benchmarks.names import WORLD_NETWORK
 from dnsguard.demo.lab import Lab, Pod
@@ -39,25 +41,43 @@ class Cores:
         return self.server != self.load
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds, by the kernel's accounting."""
+
+    process: float
+    """User and system time of the server's process, its threads and its children."""
+    core: float
+    """Everything that the server's core did, whoever caused it."""
+    softirq: float
+    """What of that was softirqs: packets carried."""
+    carried: float
+    """Interrupts and softirqs of the load's core: packets carried there, and what eBPF does with them."""
+
+    def __sub__(self, before: Spent) -> Spent:
+        return Spent(
+            self.process - before.process,
+            self.core - before.core,
+            self.softirq - before.softirq,
+            self.carried - before.carried,
+        )
+
+
 class Server:
     """A running server under test and what it has cost so far."""
 
-    def __init__(self, process: subprocess.Popen[str], cpu: int) -> None:
-        self.process, self._cpu = process, cpu
+    def __init__(self, process: subprocess.Popen[str], cores: Cores) -> None:
+        self.process, self._cores = process, cores
 
-    def seconds(self) -> float:
-        """User and system time of the process, its threads and its children until now, as the kernel accounts it."""
-        return sum(_stat_seconds(pid) for pid in _family(self.process.pid))
+    def spent(self) -> Spent:
+        """Until now; of cores, since boot."""
+        process = sum(_stat_seconds(pid) for pid in _family(self.process.pid))
+        core, softirq = _busy(self._cores.server)
+        return Spent(process, core, softirq, _busy(self._cores.load)[1])
 
     def resident(self) -> int:
         """Octets of memory of the process and its children."""
         return sum(_resident(pid) for pid in _family(self.process.pid))
-
-    def core(self) -> tuple[float, float]:
-        """(busy seconds, of these softirq seconds) of the server's core since boot, whoever caused them."""
-        line = next(x for x in Path("/proc/stat").read_text().splitlines() if x.startswith(f"cpu{self._cpu} "))
-        user, nice, system, _idle, _iowait, irq, softirq, *_ = (int(x) * TICK for x in line.split()[1:])
-        return user + nice + system + irq + softirq, softirq
 
     def stop(self) -> None:
         if self.process.poll() is None:
@@ -74,6 +94,7 @@ class Bed:
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab, self.folder = lab, folder
+        self.pins = folder / "bpf" / "dnsguard"
         self.pod: Pod = lab.pod("load", POD)
         # the world answers on the whole pool, so that what was resolved can be connected to
         lab.ip(lab.node, f"addr add {RESOLVER}/32 dev lo")
@@ -95,6 +116,10 @@ class Bed:
     def popen(self, place: str, cpu: int, *argv: str, **options: object) -> subprocess.Popen[str]:
         return self.lab.popen(place, "taskset", "-c", str(cpu), *argv, cwd=TOP, **options)
 
+    def runs(self) -> dict[str, Runs]:
+        """Of dnsguard's programs on the pod's link."""
+        return self.lab.inside(self.lab.node, lambda: runs_on(socket.if_nametoindex(self.pod.link)))
+
     def start(self, cores: Cores, argv: list[str], log: Path, environment: dict[str, str]) -> Server:
         """Start a server on the node and wait until it answers the pod. Raises RuntimeError with the end of its log."""
         with log.open("w") as out:
@@ -105,7 +130,7 @@ class Bed:
             self.wait_for_answer(RESOLVER, process)
         except RuntimeError as error:
             raise RuntimeError(f"{argv[0]}: {error}; its log ends:\n{log.read_text()[-2000:]}") from None
-        return Server(process, cores.server)
+        return Server(process, cores)
 
     def wait_for_answer(self, server: str, process: subprocess.Popen[str] | None = None) -> None:
         deadline = time.monotonic() + 20
@@ -139,6 +164,13 @@ def _family(pid: int) -> Iterator[int]:
                 yield from _family(int(child))
     except FileNotFoundError:
         return
+
+
+def _busy(cpu: int) -> tuple[float, float]:
+    """(busy seconds, of these seconds of interrupts and softirqs) of a core since boot."""
+    line = next(x for x in Path("/proc/stat").read_text().splitlines() if x.startswith(f"cpu{cpu} "))
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = (int(x) * TICK for x in line.split()[1:])
+    return user + nice + system + irq + softirq, irq + softirq
 
 
 def _stat_seconds(pid: int) -> float:

@@ -1,7 +1,8 @@
 """Many fresh names resolved and connected to at once: does the first SYN always find its address open?
 
 `python -m benchmarks.connections listen PORT` accepts on every address of its namespace until killed;
-`... connect SERVER PORT NAMES` asks all names at once, connects the moment an answer comes and prints a JSON object.
+`... connect SERVER PORT NAMES` asks all names at once, connects the moment an answer comes and prints a JSON object;
+`... one-by-one ADDRESS PORT SECONDS` makes and drops one connection after the other and prints how many stood.
 """
 
 from __future__ import annotations
@@ -107,11 +108,26 @@ def sent_again(connection: socket.socket) -> int:
     return int(struct.unpack_from("I", info, _TOTAL_RETRANS)[0])
 
 
+def one_by_one(address: str, port: int, seconds: float) -> int:
+    """A connection is ended by a RST, so that its port is free at once. OSError: one was refused, or timed out."""
+    end, made = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        with socket.socket() as connecting:
+            connecting.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connecting.settimeout(5)
+            connecting.connect((address, port))
+            made += 1
+    return made
+
+
 def main(mode: str, *arguments: str) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if mode == "listen":
         listen(int(arguments[0]))
+    if mode == "one-by-one":
+        json.dump(one_by_one(arguments[0], int(arguments[1]), float(arguments[2])), sys.stdout)
+        return
     server, port, names = arguments
     json.dump(Burst(server, int(port), int(names)).run(), sys.stdout)
 

@@ -21,17 +21,26 @@ PATTERNS = (10, 1_000, 10_000, 100_000)
 METRICS = "http://127.0.0.1:9353/metrics"
 HISTOGRAM = "dnsguard_enforce_commit_duration_seconds"
 LEASES_MEASURED = 40_000
+LINES = ("ebpf", "nftables")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Commit:
+    """From handing leases over to a line to the kernel's acknowledgement, microseconds."""
+
+    p50: float
+    p99: float
+    """At saturation: those of many answers in one transaction."""
+    light: float
+    """Median at a light load: nothing to share a transaction with."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alone:
     """Microseconds, octets and counts; see the fields."""
 
-    commit_p50: float
-    commit_p99: float
-    """From handing an answer's leases over to the kernel's acknowledgement, at saturation."""
-    commit_light_p50: float
-    """The same at a light load: nothing to share a transaction with."""
+    commits: dict[str, Commit]
+    """By the line that the leases are written to, one after the other."""
     memory: float
     """Octets of memory for 10,000 leases: the growth of the process, its answer cache included."""
     verdicts: dict[int, float]
@@ -46,14 +55,12 @@ def measure(bed: Bed, subject: Subject, pace: Pace, cores: Cores, names: int) ->
     with running(bed, subject, cores):
         light = Order(RESOLVER, Kind.ONE_A, pace.light, 0, POOL, rate=pace.rate)
         bed.load("light", light, cores.load)
-        before = _histogram(bed)
+        before = {line: _histogram(bed, line) for line in LINES}
         bed.load("saturate", Order(RESOLVER, Kind.ONE_A, pace.saturate, POOL, 90_000_000), cores.load)
-        saturated = {bound: count - before.get(bound, 0) for bound, count in _histogram(bed).items()}
+        commits = {line: _commit(before[line], _histogram(bed, line)) for line in LINES}
     connected, failed = _first_connections(bed, subject, cores, names)
     return Alone(
-        commit_p50=_quantile(saturated, 0.5),
-        commit_p99=_quantile(saturated, 0.99),
-        commit_light_p50=_quantile(before, 0.5),
+        commits=commits,
         memory=_memory(bed, subject, cores),
         verdicts={count: verdict_cost(count) for count in PATTERNS},
         connected=connected,
@@ -61,10 +68,15 @@ def measure(bed: Bed, subject: Subject, pace: Pace, cores: Cores, names: int) ->
     )
 
 
-def _histogram(bed: Bed) -> dict[float, float]:
-    """Cumulative counts of the commit histogram by upper bound, nftables' alone."""
+def _commit(light: dict[float, float], both: dict[float, float]) -> Commit:
+    saturated = {bound: count - light.get(bound, 0) for bound, count in both.items()}
+    return Commit(_quantile(saturated, 0.5), _quantile(saturated, 0.99), _quantile(light, 0.5))
+
+
+def _histogram(bed: Bed, line: str) -> dict[float, float]:
+    """Cumulative counts of a line's commit histogram by upper bound."""
     text = bed.lab.inside(bed.lab.node, lambda: urlopen(METRICS, timeout=5).read().decode())
-    lines = [x for x in text.splitlines() if x.startswith(f"{HISTOGRAM}_bucket") and "nftables" in x]
+    lines = [x for x in text.splitlines() if x.startswith(f"{HISTOGRAM}_bucket") and f'"{line}"' in x]
     return {float(x.split('le="')[1].split('"')[0]): float(x.rsplit(" ", 1)[1]) for x in lines}
 
 

@@ -7,9 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bed import POD, RESOLVER, TOP, UPSTREAM, Bed
 from benchmarks.names import ALLOWED_ZONE, DENIED_ZONE
@@ -17,7 +18,12 @@ from benchmarks.names import ALLOWED_ZONE, DENIED_ZONE
 CACHE_ENTRIES = 1_000_000
 LEASES = 200_000
 """dnsguard's raised limit of leases, for the pod and for the node."""
+KERNEL_ANSWERS = 20_000
+"""dnsguard's raised limit of answers in the kernel, for the pod."""
+FLOWS = 100_000
+"""dnsguard's raised limit of flows, for the pod."""
 PORT = 443
+WITHOUT_EBPF = "dnsguard, ebpf Off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ addAction("{DENIED_ZONE}.", RCodeAction(DNSRCode.NXDOMAIN))
     return ["--supervised", "--disable-syslog", "-C", str(config)]
 
 
-def dnsguard_files(folder: Path, extra_patterns: int = 0) -> Path:
+def dnsguard_files(folder: Path, *, ebpf: str = "On", protocols: Sequence[str] = ("TCP",)) -> Path:
     """config.yaml and allowlist.yaml for the bed: one pod, one allowed wildcard, limits out of the way."""
     config, allowlist = folder / "config.yaml", folder / "allowlist.yaml"
     config.write_text(
@@ -144,24 +150,28 @@ kind: Configuration
 allowlist: {allowlist}
 pods: {{interfaces: ["veth-*"]}}
 upstreams: [{UPSTREAM}]
+enforcement: {{ebpf: {ebpf}}}
 limits: {{queriesPerSecond: 1000000, burst: 1000000, inFlight: 60000, uniqueNamesPerMinute: 10000000,
-         addressesPerName: 1000, leasesPerPod: {LEASES}}}
-tables: {{leases: {LEASES}}}
+         addressesPerName: 1000, leasesPerPod: {LEASES}, kernelAnswersPerPod: {KERNEL_ANSWERS}, flowsPerPod: {FLOWS}}}
+tables: {{leases: {LEASES}, answers: {2 * KERNEL_ANSWERS}, flows: {2 * FLOWS}}}
 cache: {{entries: {CACHE_ENTRIES // 10}}}
 log: {{format: json, queries: None}}
 metrics: {{listen: "127.0.0.1:9353"}}
-paths: {{runtime: {folder}/run}}
+paths: {{runtime: {folder}/run, bpffs: {folder.parent}/bpf/dnsguard}}
 """
     )
-    names = "".join(f", host{n}.pattern.test" for n in range(extra_patterns))
+    rules = "".join(
+        f"""
+      - to: [{{domainNames: ["*.{ALLOWED_ZONE}"]}}]
+        ports: [{{protocol: {protocol}, port: {PORT}}}]"""
+        for protocol in protocols
+    )
     allowlist.write_text(
         f"""apiVersion: dnsguard/v1
 kind: Allowlist
 policies:
   load:
-    egress:
-      - to: [{{domainNames: ["*.{ALLOWED_ZONE}"{names}]}}]
-        ports: [{{protocol: TCP, port: {PORT}}}]
+    egress:{rules}
 pods:
   {POD}: {{name: bench/load, policies: [load]}}
 """
@@ -169,8 +179,19 @@ pods:
     return config
 
 
-def _dnsguard(folder: Path) -> list[str]:
-    return ["run", "--config", str(dnsguard_files(folder))]
+def dnsguard(name: str, **files: Any) -> Subject:
+    """dnsguard with files of its own."""
+    return Subject(
+        name,
+        "dnsguard",
+        lambda folder: ["run", "--config", str(dnsguard_files(folder, **files))],
+        "no rule of the pod's policy allows the name",
+        version=("version",),
+        lease_set=f"inet dnsguard tcp_{PORT}_v4",
+        remove=_dnsguard_cleanup,
+        limits=f"queriesPerSecond, burst, inFlight, uniqueNamesPerMinute out of the way; leases {LEASES:,}, "
+        f"kernel answers {KERNEL_ANSWERS:,}, flows {FLOWS:,} a pod",
+    )
 
 
 def _dnsguard_cleanup(bed: Bed, folder: Path) -> None:
@@ -179,16 +200,8 @@ def _dnsguard_cleanup(bed: Bed, folder: Path) -> None:
 
 
 SUBJECTS = (
-    Subject(
-        "dnsguard",
-        "dnsguard",
-        _dnsguard,
-        "no rule of the pod's policy allows the name",
-        version=("version",),
-        lease_set=f"inet dnsguard tcp_{PORT}_v4",
-        remove=_dnsguard_cleanup,
-        limits=f"queriesPerSecond, burst, inFlight, uniqueNamesPerMinute out of the way; leases {LEASES:,}",
-    ),
+    dnsguard("dnsguard"),
+    dnsguard(WITHOUT_EBPF, ebpf="Off"),
     Subject(
         "dnsmasq + nftset",
         "dnsmasq",

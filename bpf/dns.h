@@ -193,10 +193,8 @@ static __always_inline int read_name(struct __sk_buff *skb, const struct packet 
 }
 
 /* The TTL to show: 0 when the entry has ended, or has less than a second left. */
-static __always_inline __u32 ttl_shown(const struct answer *found)
+static __always_inline __u32 ttl_shown(const struct answer *found, __u64 now)
 {
-	__u64 now = bpf_ktime_get_ns();
-
 	if (now >= found->until_ns)
 		return 0;
 	if (!found->ttl_ends_ns)
@@ -364,7 +362,7 @@ static __always_inline int send_back(__u32 link)
 
 /* Turns a plain UDP packet to port 53 into its answer and sends it back: then returns the verdict of that. TC_ACT_UNSPEC,
  * with the packet as it came, when the question has to go up. */
-static __always_inline int answer(struct __sk_buff *skb, const struct packet *packet, __u32 source)
+static __always_inline int answer(struct __sk_buff *skb, const struct packet *packet, __u32 source, __u64 now)
 {
 	struct question question;
 	struct reply reply;
@@ -382,7 +380,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct packet *pa
 	if (!found)
 		return TC_ACT_UNSPEC;
 	serial = *(volatile __u64 *)&found->serial;
-	reply.ttl = bpf_htonl(ttl_shown(found));
+	reply.ttl = bpf_htonl(ttl_shown(found, now));
 	if (!reply.ttl || !plan(&question, found, &reply))
 		return TC_ACT_UNSPEC;
 	/* When it cannot be made as long as the reply it is still the question. */

@@ -32,7 +32,7 @@ static __always_inline int let_up(struct __sk_buff *skb, const struct packet *pa
 	if (is_link_local6(&packet->source) || (!pair && !packet->plain))
 		return drop_from_pod(skb, packet, DROP_SOURCE, NO_RULE);
 	if (pair && packet->protocol == IPPROTO_UDP && packet->plain) {
-		int verdict = answer(skb, packet, pair->source);
+		int verdict = answer(skb, packet, pair->source, now);
 
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;

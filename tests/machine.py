@@ -25,7 +25,7 @@ BASE = (
 )
 COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
 TEST = ("bind9-dnsutils", *COMPILER, "netcat-openbsd", "postgresql", "postgresql-client")
-BENCH = ("dnsdist", "dnsmasq-base", "unbound")
+BENCH = ("dnsdist", "dnsmasq-base", "iperf3", "unbound")
 KERNELS = ("busybox-static", "file", "qemu-system-x86")
 PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH, "kernels": BASE + KERNELS}
 TARGETS = {"kernels": "test-kernels"}
