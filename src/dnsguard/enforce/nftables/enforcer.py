@@ -15,7 +15,7 @@ from dnsguard.enforce.denials import Dropped, OnDenial
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.lines import Both, Line, Second
 from dnsguard.enforce.nftables.denied import DenialReader, dropped
-from dnsguard.enforce.nftables.inventory import inventory
+from dnsguard.enforce.nftables.inventory import inventory, sets
 from dnsguard.enforce.nftables.probe import Abilities, probe
 from dnsguard.enforce.nftables.ruleset import Layout
 from dnsguard.enforce.nftables.session import Session, delete_table
@@ -129,7 +129,7 @@ class NftEnforcer(LineEnforcer):
 
     def dropped(self) -> Awaitable[Sequence[Dropped]]:
         """The counters of dropped packets. They begin again at 0 an hour after the last packet."""
-        return self._writer.do(lambda: dropped(self._session, inventory(self._session).sets))
+        return self._writer.do(lambda: dropped(self._session, sets(self._session)))
 
     def repair(self) -> Awaitable[None]:
         """Make the table what it should be, leases and cuts included; joins the repair under way, if there is one."""
