@@ -69,7 +69,7 @@ SUITES = (
         # as any kernel can: the other case is for those that have the feature
         "or (refreshes_what_is_there or new_process) and False or outlives_its_lease or both_directions",
         1,
-        240,
+        420,
     ),
 )
 

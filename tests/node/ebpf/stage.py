@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import struct
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dnsguard.demo.bpffs import bpffs as mounted
 from dnsguard.enforce.bpf import syscall
+from tests.node.daemon import BPFFS
 
-_PREFIX = "dnsguard-bpffs-"
 ALLOW, OK, DROP = -1, 0, 2
 """TC_ACT_UNSPEC, which lets other programs look; TC_ACT_OK, which does not; TC_ACT_SHOT."""
 
@@ -21,21 +20,8 @@ ALLOW, OK, DROP = -1, 0, 2
 @contextmanager
 def bpffs() -> Iterator[Path]:
     """Where pins go: a folder, not made yet, on a bpffs that is unmounted in the end."""
-    _sweep()
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
-        subprocess.run(["mount", "-t", "bpf", "bpf", folder], check=True)
-        try:
-            yield Path(folder) / "dnsguard"
-        finally:
-            subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def _sweep() -> None:
-    """Unmount what runs that were killed have left."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        if not Path("/proc", path.name.removeprefix(_PREFIX).partition("-")[0]).exists():
-            subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
-            path.rmdir()
+    with tempfile.TemporaryDirectory() as folder, mounted(Path(folder) / "bpf", BPFFS):
+        yield Path(folder) / "bpf" / "dnsguard"
 
 
 def program(verdict: int, name: str = "test") -> int:
