@@ -87,7 +87,7 @@ def used(bench: Bench, link: LinkIndex = LOOPBACK) -> int:
 # ---- the decision
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(scenario=scenarios(crowd(LOOPBACK, LOOPBACK)))
 def test_made_up_packets_pass_as_the_rules_say_read_one_by_one(whole: Bench, scenario: Scenario) -> None:
     table = BpfTable(whole.maps)
