@@ -314,13 +314,13 @@ def test_a_damaged_question_has_a_reply_as_damaged(known: Asking, family: int) -
 
 
 def test_every_sum_that_a_question_can_have_becomes_the_right_one(known: Asking) -> None:
-    """Among 65,536 IDs are those that make a sum 0, which is sent as 0xffff."""
+    """Among 65,536 IDs are those that make a sum 0, which is sent as 0xffff. The TTL goes on meanwhile."""
     sums = set()
     for ident in range(0, 1 << 16, 7):
         message = changed(PLAIN, 0, ident.to_bytes(2, "big"))
         assert known.ask(message, 4 + ident % 2 * 2) is not None
         sums.add(known.rig.sent[14 + (46 if ident % 2 else 26) :][:2])
-    assert len(sums) > 9000 and b"\0\0" not in sums
+    assert len(sums) > 8000 and b"\0\0" not in sums
 
 
 def test_answers_go_on_while_nobody_vouches_for_the_daemon(known: Asking) -> None:
