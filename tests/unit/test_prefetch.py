@@ -9,6 +9,7 @@ import pytest
 
 from dnsguard.enforce.told import MemoryAnswers
 from dnsguard.engine.contracts import EventKind
+from dnsguard.engine.prefetch import DENIED_NAMES
 from dnsguard.upstream.scripted import Answer, Silence
 from tests.replay.stage import Stage, respond
 
@@ -130,6 +131,17 @@ def test_a_denial_is_told_with_its_reason_and_heard_of_again_after_a_while(stage
     stage.ask("web", "evil.example.org")
     assert told(stage) == 2
     assert len(stage.told.of(EventKind.QUERY_DENIED)) == 3
+
+
+def test_a_denied_name_is_forgotten_when_a_pod_asks_for_thousands_of_others(stage: Stage) -> None:
+    assert isinstance(stage.answers, MemoryAnswers)
+    stage.ask("web", "first.example.org")
+    for number in range(2 * DENIED_NAMES + 1):
+        stage.ask("web", f"n{number}.example.org")
+    stage.ask("web", "first.example.org")
+    assert stage.answers._entries == {}
+    stage.ask("web", "first.example.org")
+    assert len(stage.answers._entries) == 1
 
 
 def test_a_pod_that_went_leaves_no_answers_to_whoever_has_its_address_next(stage: Stage) -> None:
