@@ -32,6 +32,7 @@ import yaml
 
 from dnsguard.beside import VERIFY
 from dnsguard.enforce.bpf import layout
+from dnsguard.enforce.bpf.layout import What
 from dnsguard.enforce.bpf.syscall import TCX_INGRESS, Map, get_pinned, prog_by_id, prog_info, prog_query
 from tests.node.daemon import BPFFS, connects, wait_for
 from tests.node.scene import ALLOWLIST, DB, DB6, OTHER, PORT, A, B, Scene, playing, rcode
@@ -49,10 +50,10 @@ def answered(scene: Scene) -> int:
     """Questions that the kernel has answered, of all pods."""
     pinned = Map(get_pinned(scene.daemon.folder / "bpf" / "maps" / "counts"))
     try:
-        counts = {layout.COUNT_KEY.unpack(key)[1]: layout.U64.unpack(value)[0] for key, value in pinned.items()}
+        counts = [(layout.COUNT_KEY.unpack(key)[1], layout.U64.unpack(value)[0]) for key, value in pinned.items()]
     finally:
         pinned.close()
-    return counts.get(layout.What.ANSWERED, 0) + counts.get(layout.What.ANSWERED_DENIED, 0)
+    return sum(number for what, number in counts if what in (What.ANSWERED, What.ANSWERED_DENIED))
 
 
 def entries(scene: Scene, name: str) -> int:
