@@ -47,8 +47,8 @@ class Refreshing:
 
 
 class _Seen:
-    """Which keys came lately: the last thousand at least, and at most twice as many. A denial is 10 us of work, and
-    remembering it by age would be half as much again."""
+    """Which keys came lately: the last thousand at least, and at most twice as many. A question costs 0.25 us so, and
+    1.2 us by age."""
 
     __slots__ = ("_earlier", "_lately")
 
