@@ -9,6 +9,7 @@
 #include "layout.h"
 #include "maps.h"
 #include "packet.h"
+#include "report.h"
 
 #define DNS_PORT 53
 
@@ -54,21 +55,16 @@ static __always_inline __u32 datagrams(const struct __sk_buff *skb)
 /* A packet's queries out of the link's share. A token bucket that keeps only when it will be full again. */
 static __always_inline int has_query(const struct __sk_buff *skb, __u64 now)
 {
-	__u32 number = skb->ifindex;
-	struct link *link = bpf_map_lookup_elem(&links, &number);
-	struct link fresh = {};
 	__u32 zero = 0;
 	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	struct link *link;
 	__u64 full;
 
 	if (!set)
 		return 0;
-	if (!link) {
-		bpf_map_update_elem(&links, &number, &fresh, BPF_NOEXIST);
-		link = bpf_map_lookup_elem(&links, &number);
-		if (!link)
-			return 0;
-	}
+	link = used_by(skb->ifindex);
+	if (!link)
+		return 0;
 	full = link->queries_until_ns > now ? link->queries_until_ns : now;
 	if (full - now > set->query_burst_ns)
 		return 0;
