@@ -56,14 +56,6 @@ def answered(scene: Scene) -> int:
     return sum(number for what, number in counts if what in (What.ANSWERED, What.ANSWERED_DENIED))
 
 
-def entries(scene: Scene, name: str) -> int:
-    pinned = Map(get_pinned(scene.daemon.folder / "bpf" / "maps" / name))
-    try:
-        return len(list(pinned.keys()))
-    finally:
-        pinned.close()
-
-
 def is_answered_by_the_kernel(scene: Scene, name: str, kind: str = "A") -> bool:
     before = answered(scene)
     scene.ask(scene.a, name, kind)

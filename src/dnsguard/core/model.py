@@ -37,6 +37,13 @@ class Protocol(IntEnum):
     SCTP = 132
 
 
+WITH_PORTS = frozenset((*Protocol, 33, 136))
+"""DCCP and UDP-Lite have ports too."""
+
+ICMP_REQUESTS = {1: (8, 13, 15, 17), 58: (128,)}
+"""The types of ICMP and ICMPv6 that begin a flow (nf_conntrack_proto_icmp.c, bpf/flow.h); a Flow does not say which."""
+
+
 class Action(StrEnum):
     ACCEPT = "Accept"
     DENY = "Deny"

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Address, Flow
+from dnsguard.core.model import ICMP_REQUESTS, Address, Flow
 
 T = TypeVar("T")
 
@@ -34,8 +34,6 @@ _SOURCE = 32
 CTA_TUPLE_ORIG, CTA_TUPLE_IP and CTA_IP_V4_SRC or CTA_IP_V6_SRC, 4 each (ctnetlink_fill_info)."""
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_ICMP_REQUESTS = {1: (8, 13, 15, 17), 58: (128,)}
-"""The ICMP types that begin a flow (nf_conntrack_proto_icmp.c); a Flow does not say which."""
 _BURST = 256
 _LENGTHS = ({4}, {16})
 
@@ -155,7 +153,7 @@ def read_flow(attributes: bytes) -> Iterator[Flow]:
     original, answer = _read_tuple(found.get(_ORIG, b"")), _read_tuple(found.get(_REPLY, b""))
     if original and answer and len(original[1]) == len(answer[1]):
         protocol, pod, pod_port, peer, peer_port = original
-        yield Flow(protocol, pod, pod_port, peer, peer_port, answer[1], 0 if protocol in _ICMP_REQUESTS else answer[2])
+        yield Flow(protocol, pod, pod_port, peer, peer_port, answer[1], 0 if protocol in ICMP_REQUESTS else answer[2])
 
 
 def read_inbound(attributes: bytes) -> Iterator[Flow]:
@@ -198,12 +196,12 @@ def _tuples(flow: Flow) -> Iterator[tuple[int, bytes]]:
 
 def _protocols(flow: Flow) -> Iterator[bytes]:
     number = _attribute(1, bytes([flow.protocol]))
-    if flow.protocol not in _ICMP_REQUESTS:
+    if flow.protocol not in ICMP_REQUESTS:
         ports = struct.pack(">HH", flow.pod_port, flow.peer_port)
         yield number + _attribute(2, ports[:2]) + _attribute(3, ports[2:])
         return
     identifier, kind, code = (4, 5, 6) if flow.protocol == 1 else (7, 8, 9)
-    for request in _ICMP_REQUESTS[flow.protocol]:
+    for request in ICMP_REQUESTS[flow.protocol]:
         packed = _attribute(identifier, struct.pack(">H", flow.pod_port)) + _attribute(kind, bytes([request]))
         yield number + packed + _attribute(code, b"\0")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Flow, LinkIndex, Protocol
+from dnsguard.core.model import ICMP_REQUESTS, WITH_PORTS, Flow, LinkIndex, Protocol
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.layout import FlowKey, Idle
 from dnsguard.enforce.bpf.pairs import Pairs
@@ -23,11 +23,7 @@ from dnsguard.enforce.bpf.syscall import Map
 _NOEXIST = 1
 _ONLY = layout.U32.pack(0)
 _WRAP = (1 << 64) - 1
-_REQUESTS = {1: (8, 13, 15, 17), 58: (128,)}
-"""The types of ICMP and ICMPv6 that begin a flow, as in bpf/flow.h; a Flow does not say which."""
 _UDP = (Protocol.UDP, 136)
-_WITH_PORTS = frozenset((*Protocol, 33, 136))
-"""DCCP and UDP-Lite have ports too."""
 _OPEN = layout.FLOW_POD | layout.FLOW_PEER
 _NEVER_NS = 1 << 63
 TAKEN_UP_NS = 5_000_000_000
@@ -78,14 +74,14 @@ class Flows:
         """When there is no room for the flows of some pod, it is cut none more, and the others theirs before this
         raises KernelError. Those of ICMP are forgotten: an answer begins none."""
         keys: dict[FlowKey, None] = {key: None for flow in flows for key in self._keys(flow)}
-        self._forget(key for key in keys if key.protocol in _REQUESTS)
+        self._forget(key for key in keys if key.protocol in ICMP_REQUESTS)
         ends_ns = time.monotonic_ns() + self._idle_ns(Idle.CUT)
         full: dict[int, OSError] = {}
         put_in: Counter[int] = Counter()
         # those with the fewest first: a pod with too many leaves room for the others'
         count = Counter(key.source for key in keys)
         for key in sorted(keys, key=lambda key: (count[key.source], key.source)):
-            if key.source not in full and key.protocol not in _REQUESTS:
+            if key.source not in full and key.protocol not in ICMP_REQUESTS:
                 try:
                     put_in[self._link(key)] -= self._put(key, ends_ns, layout.FLOW_CUT, replace=True)
                 except OSError as error:
@@ -123,7 +119,7 @@ class Flows:
         did. ICMP needs none of it: its next request is decided as any other. What there is no room for is left out;
         its next packet is decided."""
         put_in: Counter[int] = Counter()
-        keys = (key for flow in (*outbound, *inbound) if flow.protocol not in _REQUESTS for key in self._keys(flow))
+        keys = (key for flow in (*outbound, *inbound) if flow.protocol not in ICMP_REQUESTS for key in self._keys(flow))
         with suppress(OSError):
             for key in keys:
                 ends_ns = time.monotonic_ns() + self._idle_ns(_idle(key.protocol))
@@ -132,10 +128,10 @@ class Flows:
 
     def _keys(self, flow: Flow) -> Iterator[FlowKey]:
         """Of each pair that has the pod's address. The link sees the flow as the pod does, whatever NAT does."""
-        if flow.protocol in _REQUESTS:
-            ports = [(flow.pod_port, 2 * request) for request in _REQUESTS[flow.protocol]]
+        if flow.protocol in ICMP_REQUESTS:
+            ports = [(flow.pod_port, 2 * request) for request in ICMP_REQUESTS[flow.protocol]]
         else:
-            ports = [(flow.pod_port, flow.peer_port) if flow.protocol in _WITH_PORTS else (0, 0)]
+            ports = [(flow.pod_port, flow.peer_port) if flow.protocol in WITH_PORTS else (0, 0)]
         for source in self._pairs.sources.get(flow.pod, ()):
             for pod_port, peer_port in ports:
                 yield FlowKey(source, flow.protocol, pod_port, peer_port, flow.peer)

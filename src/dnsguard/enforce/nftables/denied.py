@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from dnsguard.core.errors import KernelError
-from dnsguard.core.model import Address, LinkIndex
+from dnsguard.core.model import WITH_PORTS, Address, LinkIndex
 from dnsguard.enforce.denials import Denial, Dropped, OnDenial
 from dnsguard.enforce.nftables import elements, netlink, ruleset
 from dnsguard.enforce.nftables.session import Session
@@ -133,7 +133,7 @@ def _transport6(packet: bytes) -> tuple[int, int]:
 
 
 def _port(packet: bytes, protocol: int, start: int) -> int:
-    if protocol not in elements.WITH_PORTS or start + 4 > len(packet):
+    if protocol not in WITH_PORTS or start + 4 > len(packet):
         return 0
     return int.from_bytes(packet[start + 2 : start + 4], "big")
 

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
-from dnsguard.core.model import Address, Flow, LinkIndex, Pair, Protocol
+from dnsguard.core.model import WITH_PORTS, Address, Flow, LinkIndex, Pair
 from dnsguard.enforce.nftables import netlink
 from dnsguard.enforce.nftables.netlink import Part
 from dnsguard.enforce.nftables.session import BATCH, TABLE_ATTRIBUTE, Session
@@ -25,8 +25,6 @@ Leases = dict[SetName, dict[Key, Milliseconds]]
 
 CUT_MS = 600_000
 _ICMP = (1, 58)
-WITH_PORTS = frozenset((*Protocol, 33, 136))
-"""DCCP and UDP-Lite have ports too."""
 
 _VALUE, _KEY, _DATA, _FLAGS, _TIMEOUT, _EXPIRATION = 1, 1, 2, 3, 4, 5
 EVERY: Key = b""
