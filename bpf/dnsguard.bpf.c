@@ -126,8 +126,9 @@ int from_pod(struct __sk_buff *skb)
 	if (is_query(packet))
 		return let_up(skb, packet, pair, now);
 	if (!pair)
-		return is_audit() && !is_forged(skb) ? TC_ACT_UNSPEC :
-						       drop_from_pod(skb, packet, DROP_UNKNOWN, NO_RULE);
+		return is_audit() && packet->plain && !is_forged(skb) ?
+			       TC_ACT_UNSPEC :
+			       drop_from_pod(skb, packet, DROP_UNKNOWN, NO_RULE);
 	if (packet->is_later)
 		return was_first_let(packet, pair->source, now) ?
 			       TC_ACT_UNSPEC :

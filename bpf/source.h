@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
 /*
- * A source that is no pair's: in Audit it goes on, unless it is forged, that is, routed to another link or to none.
+ * A source that is no pair's: in Audit it goes on, unless it is forged, that is, routed to another link or to none. Only
+ * with plain headers, for the same reason as a query.
  */
 #ifndef DNSGUARD_SOURCE_H
 #define DNSGUARD_SOURCE_H

@@ -95,8 +95,8 @@ class Rig:
     def flows_per_pod(self, most: int) -> None:
         self._set(flows_per_pod=most)
 
-    def audit(self) -> None:
-        self._set(audit=1)
+    def audit(self, on: bool = True) -> None:
+        self._set(audit=on)
 
     def close_blocks(self) -> None:
         self.maps["blocks"].delete_many(list(self.maps["blocks"].keys()))
