@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import os
 import resource
 import signal
 import sys
@@ -48,6 +49,7 @@ from dnsguard.lock import only_one
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
+from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.health import HealthServer
@@ -126,6 +128,7 @@ class Service:
             queries=settings.log.queries.value,
             level=LEVELS[settings.log.level.value],
         )
+        self._systemd = Systemd.from_environment(os.environ)
         self._counters = Counters()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -206,6 +209,7 @@ class Service:
         self._udp.start()
         await self._open_control(rooms)
         self._missing = ""
+        self._systemd.ready()
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
         beside = self._beside.background(self._every, self._drops, self._answers) if self._beside else []
