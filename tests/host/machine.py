@@ -158,7 +158,11 @@ class Machine:
     def run(self, *argv: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a program to its end. Raises AssertionError with what it said when it fails, unless told not to check."""
         given = {
-            "capture_output": True, "env": ENVIRONMENT, "stdin": subprocess.DEVNULL, "text": True, "timeout": 60,
+            "capture_output": True,
+            "env": ENVIRONMENT,
+            "stdin": subprocess.DEVNULL,
+            "text": True,
+            "timeout": 60,
             **options,
         }
         done = subprocess.run(self._entering(argv), check=False, **given)

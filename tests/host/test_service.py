@@ -14,6 +14,7 @@ def test_a_pod_under_the_service_reaches_what_it_may_and_nothing_else(host: Host
     scene = host.scene
 
     assert host.machine.show(UNIT, "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
+    assert host.daemon.ask("status")["enforcers"] == ["nftables", "ebpf"]
     assert not scene.opens(scene.a, DB)
     assert scene.resolve(scene.a, "db.example.com") == [DB]
     assert scene.opens(scene.a, DB)

@@ -47,7 +47,7 @@ class Systemd:
     def from_environment(cls, environment: MutableMapping[str, str]) -> Systemd:
         """The variables are taken out, so that no child of ours believes that they are meant for it."""
         taken = {name: environment.pop(name, "") for name in _VARIABLES}
-        return cls(taken["NOTIFY_SOCKET"], _watchdog(taken), _inherited(taken))
+        return cls(taken["NOTIFY_SOCKET"], _watchdog(taken), list(_inherited(taken)))
 
     # -- what it keeps for us
 
