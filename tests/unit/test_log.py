@@ -17,7 +17,6 @@ import pytest
 import uvloop
 from aiohttp.http_exceptions import BadStatusLine
 
-from dnsguard.core.errors import MissingFeatureError
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe import outlet as outlet_module
 from dnsguard.observe.events import EventLog
@@ -286,8 +285,3 @@ def test_opening_the_log_again_does_not_double_the_lines(pipe: Pipe, clean_loggi
     open_log("json", "info", pipe.writer)
     logging.getLogger("x").warning("once")
     assert len(pipe.read().splitlines()) == 1
-
-
-def test_the_journal_is_refused_by_name() -> None:
-    with pytest.raises(MissingFeatureError, match="journald is not built yet"):
-        open_log("journald", "info")

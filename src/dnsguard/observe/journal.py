@@ -10,26 +10,28 @@ from __future__ import annotations
 import array
 import errno
 import fcntl
+import logging
 import os
 import socket
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from dnsguard.core.model import Seconds
-from dnsguard.observe.outlet import Later, Unsendable
+from dnsguard.engine.contracts import EventKind
+from dnsguard.observe.catalog import CATALOG
+from dnsguard.observe.events import Event
+from dnsguard.observe.outlet import LaterError, UnsendableError
+from dnsguard.observe.text import printable
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 IDENTIFIER: Final = "dnsguard"
 
 PRIORITIES: Final = {"debug": "7", "info": "6", "warning": "4", "error": "3", "critical": "2"}
 """Level -> PRIORITY, as syslog numbers them."""
-
-AS_THEY_ARE: Final = frozenset({"message_id", "code_file", "code_line", "code_func"})
-"""Fields that the journal itself knows; every other one is ours and gets `DNSGUARD_` before it."""
 
 FIRST_RETRY: Final[Seconds] = 0.1
 LAST_RETRY: Final[Seconds] = 5.0
@@ -54,7 +56,7 @@ def is_standard_error(fd: int = 2) -> bool:
 
 
 def entry(fields: Iterable[tuple[str, str]]) -> bytes:
-    """The octets of one entry. Keys are in capitals, digits and underscores."""
+    """The octets of one entry, or of its beginning. Keys are in capitals, digits and underscores."""
     parts: list[bytes] = []
     for key, value in fields:
         octets = value.encode("utf-8", "backslashreplace")
@@ -62,31 +64,50 @@ def entry(fields: Iterable[tuple[str, str]]) -> bytes:
     return b"".join(parts)
 
 
+def event_entry(event: Event) -> bytes:
+    """The entry of one event: 5 us, against 20 through structlog."""
+    said = [("MESSAGE", event.message), *((_key(key), str(value)) for key, value in event.fields.items())]
+    if event.exception is not None:
+        said += _raised(event.exception)
+    return _beginning(event.kind) + entry(said)
+
+
+@cache
+def _beginning(kind: EventKind) -> bytes:
+    """What all entries of this kind have."""
+    description = CATALOG[kind]
+    priority = PRIORITIES[logging.getLevelName(description.level).lower()]
+    return entry(
+        (
+            ("PRIORITY", priority),
+            ("SYSLOG_IDENTIFIER", IDENTIFIER),
+            ("MESSAGE_ID", description.message_id.hex),
+            ("DNSGUARD_EVENT", kind.value),
+        )
+    )
+
+
+def _raised(error: BaseException) -> Iterator[tuple[str, str]]:
+    """An unexpected error: its traceback, and where it was raised under the names that the journal has for that."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    yield "DNSGUARD_EXCEPTION", "\n".join(map(printable, lines))
+    if frames := traceback.extract_tb(error.__traceback__):
+        yield "CODE_FILE", frames[-1].filename
+        yield "CODE_LINE", str(frames[-1].lineno)
+        yield "CODE_FUNC", frames[-1].name
+
+
 def render(logger: Any, method: str, fields: Mapping[str, Any]) -> bytes:
     """The last of structlog's processors: `message`, `level` and the other fields of a line as an entry."""
-    known = {"MESSAGE": fields["message"], "PRIORITY": PRIORITIES[fields["level"]], "SYSLOG_IDENTIFIER": IDENTIFIER}
+    known = [("MESSAGE", fields["message"]), ("PRIORITY", PRIORITIES[fields["level"]])]
     others = ((_key(key), str(value)) for key, value in fields.items() if key not in ("message", "level"))
-    return entry((*known.items(), *others))
+    return entry((*known, ("SYSLOG_IDENTIFIER", IDENTIFIER), *others))
 
 
-_KEYS: Final[dict[str, str]] = {}
-
-
+@cache
 def _key(field: str) -> str:
     """The journal's name of a field. Fields are named in the code, so there are few."""
-    key = _KEYS.get(field)
-    if key is None:
-        key = _KEYS[field] = field.upper() if field in AS_THEY_ARE else f"DNSGUARD_{field.upper()}"
-    return key
-
-
-def code_of(error: BaseException | None) -> dict[str, str | int]:
-    """Where an error was raised, under the names that the journal has for it."""
-    raised: TracebackType | None = error.__traceback__ if error is not None else None
-    if raised is None:
-        return {}
-    last = traceback.extract_tb(raised)[-1]
-    return {"code_file": last.filename, "code_line": last.lineno or 0, "code_func": last.name}
+    return "MESSAGE_ID" if field == "message_id" else f"DNSGUARD_{field.upper()}"
 
 
 # ---- the way to journald
@@ -99,7 +120,7 @@ class JournalChannel:
     not be closed under it. While nobody listens, it looks again after 0.1 s, then twice as long each time, up to 5 s.
     """
 
-    def __init__(self, path: Path = SOCKET) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = str(path)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._connected = False
@@ -116,11 +137,11 @@ class JournalChannel:
             self._connect()
         try:
             self._send(data)
-        except (BlockingIOError, Unsendable):
+        except (BlockingIOError, UnsendableError):
             raise
         except OSError as error:
             if error.errno in _SHORT:
-                raise Later(FIRST_RETRY) from error
+                raise LaterError(FIRST_RETRY) from error
             self._connected = False
             if fresh:
                 raise self._retry_later() from error
@@ -133,19 +154,19 @@ class JournalChannel:
         self._socket.close()
 
     def _connect(self) -> None:
-        """Raises Later when nobody listens."""
+        """Raises LaterError when nobody listens."""
         if (wait := self._next - time.monotonic()) > 0:
-            raise Later(wait)
+            raise LaterError(wait)
         try:
             self._socket.connect(self._path)
         except OSError as error:
             raise self._retry_later() from error
         self._connected = True
 
-    def _retry_later(self) -> Later:
+    def _retry_later(self) -> LaterError:
         wait, self._retry = self._retry, min(self._retry * 2, LAST_RETRY)
         self._next = time.monotonic() + wait
-        return Later(wait)
+        return LaterError(wait)
 
     def _send(self, data: bytes) -> None:
         try:
@@ -168,11 +189,11 @@ def _sealed(data: bytes) -> int:
     try:
         file = os.memfd_create("dnsguard-journal", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     except OSError as error:
-        raise Unsendable(*error.args) from error
+        raise UnsendableError(*error.args) from error
     try:
         os.write(file, data)
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS)
     except OSError as error:
         os.close(file)
-        raise Unsendable(*error.args) from error
+        raise UnsendableError(*error.args) from error
     return file

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -19,7 +20,7 @@ from structlog.typing import Processor
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe import journal
 from dnsguard.observe.catalog import CATALOG
-from dnsguard.observe.events import Event
+from dnsguard.observe.events import Event, Sink
 from dnsguard.observe.outlet import Outlet, open_stream
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.text import printable
@@ -57,12 +58,7 @@ class Log:
 
     logger: structlog.typing.FilteringBoundLogger
     outlet: Outlet
-
-    def write(self, event: Event) -> None:
-        """One line for `event`; a text line carries no MESSAGE_ID, a program finds it in JSON and in the journal."""
-        error = event.exception
-        exception = {"exc_info": error} if error is not None else {}
-        self.logger.log(event.description.level, event.message, _event=event.kind.value, **event.fields, **exception)
+    write: Sink
 
 
 def open_log(form: str, level: str, fd: int = 2) -> Log:
@@ -74,7 +70,7 @@ def open_log(form: str, level: str, fd: int = 2) -> Log:
     if form == "auto":
         form = "journald" if journal.is_standard_error(fd) else "text"
     renderer = {"json": _json, "journald": _journal}.get(form, lambda: _text(colours=os.isatty(fd)))()
-    channel = journal.JournalChannel() if form == "journald" else open_stream(fd)
+    channel = journal.JournalChannel(journal.SOCKET) if form == "journald" else open_stream(fd)
     outlet = Outlet(channel, lambda count: _lost_line(renderer, count))
     logger = structlog.wrap_logger(
         _Lines(outlet),
@@ -83,26 +79,28 @@ def open_log(form: str, level: str, fd: int = 2) -> Log:
         cache_logger_on_first_use=True,
     )
     _redirect_logging(logger, max(LEVELS[level], logging.INFO))
-    return Log(logger, outlet)
+    return Log(logger, outlet, partial(_to_journal, outlet) if form == "journald" else partial(_to_lines, logger))
+
+
+def _to_journal(outlet: Outlet, event: Event) -> None:
+    outlet.write(journal.event_entry(event))
+
+
+def _to_lines(logger: structlog.typing.FilteringBoundLogger, event: Event) -> None:
+    """A text line carries no MESSAGE_ID; a program finds it in JSON and in the journal."""
+    exception = {"exc_info": event.exception} if event.exception is not None else {}
+    logger.log(event.description.level, event.message, _event=event.kind.value, **event.fields, **exception)
 
 
 def _journal() -> list[Processor]:
     return [
         structlog.processors.add_log_level,
-        _code,
         structlog.processors.format_exc_info,
         _printable_exception,
         structlog.processors.EventRenamer("message", "_event"),
         _message_id,
         journal.render,
     ]
-
-
-def _code(logger: Any, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Where an internal error was raised."""
-    if fields.get("_event") == EventKind.INTERNAL_ERROR:
-        fields.update(journal.code_of(fields.get("exc_info")))
-    return fields
 
 
 def _json() -> list[Processor]:

@@ -31,7 +31,7 @@ AT_ONCE: Final = 64
 """Lines of those that waited that are written at once: the loop has packets to answer in between."""
 
 
-class Later(OSError):
+class LaterError(OSError):
     """Nothing can be written for so many seconds, and polling the descriptor would not tell when it can."""
 
     def __init__(self, seconds: Seconds) -> None:
@@ -39,7 +39,7 @@ class Later(OSError):
         self.seconds = seconds
 
 
-class Unsendable(OSError):
+class UnsendableError(OSError):
     """This one line can never be written; others can."""
 
 
@@ -52,7 +52,7 @@ class Channel(Protocol):
 
     def write(self, data: bytes) -> int:
         """How many octets were taken, at least one. Raises BlockingIOError when none can be until `fd` is writable,
-        Later, Unsendable, or another OSError when nobody will read again."""
+        LaterError, UnsendableError, or another OSError when nobody will read again."""
 
     def close(self) -> None:
         """Nothing is written after it."""
@@ -174,7 +174,7 @@ class Outlet:
                 self._write_first()
         except BlockingIOError:
             return False
-        except Later as later:
+        except LaterError as later:
             self._later = later.seconds
             return False
         except OSError:
@@ -188,7 +188,7 @@ class Outlet:
         line = self._waiting[0]
         try:
             taken = self._channel.write(line)
-        except Unsendable:
+        except UnsendableError:
             self._drop()
             taken = len(line)
         self._octets -= taken
