@@ -27,7 +27,7 @@ from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf
-from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
+from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
@@ -134,9 +134,6 @@ class Service:
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
-        for missing in unbuilt_defaults(self._settings):
-            feature, _, reason = missing.partition(" (")
-            self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         for unusable in unusable_sysctls():
             self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:

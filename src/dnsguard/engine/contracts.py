@@ -226,6 +226,7 @@ class EventKind(StrEnum):
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
     EVENTS_SUPPRESSED = "events_suppressed"
+    LOG_LINES_DROPPED = "log_lines_dropped"
     INTERNAL_ERROR = "internal_error"
 
 
