@@ -35,7 +35,7 @@ Restore = Callable[[Seconds], Changed]
 """Takes up leases of an earlier process at this moment; what the enforcer must do to them."""
 
 
-def _nothing(now: Seconds) -> Changed:
+def no_leases(now: Seconds) -> Changed:
     return Changed()
 
 
@@ -210,7 +210,7 @@ class Changes:
         self,
         seen: Seen,
         lookup: Lookup,
-        restore: Restore = _nothing,
+        restore: Restore = no_leases,
         running: Mapping[Pair, str] | None = None,
     ) -> None:
         """The first change of a process: all pods at once. `restore` takes up the leases that the kernel still holds,
@@ -232,7 +232,7 @@ class Changes:
         await self._judge([pod for pod in self._pods if not changed.isdisjoint(pod.addresses)])
         await self._forget()
 
-    async def links(self, seen: Seen, restore: Restore = _nothing) -> None:
+    async def links(self, seen: Seen, restore: Restore = no_leases) -> None:
         """Pods came, went, or have other addresses now."""
         async with self._one:
             links = await self._decide(seen)

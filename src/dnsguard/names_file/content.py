@@ -161,7 +161,7 @@ def set_aside(path: Path) -> Path:
     """Move the file away, with what SQLite left beside it, and return where it is now. Raises OSError."""
     places = [path.with_name(f"{path.name}.corrupt-{number}") for number in range(1, MOST_SET_ASIDE + 1)]
     aside = next((place for place in places if not os.path.lexists(place)), places[-1])
-    os.rename(path, aside)
+    path.rename(aside)
     for suffix in BESIDE:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     return aside

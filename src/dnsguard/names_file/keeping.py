@@ -51,8 +51,11 @@ class KeptNames:
         self._writer.put(self._record.everything(self._now(), None))
         self._writer.start()
 
-    def tick(self) -> None:
+    async def tick(self) -> None:
         """Hand over what changed; some twenty times a second."""
+        self._hand_over_changes()
+
+    def _hand_over_changes(self) -> None:
         if self._record is not None:
             self._put(self._record.changes(self._now()))
 
@@ -65,7 +68,7 @@ class KeptNames:
         if self._record is None or self._writer is None:
             return
         while self._record.pending:
-            self.tick()
+            self._hand_over_changes()
         await asyncio.to_thread(self._writer.close, PATIENCE)
         self._record = self._writer = None
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
-from dnsguard.core.leases import Lease, Leases
+from dnsguard.core.leases import Lease, Leases, Touch
 from dnsguard.core.model import LinkIndex, PodId, Seconds
 from dnsguard.core.pods import PodTable
 from dnsguard.names_file.content import pack_addresses
@@ -27,8 +27,9 @@ class Record:
         self._pods, self._leases = pods, leases
         self._links: dict[PodId, LinkIndex] = {}
         self._rest: Iterator[Lease] = iter(())
-        leases.touched = self._touched = deque(maxlen=MOST_TOUCHED)
-        leases.moved = self._moved = deque()
+        self._touched: deque[Touch] = deque(maxlen=MOST_TOUCHED)
+        self._moved: deque[PodId] = deque()
+        leases.touched, leases.moved = self._touched, self._moved
 
     def everything(self, now: Seconds, most: int | None = SLICE) -> Batch:
         """What is true now, however the file was: all of it, or its beginning, and then the rest by `changes`."""
@@ -37,8 +38,8 @@ class Record:
         batch = Batch(anew=True)
         self._links = {pod.id: pod.link for pod in self._pods}
         batch.pods = [(pod.link, pack_addresses(pod.addresses)) for pod in self._pods]
-        tables = list(self._leases.pods.values())
-        self._rest = iter([lease for table in tables for part in (table.by_key, table.ended) for lease in part.values()])
+        tables = self._leases.pods.values()
+        self._rest = iter([lease for table in tables for lease in (*table.by_key.values(), *table.ended.values())])
         self._add_rest(batch, most, now)
         return batch
 
@@ -72,12 +73,11 @@ class Record:
         if link is None or lease.pod not in self._leases.pods:
             return
         here = self._known(lease)
-        if name is None:
-            if here is not lease:
-                batch.over.append((link, lease.scope, lease.address))
-                if here is not None:
-                    self._add_whole(batch, here, now)
-        elif here is lease:
+        if name is None and here is not lease:
+            batch.over.append((link, lease.scope, lease.address))
+            if here is not None:
+                self._add_whole(batch, here, now)
+        elif name is not None and here is lease:
             until = lease.names.get(name)
             if until is None and name not in lease.past:
                 batch.forgotten.append((link, lease.scope, lease.address, name))

@@ -6,7 +6,6 @@ half a millisecond later: so many rows go into one statement, and a batch of tho
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ class NamesStore:
         if self._file.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
             self._file.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             self._path.chmod(0o600)
-        self._inode = os.stat(self._path).st_ino
+        self._inode = self._path.stat().st_ino
 
     def reserve(self, octets: int) -> None:
         """Make sure that the file can grow to this."""
@@ -77,7 +76,7 @@ class NamesStore:
 
     def apply(self, batches: Iterable[Batch]) -> None:
         """Write all of this, or nothing."""
-        if os.stat(self._path).st_ino != self._inode:
+        if self._path.stat().st_ino != self._inode:
             raise FileNotFoundError(f"{self._path} is another file now")
         with self._file:
             self._file.execute("BEGIN")

@@ -8,12 +8,10 @@ one, and asks for everything once it can.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -140,7 +138,7 @@ class NamesWriter:
             return
         for suffix in ("", *BESIDE):
             with contextlib.suppress(OSError):
-                os.unlink(f"{self._path}{suffix}")
+                self._path.with_name(self._path.name + suffix).unlink()
         if not self._lost:
             self._lost = True
             self._told.lost(str(error))
