@@ -44,6 +44,7 @@ from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
+from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
@@ -58,7 +59,7 @@ from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
 from dnsguard.process import raise_descriptors, tune_interpreter
 from dnsguard.reports import Configured, Reports
-from dnsguard.restore import restore
+from dnsguard.restore import Left, restore
 from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
@@ -117,6 +118,7 @@ class Service:
         self._kernel = KernelEvents(self._events, self._counters)
         self._background = Background(self._events, self._counters)
         self._policies = Policies(config, settings, self._events, self._counters, own=lambda: self._own)
+        self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
 
@@ -173,6 +175,7 @@ class Service:
             await interception.install()
             self._beside.intercepting()
         await self._restore(await self._policies.first())
+        rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
         if self._beside is not None:
@@ -191,6 +194,7 @@ class Service:
         return [
             *beside,
             self._background.every(TICK, "time", self._tick),
+            self._background.every(TICK, "names behind leases", self._names.tick),
             self._background.every(REMEMBER, "memory of flows", self._remember),
             self._background.every(DROPPED, "counters of drops", self._count_dropped),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
@@ -264,10 +268,10 @@ class Service:
             assembly.answers_fingerprint(self._settings, self._own)
         ):
             self._line.answers.adopt(())
+        left = Left(held, running, await self._names.read())
         seen, self._seen = self._seen, {}
-        await engine.changes.begin(
-            seen, policy, lambda now: restore(engine.pods, engine.leases, held, running, now), running
-        )
+        await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
+        self._names.begin(engine.pods, engine.leases)
         engine.revocation.adopt(engine.pods, cut)
 
     def _listen(self, sockets: ListenSockets) -> None:
