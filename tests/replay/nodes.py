@@ -37,7 +37,8 @@ class Node:
         engine = self.stage.engine
         self._record = Record(engine.pods, engine.leases)
         self._store = NamesStore(self.path, BOOT)
-        self._store.apply([self._record.everything(self.stage.clock.now, None)])
+        self._store.apply([self._record.everything(self.stage.clock.now)])
+        assert self._record.complete
 
     def write(self) -> None:
         """What the thread would have written by now."""

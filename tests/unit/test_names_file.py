@@ -326,7 +326,7 @@ def test_everything_is_handed_over_in_pieces_while_changes_go_on(monkeypatch: py
     places = [Address(bytes((192, 0, 2, number))) for number in range(35)]
     arm(pods, leases, DB, *places[:34])
 
-    made = [following.everything(0.0, 10)]
+    made = [following.everything(0.0)]
     arm(pods, leases, DB, places[34])
     made += [following.changes(0.0) for _ in range(4)]
 
@@ -367,7 +367,7 @@ class Heard:
     def wanted(self) -> None:
         self.said.append("wanted")
         assert self.writer is not None
-        self.writer.put(self.batch)
+        self.writer.put([self.batch])
 
     def back(self) -> None:
         self.said.append("back")
@@ -385,7 +385,7 @@ def heard(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
     monkeypatch.setattr("dnsguard.names_file.writer.INTERVAL", 0.02)
     heard = Heard()
     heard.writer = NamesWriter(path, BOOT, heard)
-    heard.writer.put(heard.batch)
+    heard.writer.put([heard.batch])
     heard.writer.start()
     wait_for(lambda: names_in(path) == {DB})
     yield heard
@@ -410,7 +410,7 @@ OTHER = parse_name("other.example.com")
 
 def put_other(heard: Heard) -> None:
     assert heard.writer is not None
-    heard.writer.put(Batch(names=[(LINK, "any", PEER, OTHER, 5.0)]))
+    heard.writer.put([Batch(names=[(LINK, "any", PEER, OTHER, 5.0)])])
 
 
 def test_a_close_writes_what_waits(path: Path, heard: Heard) -> None:
@@ -432,11 +432,11 @@ def test_a_file_that_is_gone_is_made_again_from_everything(path: Path, heard: He
 def test_a_file_that_is_damaged_while_it_is_written_is_set_aside(path: Path, heard: Heard) -> None:
     """A file larger than what SQLite remembers of it."""
     assert heard.writer is not None
-    heard.writer.put(Batch(names=many(100_000)))
+    heard.writer.put([Batch(names=many(100_000))])
     wait_for(lambda: path.stat().st_size > 2_500_000)
     with path.open("r+b") as file:
         file.write(bytes(2_500_000))
-    heard.writer.put(Batch(forgotten=[row[:4] for row in many(100_000)]))
+    heard.writer.put([Batch(forgotten=[row[:4] for row in many(100_000)])])
 
     heard.until("damaged", "wanted")
     wait_for(lambda: names_in(path) == {DB})
@@ -470,7 +470,7 @@ def test_a_limit_of_the_process_on_files_is_told_too(path: Path, heard: Heard) -
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
     try:
         assert heard.writer is not None
-        heard.writer.put(Batch(names=many(2000)))
+        heard.writer.put([Batch(names=many(2000))])
         heard.until("lost")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
