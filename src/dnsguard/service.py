@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -26,7 +27,7 @@ from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf
-from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
+from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
@@ -48,6 +49,7 @@ from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
+from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.health import HealthServer
@@ -105,6 +107,7 @@ class Service:
             queries=settings.log.queries.value,
             level=LEVELS[settings.log.level.value],
         )
+        self._systemd = Systemd.from_environment(os.environ)
         self._counters = Counters()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -134,9 +137,6 @@ class Service:
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
-        for missing in unbuilt_defaults(self._settings):
-            feature, _, reason = missing.partition(" (")
-            self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         for unusable in unusable_sysctls():
             self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:
@@ -188,6 +188,7 @@ class Service:
         self._udp.start()
         await self._open_control(rooms)
         self._missing = ""
+        self._systemd.ready()
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
         beside = self._beside.background(self._background.every, self._drops, self._answers) if self._beside else []
@@ -294,6 +295,7 @@ class Service:
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
+            self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
             self._gaps,
         )
@@ -305,6 +307,7 @@ class Service:
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
+                "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
                 "reload": self._reload,
             },
