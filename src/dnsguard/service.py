@@ -44,6 +44,7 @@ from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
+from dnsguard.names_file.content import Names
 from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
@@ -174,7 +175,7 @@ class Service:
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        await self._restore(await self._policies.first())
+        await self._restore(*await asyncio.gather(self._policies.first(), self._names.read()))
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
@@ -256,7 +257,7 @@ class Service:
         engine.connect(self._transport)
         return engine, servers
 
-    async def _restore(self, policy: Store) -> None:
+    async def _restore(self, policy: Store, names: Names) -> None:
         """The first change: every pod of this node, with the leases that the kernel still holds for it."""
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
@@ -268,7 +269,7 @@ class Service:
             assembly.answers_fingerprint(self._settings, self._own)
         ):
             self._line.answers.adopt(())
-        left = Left(held, running, await self._names.read())
+        left = Left(held, running, names)
         seen, self._seen = self._seen, {}
         await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
         self._names.begin(engine.pods, engine.leases)
