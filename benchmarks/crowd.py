@@ -2,8 +2,8 @@
 
 `python -m benchmarks.crowd PODS NAMES SECONDS [FIRST LAST]` runs in the namespace that holds the pods' ends of all
 links and prints a JSON object. Every pod asks for every name; with FIRST and LAST these turns are taken, in each of
-which another name is asked for, and by another pod than the last time. The ends have no addresses: frames are made here and sent by one packet socket, which also sees the
-replies; nobody else looks at them.
+which another name is asked for, and by another pod than the last time. The ends have no addresses: frames are made here
+and sent by one packet socket, which also sees the replies; nobody else looks at them.
 """
 
 from __future__ import annotations

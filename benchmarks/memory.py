@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -240,7 +239,7 @@ def books(node: Node) -> Books:
 
 
 def _count(pid: int, folder: str) -> int:
-    return len(os.listdir(f"/proc/{pid}/{folder}"))
+    return sum(1 for _ in Path(f"/proc/{pid}/{folder}").iterdir())
 
 
 def _rollup(pid: int) -> dict[str, int]:
@@ -260,7 +259,7 @@ def _entries(pins: Path) -> dict[str, int]:
     for path in sorted((pins / "maps").iterdir()):
         with contextlib.closing(Map(get_pinned(path))) as each:
             if each.type in _HASHES:
-                found[path.name] = sum(1 for _ in each.keys())
+                found[path.name] = sum(1 for _ in each.items())
     return found
 
 

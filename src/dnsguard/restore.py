@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from dnsguard.core.leases import Element, Held, Leases
+from dnsguard.core.lease import Element, Held
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Pair, PodId, Seconds
 from dnsguard.core.pods import Pod, PodTable
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dnsguard.core.leases import Element, Held
+from dnsguard.core.lease import Element, Held
 from dnsguard.restore import restore
 from dnsguard.upstream.scripted import Answer
 from tests.replay.stage import Stage, respond

@@ -234,7 +234,7 @@ def test_a_kernel_that_refuses_the_same_lease_again_and_again_costs_no_memory(st
     for _ in range(100):
         stage.ask("web", "a.example.com")
 
-    assert sum(len(bucket) for bucket in stage.engine.leases._buckets.values()) == 1
+    assert sum(len(turn) for turn in stage.engine.leases._turns.values()) == 1
 
 
 def test_leases_are_told_of_while_somebody_asks_and_not_else(stage: Stage) -> None:

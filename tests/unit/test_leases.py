@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnsguard.core.leases import UNKNOWN, Armed, Capacity, Element, Leases, Write
+from dnsguard.core.lease import UNKNOWN, Element, Write
+from dnsguard.core.leases import Armed, Capacity, Leases
 from dnsguard.core.model import Address, Name, PodId, PortRange, Protocol, Scope
 
 POD = PodId(1)
@@ -109,7 +110,7 @@ def test_a_lease_refused_many_times_is_looked_at_once() -> None:
     leases = table()
     for ticket in range(1, 50):
         leases.refuse(armed(leases, DB, now=float(ticket), ticket=ticket).leases, ticket)
-    assert sum(len(bucket) for bucket in leases._buckets.values()) == 1
+    assert sum(len(turn) for turn in leases._turns.values()) == 1
     leases.rejustify(POD, only(A, "tcp_443"), 60.0, same_program=True)
     assert [lease.address for lease in leases.due(200.0)] == [DB]
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from dnsguard.core.compile import closed, decide
-from dnsguard.core.leases import UNKNOWN, Justify, Leases
+from dnsguard.core.lease import UNKNOWN
+from dnsguard.core.leases import Justify, Leases
 from dnsguard.core.model import Action, Address, Flow, Name, Packet, PodId, Program, Scope, Seconds
 from dnsguard.core.pods import Pod
 from dnsguard.core.policy import Denied, EffectivePolicy
