@@ -6,7 +6,7 @@ when the lease does: it costs no dictionary, and half the memory.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from dnsguard.core.model import Address, Name, PodId, Seconds
@@ -16,6 +16,9 @@ UNKNOWN = Name(b"")
 
 NAMES_PER_LEASE = 1000
 """Names remembered for one lease; beyond it the one that ends first is forgotten (it then justifies nothing)."""
+
+
+_FEW = 8
 
 
 class Write(NamedTuple):
@@ -53,8 +56,7 @@ class Turn(list["Lease"]):
 
 class Lease:
     """One lease. `only` is the one name that justifies it, until its end, or else `more` maps each to an end of its
-    own. `past` held it open before. `turn` is when its end is looked at. A ten-slot object is 112 octets, nine as
-    many."""
+    own; `past` held it open before. `turn` is when its end is looked at."""
 
     __slots__ = ("address", "more", "only", "past", "pod", "scope", "ticket", "turn", "until", "written")
 
@@ -64,7 +66,7 @@ class Lease:
         self.address = address
         self.only: Name | None = None
         self.more: dict[Name, Seconds] | None = None
-        self.past: tuple[Name, ...] = ()
+        self.past: Collection[Name] = ()
         self.until: Seconds = 0.0
         self.written: Seconds = 0.0
         self.ticket = 0
@@ -102,17 +104,32 @@ class Lease:
             if ends == until:
                 self.only, self.more = name, None
 
-    def age(self, now: Seconds) -> Collection[Name]:
-        """Move those of several names whose time is over to the past, and say which."""
-        over = [name for name, until in self.names.items() if until <= now]
-        if over:
+    def over(self, now: Seconds) -> Collection[Name]:
+        """Take out the names whose time is over."""
+        if self.only is not None:
+            if self.until > now:
+                return ()
+            over, self.only = self.only, None
+            return (over,)
+        names = [name for name, until in self.names.items() if until <= now]
+        if names:
             self.rename({name: until for name, until in self.names.items() if until > now}, self.until)
-            self.remember(over)
-        return over
+        return names
 
-    def remember(self, names: Collection[Name]) -> None:
-        """These held it open, and do no longer."""
-        self.past = tuple(dict.fromkeys((*names, *self.past)))[:NAMES_PER_LEASE] if self.past else tuple(names)
+    def remember(self, names: Collection[Name]) -> Collection[Name]:
+        """These held it open, and do no longer. Returns the names that had to be forgotten for it."""
+        if not self.past:
+            self.past = past_of(names)
+            return ()
+        past = list(dict.fromkeys((*names, *self.past)))
+        self.past = past_of(past[:NAMES_PER_LEASE])
+        return past[NAMES_PER_LEASE:]
+
+
+def past_of(names: Iterable[Name]) -> Collection[Name]:
+    """Each name once. A set of one is four times a tuple; many are to be found fast."""
+    found = tuple(names)
+    return found if len(found) <= _FEW else frozenset(found)
 
 
 Place = tuple[str, Address]
@@ -190,11 +207,13 @@ class PodLeases:
         lease.only = name
         self.per_name[name] = self.per_name.get(name, 0) + 1
 
-    def add_name(self, lease: Lease, name: Name, until: Seconds) -> None:
-        """`name` justifies the lease too, until then."""
-        if (forgotten := lease.justify(name, until)) is not None:
+    def add_name(self, lease: Lease, name: Name, until: Seconds) -> Name | None:
+        """`name` justifies the lease too, until then. Returns the name that had to be forgotten for it."""
+        forgotten = lease.justify(name, until)
+        if forgotten is not None:
             self.discount((forgotten,))
         self.per_name[name] = self.per_name.get(name, 0) + 1
+        return forgotten
 
     def rename(self, lease: Lease, names: dict[Name, Seconds], until: Seconds) -> None:
         """Exactly these names justify the lease now, the last until `until`."""
@@ -204,17 +223,13 @@ class PodLeases:
             self.per_name[name] = self.per_name.get(name, 0) + 1
         lease.rename(names, until)
 
-    def age(self, lease: Lease, now: Seconds) -> None:
-        """Move the names whose time is over to the past."""
-        name = lease.only
-        if name is None:
-            self.discount(lease.age(now))
-        elif lease.until <= now:
-            lease.only = None
-            lease.remember((name,))
-            self.discount((name,))
+    def age(self, lease: Lease, now: Seconds) -> Collection[Name]:
+        """Move the names whose time is over to the past. Returns those that had to be forgotten for it."""
+        over = lease.over(now)
+        self.discount(over)
+        return lease.remember(over) if over else ()
 
-    def discount(self, names: Iterator[Name] | Collection[Name]) -> None:
+    def discount(self, names: Iterable[Name]) -> None:
         for name in names:
             left = self.per_name.get(name, 1) - 1
             if left > 0:

@@ -8,11 +8,12 @@ works out what a new policy leaves of them. It does no I/O: its results are writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
-from dnsguard.core.lease import UNKNOWN, Element, Lease, Place, PodLeases, Turn, Write
+from dnsguard.core.lease import NAMES_PER_LEASE, UNKNOWN, Element, Lease, Place, PodLeases, Turn, Write, past_of
 from dnsguard.core.model import Address, Name, PodId, Scope, Seconds
 
 REFUSED = 1e-9
@@ -52,9 +53,19 @@ class Changed:
     purged: list[Lease] = field(default_factory=list)
     refused: int = 0
 
+    def merge(self, more: Changed) -> None:
+        self.write += more.write
+        self.leases += more.leases
+        self.remove += more.remove
+        self.purged += more.purged
+        self.refused += more.refused
+
 
 Checkpoint = list[tuple[Lease, dict[Name, Seconds], Seconds]]
 """A pod's leases with their names and ends, as they were."""
+
+Touch = tuple[Lease, Name | None]
+"""A lease, and a name whose end on it is another now; without a name, all that was known of the lease may be over."""
 
 Justify = Callable[[Name, Address], Collection[str]]
 """The names of the scopes in which a policy opens `address` because of `name`."""
@@ -67,6 +78,10 @@ class Leases:
         self.capacity = capacity
         self.pods: dict[PodId, PodLeases] = {}
         self.elements = 0
+        self.touched: deque[Touch] = deque(maxlen=0)
+        """What happened to the names of leases, in its order. Whoever keeps them puts a deque of its own here."""
+        self.moved: deque[PodId] = deque(maxlen=0)
+        """Pods that came, went or have other addresses, likewise."""
         self._turns: dict[int, Turn] = {}
 
     def __len__(self) -> int:
@@ -154,9 +169,12 @@ class Leases:
                 if name != lease.only:
                     more = lease.more
                     if more is None or name not in more:
-                        table.add_name(lease, name, ends)
+                        self._justify(table, lease, name, ends)
                     elif ends > more[name]:
                         more[name] = ends
+                        self.touched.append((lease, name))
+                elif ends > lease.until:
+                    self.touched.append((lease, name))
                 if ends > lease.until:
                     lease.until = ends
         return Armed(writes, leases, wait)
@@ -176,6 +194,11 @@ class Leases:
         table.open(lease)
         self.elements += len(table.v4 if len(address) == 4 else table.v6)
         return lease
+
+    def _justify(self, table: PodLeases, lease: Lease, name: Name, until: Seconds) -> None:
+        if (forgotten := table.add_name(lease, name, until)) is not None:
+            self.touched.append((lease, forgotten))
+        self.touched.append((lease, name))
 
     @staticmethod
     def refuse(leases: Iterable[Lease], ticket: int) -> None:
@@ -210,29 +233,34 @@ class Leases:
                 if table is None or table.get(lease.scope, lease.address) is not lease:
                     continue
                 if lease.until > now:
-                    table.age(lease, now)
+                    self._age(table, lease, now)
                     self._look_at(lease, lease.until)
                 else:
                     self._end(table, lease, now)
                     ended.append(lease)
         return ended
 
+    def _age(self, table: PodLeases, lease: Lease, now: Seconds) -> None:
+        self.touched.extend([(lease, name) for name in table.age(lease, now)])
+
     def _end(self, table: PodLeases, lease: Lease, now: Seconds) -> None:
         """Take a lease out of the table; what it stood on is remembered for the flows it let open."""
-        table.age(lease, float("inf"))
+        if lease.until > now:
+            self.touched.extend([(lease, name) for name, until in lease.names.items() if until > now])
+        self._age(table, lease, float("inf"))
         # One that is taken back has ended now: a later answer must not find the time that it had left.
         lease.until = min(lease.until, now)
         lease.written = 0.0
         table.end(lease)
         self.elements -= len(table.sources(lease.address))
         if len(table.ended) > self.capacity.leases:
-            del table.ended[next(iter(table.ended))]
+            self.touched.append((table.ended.pop(next(iter(table.ended))), None))
 
     def forget_ended(self, pod: PodId, flowing: Collection[Address], before: Seconds) -> None:
         """Drop what ended before `before`, except leases on addresses to which a flow is still open."""
         ended = self.pods[pod].ended
         for key in [k for k, lease in ended.items() if lease.until < before and lease.address not in flowing]:
-            del ended[key]
+            self.touched.append((ended.pop(key), None))
 
     def stood_on(self, pod: PodId) -> dict[Address, set[tuple[str, Name]]]:
         """For each address of a lease, living or ended: the scopes and every name that ever justified it there."""
@@ -268,11 +296,13 @@ class Leases:
 
     def add_pod(self, pod: PodId, addresses: Collection[Address]) -> None:
         self.pods[pod] = PodLeases()
+        self.moved.append(pod)
         self.pods[pod].readdressed(addresses)
 
     def remove_pod(self, pod: PodId) -> list[Element]:
         """Forget everything about a pod; the elements that the enforcer should remove."""
         table = self.pods.pop(pod)
+        self.moved.append(pod)
         gone = [element for lease in table for element in table.elements(lease)]
         self.elements -= len(gone)
         return gone
@@ -282,6 +312,7 @@ class Leases:
         table = self.pods[pod]
         before = {e for lease in table for e in table.elements(lease)}
         table.readdressed(addresses)
+        self.moved.append(pod)
         changed = Changed()
         for lease in table:
             timeout = int((lease.written - now) * 1000.0)
@@ -312,8 +343,25 @@ class Leases:
         for (scope, address), names in wanted.items():
             self._renew(table, (pod, scope, address), names, changed, now)
         if not same_program:
-            _forget_unknown(table)
+            self._forget_unknown(table)
         return changed
+
+    def _rename(self, table: PodLeases, lease: Lease, names: dict[Name, Seconds], until: Seconds) -> None:
+        if names != lease.names:
+            self.touched.extend([(lease, name) for name in lease.names.keys() | names.keys()])
+        table.rename(lease, names, until)
+
+    def _remember(self, lease: Lease, names: Collection[Name]) -> None:
+        if names:
+            self.touched.extend([(lease, name) for name in lease.remember(names)])
+
+    def _forget_unknown(self, table: PodLeases) -> None:
+        """Names that were never known justify nothing under another program, not even flows that are open already."""
+        for leases in (table, table.ended.values()):
+            for lease in leases:
+                if UNKNOWN in lease.past:
+                    lease.past = past_of(name for name in lease.past if name != UNKNOWN)
+                    self.touched.append((lease, UNKNOWN))
 
     def _renew(
         self,
@@ -330,10 +378,10 @@ class Leases:
                 changed.refused += 1
                 return
             lease = self._open(table, pod, scope, address)
-        lease.remember(lease.names.keys() - names.keys())
+        self._remember(lease, lease.names.keys() - names.keys())
         until = max(names.values())
         before = lease.until
-        table.rename(lease, names, until)
+        self._rename(table, lease, names, until)
         if abs(until - lease.written) > 1e-3 and (until > lease.written or until < before):
             lease.written = until
             self._look_at(lease, until)
@@ -353,22 +401,40 @@ class Leases:
             self._end(table, lease, now)
         for (scope, address), (names, until) in before.items():
             lease = table.get(scope, address) or self._open(table, pod, scope, address)
-            table.rename(lease, names, until)
+            self._rename(table, lease, names, until)
             lease.written = until
             self._look_at(lease, until)
             _write_out(changed, table, lease, now)
         return changed
 
     def restore(
-        self, pod: PodId, scope: str, address: Address, *, until: Seconds, written: Seconds | None = None
+        self,
+        pod: PodId,
+        scope: str,
+        address: Address,
+        *,
+        names: dict[Name, Seconds],
+        until: Seconds,
+        written: Seconds | None = None,
     ) -> None:
-        """Take up a lease of unknown names that the kernel holds until `until`: kept, and never extended. `written` is
-        earlier when not all its elements last so long (0: one is missing), so that the next answer writes it anew."""
+        """Take up a lease that the kernel holds until `until`, because of `names`. UNKNOWN among them is kept, and
+        never extended. `written` is earlier when not all its elements last so long (0: one is missing), so that the
+        next answer writes it anew."""
         table = self.pods[pod]
         lease = self._open(table, pod, scope, address)
-        table.rename(lease, {UNKNOWN: until}, until)
+        self._rename(table, lease, names, until)
         lease.written = max(REFUSED, until if written is None else written)
         self._look_at(lease, until)
+
+    def restore_past(self, pod: PodId, scope: str, address: Address, names: Mapping[Name, Seconds]) -> None:
+        """These names justified a lease, living or ended, until these times, which are over."""
+        table = self.pods[pod]
+        latest = sorted(names, key=names.__getitem__, reverse=True)[:NAMES_PER_LEASE]
+        lease = table.get(scope, address)
+        if lease is None:
+            lease = table.ended[scope, address] = Lease(pod, scope, address)
+            lease.until = names[latest[0]]
+        lease.past = past_of(latest)
 
     def writes(self, now: Seconds) -> list[Write]:
         """Every element that should be in the kernel, with the time it has left: what a repair puts back."""
@@ -400,10 +466,3 @@ def _wanted(table: PodLeases, justify: Justify, now: Seconds, same_program: bool
                 names = wanted.setdefault((scope, lease.address), {})
                 names[name] = max(until, names.get(name, 0.0))
     return wanted
-
-
-def _forget_unknown(table: PodLeases) -> None:
-    """Names that were never known justify nothing under another program, not even flows that are open already."""
-    for leases in (table, table.ended.values()):
-        for lease in leases:
-            lease.past = tuple(name for name in lease.past if name != UNKNOWN)

@@ -37,6 +37,8 @@ class Event:
     description: Description
     message: str
     fields: Mapping[str, FieldValue]
+    exception: BaseException | None = None
+    """What an unexpected error was, with where it came from."""
 
 
 Sink = Callable[[Event], None]
@@ -171,8 +173,10 @@ class EventLog:
     def _hand(self, kind: EventKind, fields: Mapping[str, object], sinks: Iterable[Sink]) -> None:
         description = CATALOG[kind]
         try:
-            texts = {key: field_value(key, value) for key, value in fields.items() if value is not None}
-            event = Event(kind, description, describe(description, texts), texts)
+            texts = {k: field_value(k, v) for k, v in fields.items() if v is not None and k != "exc_info"}
+            error = fields.get("exc_info")
+            exception = error if isinstance(error, BaseException) else None
+            event = Event(kind, description, describe(description, texts), texts, exception)
             for sink in sinks:
                 sink(event)
         except Exception:
