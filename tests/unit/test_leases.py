@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnsguard.core.book import Armed, Capacity
 from dnsguard.core.lease import UNKNOWN, Element, Write
-from dnsguard.core.leases import Armed, Capacity, Leases
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Name, PodId, PortRange, Protocol, Scope
 
 POD = PodId(1)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.attempts import Servers
-from dnsguard.core.leases import Capacity, Leases
+from dnsguard.core.book import Capacity
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Pair, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, PodTable

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
+from dnsguard.core.book import Touch
 from dnsguard.core.lease import Lease
-from dnsguard.core.leases import Leases, Touch
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import LinkIndex, PodId, Seconds
 from dnsguard.core.pods import PodTable
 from dnsguard.names_file.content import pack_addresses
