@@ -41,6 +41,16 @@ class Armed(NamedTuple):
     wait: int
 
 
+@dataclass(frozen=True, slots=True)
+class Spared:
+    """Ended leases of a pod that are remembered without a flow: those that ended since `first`, but no more of them
+    than the `most` that ended last; and whatever has ended since `last`, for its flows are not known yet."""
+
+    first: Seconds
+    last: Seconds
+    most: int
+
+
 Touch = tuple[Lease, Name | None]
 """A lease, and a name whose end on it is another now; without a name, all that was known of the lease may be over."""
 
@@ -230,11 +240,19 @@ class Book:
         if len(table.ended) > self.capacity.leases:
             self.touched.append((table.ended.pop(next(iter(table.ended))), None))
 
-    def forget_ended(self, pod: PodId, flowing: Collection[Address], before: Seconds) -> None:
-        """Drop what ended before `before`, except leases on addresses to which a flow is still open."""
+    @property
+    def ended(self) -> int:
+        """Leases that ended and are remembered."""
+        return sum(len(pod.ended) for pod in self.pods.values())
+
+    def forget_ended(self, pod: PodId, flowing: Collection[Address], spared: Spared) -> None:
+        """Drop leases that ended, except those on addresses to which a flow is still open, and those `spared`."""
         ended = self.pods[pod].ended
-        for key in [k for k, lease in ended.items() if lease.until < before and lease.address not in flowing]:
-            self.touched.append((ended.pop(key), None))
+        idle = [place for place, lease in ended.items() if lease.address not in flowing]
+        beyond = max(0, len(idle) - spared.most)
+        for number, place in enumerate(idle):
+            if ended[place].until < (spared.last if number < beyond else spared.first):
+                self.touched.append((ended.pop(place), None))
 
     def stood_on(self, pod: PodId) -> dict[Address, set[tuple[str, Name]]]:
         """For each address of a lease, living or ended: the scopes and every name that ever justified it there."""

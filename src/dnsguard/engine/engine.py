@@ -105,6 +105,12 @@ class Engine:
         self.changes.tick(now)
         self.feed.tick(now)
 
+    async def forget(self, now: Seconds) -> None:
+        """Let go of what is worth nothing any longer; every few seconds."""
+        for pod in self.pods:
+            pod.share.forget(now)
+        await self.revocation.tick(self.pods, now)
+
     def why_closed(self, pod: Pod, address: Address, now: Seconds) -> str:
         """In words for a log, why a packet of `pod` to `address` found it closed."""
         lease = self.leases.last_ended(pod.id, address, now)
