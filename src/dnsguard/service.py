@@ -294,6 +294,7 @@ class Service:
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
+            self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
             self._gaps,
         )
@@ -305,6 +306,7 @@ class Service:
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
+                "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
                 "reload": self._reload,
             },

@@ -71,6 +71,10 @@ class Enforcer(Protocol):
     def uncut(self, flows: Collection[Flow]) -> Awaitable[None]:
         """Let these flows' packets be decided again. Unknown flows are ignored."""
 
+    def audit(self, on: bool) -> Awaitable[None]:
+        """Let through, from here on, what no rule accepts, but for forged sources; or drop it again. Flows that were
+        open before go on, either way. Raises KernelError with everything as it was before."""
+
     def read(self) -> Awaitable[Sequence[Held]]:
         """Every lease element that the kernel holds and that has time left."""
 
