@@ -16,7 +16,7 @@ from dnsguard import __version__
 from dnsguard.config.groups import Settings
 from dnsguard.control.calls import CallError, DenialRow, Explanation, Gap, LeaseRow, PodRow, Status, Version
 from dnsguard.control.explain import Ended, Subject, ports_text
-from dnsguard.core.leases import Lease
+from dnsguard.core.lease import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, address_text
@@ -102,7 +102,7 @@ class Reports:
             "policy": pod.policy.label,
             "default": pod.program.default.value,
             "rules": len(pod.program.rules),
-            "leases": len(self.engine.leases.pods[pod.id].by_key),
+            "leases": len(self.engine.leases.pods[pod.id]),
             "denied": self.dropped.get(pod.name, 0),
             "answered_in_kernel": self.answered.get(pod.name, 0),
             "origin": str(pod.entry_origin or ""),
@@ -115,7 +115,7 @@ class Reports:
     def _leases_of(self, pod: Pod) -> list[LeaseRow]:
         ports = {rule.scope.name: ports_text(rule.ports) for rule in pod.program.rules if rule.scope is not None}
         now = self.now()
-        living = (lease for lease in self.engine.leases.pods[pod.id].by_key.values() if lease.until > now)
+        living = (lease for lease in self.engine.leases.pods[pod.id] if lease.until > now)
         rows = [self._lease_row(pod, lease, ports.get(lease.scope, lease.scope), now) for lease in living]
         return sorted(rows, key=lambda row: (row["names"], row["address"], row["scope"]))
 
@@ -157,8 +157,8 @@ class Reports:
     def _ended_of(self, pod: Pod, now: Seconds) -> dict[Address, Ended]:
         """What each address was leased for last; not those that are leased now."""
         table = self.engine.leases.pods[pod.id]
-        over = [lease for lease in (*table.ended.values(), *table.by_key.values()) if lease.until <= now]
-        living = {lease.address for lease in table.by_key.values() if lease.until > now}
+        over = [lease for lease in (*table.ended.values(), *table) if lease.until <= now]
+        living = {lease.address for lease in table if lease.until > now}
         latest = sorted(over, key=lambda lease: lease.until)
         return {
             lease.address: Ended(tuple(dict.fromkeys((*lease.names, *lease.past))), now - lease.until)

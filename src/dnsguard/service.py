@@ -70,8 +70,8 @@ TICK: Final[Seconds] = 0.05
 """Between two looks at deadlines."""
 AFTERWARDS: Final[Seconds] = 0.5
 """What queries in flight get at a stop beyond their deadline."""
-REMEMBER: Final[Seconds] = 60.0
-"""Between two looks at which open flows still need what ended leases stood on."""
+FORGET: Final[Seconds] = 2.0
+"""Between two looks at what may be forgotten."""
 DROPPED: Final[Seconds] = 5.0
 """Between two readings of the kernel's counters of dropped packets."""
 AGAIN: Final[Seconds] = 1.0
@@ -196,7 +196,7 @@ class Service:
             *beside,
             self._background.every(TICK, "time", self._tick),
             self._background.every(TICK, "names behind leases", self._names.tick),
-            self._background.every(REMEMBER, "memory of flows", self._remember),
+            self._background.every(FORGET, "memory", self._forget),
             self._background.every(DROPPED, "counters of drops", self._count_dropped),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
             self._background.every(AGAIN, "probes", probes.run),
@@ -359,8 +359,8 @@ class Service:
         with contextlib.suppress(DnsguardError):
             await self._reload()
 
-    async def _remember(self) -> None:
-        await self._engine.revocation.remember(self._engine.pods, time.monotonic())
+    async def _forget(self) -> None:
+        await self._engine.forget(time.monotonic())
 
     async def _apply_again(self) -> None:
         if self._engine.changes.unapplied:

@@ -95,6 +95,11 @@ class Share:
             return None
         return None if hash(name) in names else NAMES
 
+    def forget(self, now: Seconds) -> None:
+        """Drop the names of a minute that is over: those of a pod that asks no more are 100 octets each."""
+        if now - self._minute >= 60.0:
+            self._names = set()
+
     def connection(self) -> str | None:
         """Take a TCP connection."""
         if self.connections >= self._limits.connections:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from dnsguard.core.answers import Answer
-from dnsguard.core.leases import Element, Held, Write
+from dnsguard.core.lease import Element, Held, Write
 from dnsguard.core.model import Address, Flow, Name, Pair, Program, Seconds
 from dnsguard.core.wire import ExtendedError, Question
 

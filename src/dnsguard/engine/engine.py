@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.attempts import Servers
-from dnsguard.core.leases import Capacity, Leases
+from dnsguard.core.book import Capacity
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Pair, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, PodTable
@@ -103,6 +104,12 @@ class Engine:
         self.exchanges.tick(now)
         self.changes.tick(now)
         self.feed.tick(now)
+
+    async def forget(self, now: Seconds) -> None:
+        """Let go of what is worth nothing any longer; every few seconds."""
+        for pod in self.pods:
+            pod.share.forget(now)
+        await self.revocation.tick(self.pods, now)
 
     def why_closed(self, pod: Pod, address: Address, now: Seconds) -> str:
         """In words for a log, why a packet of `pod` to `address` found it closed."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dnsguard.core.leases import NAMES_PER_LEASE
+from dnsguard.core.lease import NAMES_PER_LEASE
 from dnsguard.core.model import Address, LinkIndex, Name, Seconds
 
 FILE: Final = "names.sqlite"

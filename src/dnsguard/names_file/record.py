@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
-from dnsguard.core.leases import Lease, Leases, Touch
+from dnsguard.core.book import Touch
+from dnsguard.core.lease import Lease
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import LinkIndex, PodId, Seconds
 from dnsguard.core.pods import PodTable
 from dnsguard.names_file.content import pack_addresses
@@ -37,7 +39,7 @@ class Record:
         self._links = {pod.id: pod.link for pod in self._pods}
         batch.pods = [(pod.link, pack_addresses(pod.addresses)) for pod in self._pods]
         tables = self._leases.pods.values()
-        self._rest = [lease for table in tables for lease in (*table.by_key.values(), *table.ended.values())]
+        self._rest = [lease for table in tables for lease in (*table, *table.ended.values())]
         self._add_rest(batch, now)
         return batch
 
@@ -91,8 +93,7 @@ class Record:
     def _known(self, lease: Lease) -> Lease | None:
         """What is remembered now in this lease's place."""
         table = self._leases.pods[lease.pod]
-        key = lease.scope, lease.address
-        return table.by_key.get(key) or table.ended.get(key)
+        return table.get(lease.scope, lease.address) or table.ended.get((lease.scope, lease.address))
 
     def _add_rest(self, batch: Batch, now: Seconds) -> None:
         for _ in range(min(SLICE, len(self._rest))):
