@@ -25,7 +25,7 @@ from dnsguard.core.model import (
 )
 from dnsguard.core.names import parse_pattern
 from dnsguard.sources.allowlist import AllowlistReader, Surroundings, diagnose
-from dnsguard.sources.peers import merge_ports
+from dnsguard.core.ports import merge_ports
 
 ROOT = Path(__file__).parents[2]
 

@@ -38,6 +38,18 @@ class Dropped(NamedTuple):
     packets: int
 
 
+class Audited(NamedTuple):
+    """Packets that passed in Audit and would have been dropped, as seen from the pod. `rule` is the number of the Deny
+    rule in the pod's program; None when no rule accepts them, or the pod has no program yet."""
+
+    pod: Address
+    peer: Address
+    protocol: int
+    port: int
+    rule: int | None
+    packets: int
+
+
 class Answered(NamedTuple):
     """What became of a link's questions: the kernel answered, or denied, or let them go up to the daemon."""
 

@@ -76,6 +76,12 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("91aeaae4436f4caaa57ef3eed168302f"),
         "Look at the place named: the file is valid, but probably does not mean what was intended.",
     ),
+    EventKind.MODE_CHANGED: Description(
+        WARNING,
+        "mode {mode} is in force",
+        UUID("fce4ee56-5909-4b08-9930-f3b4be947b8e"),
+        "In Audit everything is let through and told of; write mode: Enforce and run `dnsguard reload` to close it.",
+    ),
     EventKind.POD_CAME: Description(
         INFO,
         "{who} came on {link}",
@@ -121,6 +127,13 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "If the pod needs this name, add it to one of the pod's policies; `dnsguard explain` shows what decided.",
         limited=True,
     ),
+    EventKind.QUERY_AUDITED: Description(
+        INFO,
+        "{who} would not have resolved {name} ({type}): {reason}",
+        UUID("0b142dd3-64aa-411b-96fe-692e47ae9945"),
+        "Audit let it through. If the pod needs it, allow it before you enforce: `dnsguard learn` writes the line.",
+        limited=True,
+    ),
     EventKind.QUERY_REFUSED: Description(
         WARNING,
         "a packet of {who} was not taken as a query: {reason}",
@@ -161,6 +174,13 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "an answer for {name} ({type}) was withheld from {who}, or a part of it: {reason}",
         UUID("4e8116b48d2b4bbca4032fa4f655a219"),
         "If the address is meant to be reachable by name, change answers.protected or the rule that closes it.",
+        limited=True,
+    ),
+    EventKind.ANSWER_AUDITED: Description(
+        WARNING,
+        "an answer for {name} ({type}) would have been withheld from {who}, or a part of it: {reason}",
+        UUID("fe72e874-d67f-44ce-b1b4-9480299524e2"),
+        "Audit let it through. Before you enforce, raise the limit, or change what closes the address.",
         limited=True,
     ),
     EventKind.ANSWER_STALE: Description(
@@ -205,11 +225,24 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "If the pod needs it, allow its name or address block on that port; `dnsguard explain` shows what decided.",
         limited=True,
     ),
+    EventKind.FLOW_AUDITED: Description(
+        INFO,
+        "{who} would have been denied: {address} port {port}/{protocol}: {reason}",
+        UUID("5c7f722c-ff09-4aa8-a490-046e11d356b3"),
+        "Audit let it through. If the pod needs it, allow it before you enforce: `dnsguard learn` writes the line.",
+        limited=True,
+    ),
     EventKind.FLOWS_CUT: Description(
         INFO,
         "{count} flows that the policy no longer justifies were cut",
         UUID("1f530db563394edd8e526aef60d8aad5"),
         "Nothing to do.",
+    ),
+    EventKind.SEEN_FILE_FAILED: Description(
+        WARNING,
+        "{what}: {reason}",
+        UUID("ca85cb32-5b72-4283-ba57-29688e4bd871"),
+        "What `dnsguard learn` has seen goes on in memory. Look at the folder of paths.state: room, owner, disk.",
     ),
     EventKind.UPSTREAM_DOWN: Description(
         WARNING,

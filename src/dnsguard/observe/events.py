@@ -22,7 +22,7 @@ from dnsguard.observe.text import printable
 FieldValue = str | int | float
 
 UNSAID: Final = {
-    "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED}),
+    "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED}),
     "Denied": frozenset({EventKind.QUERY_ALLOWED}),
     "All": frozenset[EventKind](),
 }
