@@ -265,7 +265,11 @@ class EventKind(StrEnum):
     SEEN_FILE_FAILED = "seen_file_failed"
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
+    STATE_FILE_SET_ASIDE = "state_file_set_aside"
+    STATE_FILE_UNWRITABLE = "state_file_unwritable"
+    STATE_FILE_WRITTEN = "state_file_written"
     EVENTS_SUPPRESSED = "events_suppressed"
+    LOG_LINES_DROPPED = "log_lines_dropped"
     INTERNAL_ERROR = "internal_error"
 
 
