@@ -106,6 +106,15 @@ class PodBook:
         self.last = now
         self.changed = True
 
+    def copy(self) -> PodBook:
+        """One that another thread may read while this goes on; the records are shared."""
+        copy = PodBook(self.last)
+        copy.addresses, copy.last = self.addresses, self.last
+        copy.names, copy.missing, copy.folded = dict(self.names), dict(self.missing), dict(self.folded)
+        copy.flows = {peer: dict(ports) for peer, ports in self.flows.items()}
+        copy.stray_names, copy.stray_flows = self.stray_names, self.stray_flows
+        return copy
+
     def told(self, address: Address, name: Name, now: Seconds) -> None:
         """An answer for `name` held this address."""
         if len(self.lately) >= ADDRESSES or now - self.turned >= LASTING:
