@@ -195,6 +195,7 @@ class DenialRow(TypedDict):
     reason: str
     """Of the last one."""
     count: int
+    """Packets, or questions that reached the daemon: one that is repeated, the kernel denies by itself for 30 s."""
     first: float
     """Seconds ago."""
     last: float

@@ -329,21 +329,24 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "{path} cannot be used and is now {aside}: {reason}",
         UUID("b67b4382-17f4-4a5a-b75c-eb853fb39521"),
-        "Nothing is open that should not be, and what was open stays open until its lease ends; a new file is begun. "
-        "Delete the one set aside once you know what damaged it.",
+        "Nothing to do now. Delete the file set aside once you know what damaged it.",
+        meaning="A file that dnsguard keeps for its next start is not what was written, or is another version's. The "
+        "kernel says what is open, so nothing opens and nothing closes because of it; a new file is begun.",
     ),
     EventKind.STATE_FILE_UNWRITABLE: Description(
         WARNING,
         "{path} cannot be written: {reason}",
         UUID("d60cd3bc-559d-4b50-b908-8b81671d8b08"),
-        "Make room on the file system of paths.runtime, or let dnsguard write there; it tries again by itself. Until "
-        "then a restart keeps what is open until its lease ends, and closes it when a policy changes.",
+        "Make room on that file system, or let dnsguard write there; it tries again by itself.",
+        meaning="What dnsguard keeps for its next start is not kept now. Queries and packets do not notice. A restart "
+        "meanwhile keeps what is open until its lease ends, and closes it when a policy changes.",
     ),
     EventKind.STATE_FILE_WRITTEN: Description(
         INFO,
         "{path} is written again",
         UUID("58bf544d-b1d0-4c9b-9dbd-262468fbea97"),
         "Nothing to do.",
+        meaning="The file holds all that it should again; the next restart finds everything.",
     ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,
