@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dnsguard import __version__
@@ -25,9 +25,9 @@ from dnsguard.observe.recent import Recent
 from dnsguard.why import Case, denial_rows, explain_all
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Configured:
-    """What the daemon was told: its settings, the file they came from, and when it started."""
+    """What the daemon was told: its settings (others after a reload), the file they came from, and when it started."""
 
     settings: Settings
     file: Path
@@ -48,6 +48,8 @@ class Reports:
     now: Callable[[], Seconds]
     recent: Recent
     enforcers: Sequence[str] = ("nftables",)
+    audited: Mapping[str, int] = field(default_factory=dict)
+    """Packets of each pod that passed in Audit only, by its name."""
     gaps: Callable[[], Sequence[Gap]] = tuple
 
     async def version(self) -> Version:
@@ -69,6 +71,7 @@ class Reports:
             "leases": len(engine.leases),
             "queries": sum(engine.counters.requests.values()),
             "denied": engine.counters.verdicts["denied"],
+            "audited": engine.counters.verdicts["audited"],
             "enforcers": list(self.enforcers),
             "gaps": list(self.gaps()),
             "upstreams": [{"address": to, "up": up} for to, up in self.upstreams().items()],
@@ -104,6 +107,7 @@ class Reports:
             "rules": len(pod.program.rules),
             "leases": len(self.engine.leases.pods[pod.id]),
             "denied": self.dropped.get(pod.name, 0),
+            "audited": self.audited.get(pod.name, 0),
             "answered_in_kernel": self.answered.get(pod.name, 0),
             "origin": str(pod.entry_origin or ""),
         }

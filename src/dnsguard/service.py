@@ -26,7 +26,7 @@ from dnsguard import __version__, assembly
 from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError
-from dnsguard.config.groups import Ebpf
+from dnsguard.config.groups import Ebpf, Revocation
 from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import Gap, Reloaded, exit_code_of
@@ -40,6 +40,7 @@ from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, Surroundings
 from dnsguard.kernel_events import KernelEvents
+from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
@@ -61,6 +62,7 @@ from dnsguard.policies import Policies, print_all
 from dnsguard.process import raise_descriptors, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
+from dnsguard.seen import FLUSH, LOOK, Seen, Sources
 from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
@@ -114,11 +116,14 @@ class Service:
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
-        self._started = time.monotonic()
+        self._configured = Configured(settings, config, time.monotonic())
         self._missing = "starting"
         self._kernel = KernelEvents(self._events, self._counters)
         self._background = Background(self._events, self._counters)
-        self._policies = Policies(config, settings, self._events, self._counters, own=lambda: self._own)
+        self._policies = Policies(
+            config, settings, self._events, self._counters, own=lambda: self._own, on_settings=self._settings_are
+        )
+        self._book = Book()
         self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
@@ -175,7 +180,10 @@ class Service:
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        await self._restore(*await asyncio.gather(self._policies.first(), self._names.read()))
+        policy, names = await asyncio.gather(self._policies.first(), self._names.read())
+        await self._sightings.begin()
+        rooms.push_async_callback(self._sightings.close)
+        await self._restore(policy, names)
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
@@ -198,6 +206,8 @@ class Service:
             self._background.every(TICK, "names behind leases", self._names.tick),
             self._background.every(FORGET, "memory", self._forget),
             self._background.every(DROPPED, "counters of drops", self._count_dropped),
+            self._background.every(LOOK, "flows seen", self._sightings.look),
+            self._background.every(FLUSH, "what was seen", self._sightings.flush),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
             self._background.every(AGAIN, "probes", probes.run),
             self._background.whenever(self._links_changed, "links", self._follow_links),
@@ -246,11 +256,15 @@ class Service:
             time.monotonic,
             servers,
             [str(upstream) for upstream in settings.upstreams],
+            witness=self._book,
         )
         if (line := self._line) is not None:
             around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
-        self._drops = Drops(engine, self._events, time.monotonic)
+        layout = assembly.table_layout(settings)
+        sources = Sources(engine.pods, engine.leases, self._conntrack, self._enforcer.audited, layout.intercept)
+        self._sightings = Seen(self._book, sources, settings.paths.state, self._events)
+        self._drops = Drops(engine, self._events, time.monotonic, self._sightings.denied)
         self._answers = AnsweredInKernel(engine)
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
@@ -287,16 +301,16 @@ class Service:
         )
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
-        configured = Configured(self._settings, self._config, self._started)
         reports = Reports(
             self._engine,
-            configured,
+            self._configured,
             self._drops.by_pod,
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
             self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
+            self._drops.audited,
             self._gaps,
         )
         control = ControlServer(
@@ -309,6 +323,7 @@ class Service:
                 "explain": reports.explain,
                 "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
+                "learn": self._sightings.rows,
                 "reload": self._reload,
             },
             lambda call, error: self._background.defect("control socket", error),
@@ -343,6 +358,14 @@ class Service:
 
     async def _reload(self) -> Reloaded:
         return await self._policies.reload(self._engine.changes)
+
+    def _settings_are(self, settings: Settings) -> None:
+        """A reload has put these in force."""
+        self._settings = self._configured.settings = settings
+        self._events.tune(settings.log.queries.value, LEVELS[settings.log.level.value])
+        self._engine.revocation.drain = settings.enforcement.revocation is Revocation.DRAIN
+        if self._line is not None:
+            self._line.answers_made_by(assembly.answers_fingerprint(settings, self._own))
 
     # ---- what runs until the stop
 
@@ -411,6 +434,7 @@ class Service:
             cache_entries=lambda: len(engine.cache),
             tcp_connections=lambda: len(self._tcp.connections),
             policy_generation=lambda: engine.changes.generation,
+            audit=lambda: float(engine.exchanges.audit),
             log_lines_dropped=lambda: log.outlet.dropped,
             log_lines_suppressed=lambda: self._events.suppressed,
             log_events_failed=lambda: self._events.failed,

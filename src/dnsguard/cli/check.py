@@ -81,7 +81,6 @@ def _record(one: Diagnostic) -> dict[str, object]:
         "column": origin.column,
         "severity": one.severity,
         "text": one.text,
-        "missing": one.missing,
     }
 
 

@@ -36,13 +36,18 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
     yield "state", "ready" if status["ready"] else f"not ready: {status['missing']}"
     yield "version", status["version"]
     yield "running", f"{rounded_duration(status['uptime'])} as process {status['pid']}"
-    yield "mode", f"{status['mode']}, enforced by {', '.join(status['enforcers']) or 'nothing'}"
+    lines = ", ".join(status["enforcers"]) or "nothing"
+    yield (
+        "mode",
+        f"Audit: nothing is denied, {lines} tell of it" if status["mode"] == "Audit" else f"Enforce by {lines}",
+    )
     for gap in status["gaps"]:
         yield "gap", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}"
     yield "config", status["config"]
     yield "policy", f"generation {status['generation']} of {status['allowlist']}"
     yield "pods", status["pods"]
     yield "leases", status["leases"]
-    yield "queries", f"{status['queries']}, {status['denied']} denied"
+    audited = f", {status['audited']} would have been" if status["audited"] or status["mode"] == "Audit" else ""
+    yield "queries", f"{status['queries']}, {status['denied']} denied{audited}"
     for upstream in status["upstreams"]:
         yield "upstream", f"{upstream['address']} {'up' if upstream['up'] else 'DOWN'}"

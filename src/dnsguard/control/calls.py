@@ -63,6 +63,7 @@ CALLS: Final[Mapping[str, Call]] = {
     ),
     "denials": Call("GET", required=frozenset({"pod"}), rows=True),
     "monitor": Call("GET", optional=frozenset({"type", "pod"}), live=True),
+    "learn": Call("GET", rows=True, limit=60.0),
     "reload": Call("POST", limit=120.0),
 }
 """Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`. `type` of `monitor` is
@@ -111,6 +112,8 @@ class Status(TypedDict):
     leases: int
     queries: int
     denied: int
+    audited: int
+    """Questions that Audit let through and that would have been denied."""
     enforcers: list[str]
     gaps: list[Gap]
     upstreams: list[UpstreamStatus]
@@ -128,6 +131,8 @@ class PodRow(TypedDict):
     leases: int
     denied: int
     """Packets dropped since the daemon started, read from the kernel every few seconds."""
+    audited: int
+    """Packets that passed in Audit and would have been dropped; read as `denied` is."""
     answered_in_kernel: int
     """Questions that never came up to the daemon; read as `denied` is."""
     origin: str
@@ -236,6 +241,8 @@ class Reloaded(TypedDict):
     """`file:line:column: warning: text`."""
     changed: NotRequired[int]
     """Pods whose program is another one now."""
+    mode: NotRequired[str]
+    """The mode that is in force since, when it was another before."""
 
 
 def socket_path(runtime: Path) -> Path:
