@@ -102,6 +102,7 @@ class Service:
             time.monotonic,
             queries=settings.log.queries.value,
             level=LEVELS[settings.log.level.value],
+            pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
         self._counters = Counters()
         self._stop = asyncio.Event()
