@@ -282,6 +282,26 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Pods may be cut off until it is repaired. Look at `nft list table inet dnsguard` and the kernel's log.",
         meaning="What dnsguard had put into the kernel was changed, and putting it back failed. It is tried again.",
     ),
+    EventKind.STATE_FILE_SET_ASIDE: Description(
+        WARNING,
+        "{path} cannot be used and is now {aside}: {reason}",
+        UUID("b67b4382-17f4-4a5a-b75c-eb853fb39521"),
+        "Nothing is open that should not be, and what was open stays open until its lease ends; a new file is begun. "
+        "Delete the one set aside once you know what damaged it.",
+    ),
+    EventKind.STATE_FILE_UNWRITABLE: Description(
+        WARNING,
+        "{path} cannot be written: {reason}",
+        UUID("d60cd3bc-559d-4b50-b908-8b81671d8b08"),
+        "Make room on the file system of paths.runtime, or let dnsguard write there; it tries again by itself. Until "
+        "then a restart keeps what is open until its lease ends, and closes it when a policy changes.",
+    ),
+    EventKind.STATE_FILE_WRITTEN: Description(
+        INFO,
+        "{path} is written again",
+        UUID("58bf544d-b1d0-4c9b-9dbd-262468fbea97"),
+        "Nothing to do.",
+    ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,
         "{lines} more lines about {who} were left out: {kinds}",

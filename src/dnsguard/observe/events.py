@@ -17,6 +17,7 @@ from dnsguard.core.names import to_text
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.catalog import CATALOG, INFO, Description
 from dnsguard.observe.ratelimit import LeftOut, LineLimiter
+from dnsguard.observe.recent import Recent
 from dnsguard.observe.text import printable
 
 FieldValue = str | int | float
@@ -112,6 +113,8 @@ class EventLog:
     ) -> None:
         """`pod_ips` gives the addresses of the pods of a name, for events that name only the pod."""
         self.watchers: tuple[Watcher, ...] = ()
+        self.recent = Recent(clock)
+        """The last denials of each pod, said or not."""
         self.suppressed = 0
         """Lines left out by the rate limit since the start."""
         self.failed = 0
@@ -139,6 +142,7 @@ class EventLog:
         self.all_leases = EventKind.LEASE_OPENED in said
 
     def emit(self, kind: EventKind, /, **fields: object) -> None:
+        self.recent.note(kind, fields)
         if kind in self._watched:
             self._show(kind, fields)
         description = self._described.get(kind)
