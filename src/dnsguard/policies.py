@@ -47,6 +47,8 @@ class Policies:
         self._own = own
         self._store: Store | None = None
         self._reloading = asyncio.Lock()
+        self.rejected = False
+        """Whether the last policy read is not the one in force."""
 
     async def first(self) -> Store:
         """The policy to start with. Raises CallError, with every diagnostic printed, when it cannot be used."""
@@ -64,7 +66,7 @@ class Policies:
             loaded = await self._load()
             self._tell(loaded)
             if loaded.store is None:
-                self._counters.reloads["rejected"] += 1
+                self._reject()
                 raise CallError("\n".join(map(str, loaded.diagnostics)), exit_code(loaded.diagnostics))
             changed = await self._put_in_force(loaded.store, changes)
             return {
@@ -79,10 +81,11 @@ class Policies:
             outcome = await changes.policy(store)
         except BaseException as error:
             store.close()
-            self._counters.reloads["rejected"] += 1
+            self._reject()
             self._events.emit(EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {error}")
             raise
         self._keep(store)
+        self.rejected = False
         self._counters.reloads["loaded"] += 1
         self._events.emit(
             EventKind.POLICY_LOADED,
@@ -93,6 +96,10 @@ class Policies:
             cut=outcome.cut,
         )
         return outcome.pods
+
+    def _reject(self) -> None:
+        self.rejected = True
+        self._counters.reloads["rejected"] += 1
 
     async def _load(self) -> Loaded:
         settings = self._settings

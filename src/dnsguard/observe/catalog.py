@@ -288,6 +288,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("b67b4382-17f4-4a5a-b75c-eb853fb39521"),
         "Nothing is open that should not be, and what was open stays open until its lease ends; a new file is begun. "
         "Delete the one set aside once you know what damaged it.",
+        meaning="The names behind leases were kept in it. The kernel still knows what is open, but not for which name: "
+        "a policy that changes closes it, where otherwise it would have stayed open.",
     ),
     EventKind.STATE_FILE_UNWRITABLE: Description(
         WARNING,
@@ -295,12 +297,14 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("d60cd3bc-559d-4b50-b908-8b81671d8b08"),
         "Make room on the file system of paths.runtime, or let dnsguard write there; it tries again by itself. Until "
         "then a restart keeps what is open until its lease ends, and closes it when a policy changes.",
+        meaning="The names behind leases are kept in memory only. Enforcement does not depend on the file.",
     ),
     EventKind.STATE_FILE_WRITTEN: Description(
         INFO,
         "{path} is written again",
         UUID("58bf544d-b1d0-4c9b-9dbd-262468fbea97"),
         "Nothing to do.",
+        meaning="The names behind leases outlive a restart again.",
     ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,
