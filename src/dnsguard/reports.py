@@ -38,7 +38,7 @@ class Configured:
 class Reports:
     """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name, and
     `answered` its questions that the kernel answered; `missing` is what readiness waits for, empty when
-    ready; `recent` remembers what was denied."""
+    ready; `recent` remembers what was denied; `totals` are the metrics' counters."""
 
     engine: Engine
     configured: Configured
@@ -51,6 +51,7 @@ class Reports:
     audited: Mapping[str, int] = field(default_factory=dict)
     """Packets of each pod that passed in Audit only, by its name."""
     gaps: Callable[[], Sequence[Gap]] = tuple
+    totals: Callable[[], Mapping[str, int]] = dict
 
     async def version(self) -> Version:
         return {"version": __version__}
@@ -68,7 +69,13 @@ class Reports:
             "allowlist": str(settings.allowlist),
             "generation": engine.changes.generation,
             "pods": len(engine.pods),
+            "pods_limit": settings.tables.pods,
             "leases": len(engine.leases),
+            "lease_elements": engine.leases.elements,
+            "leases_limit": settings.tables.leases,
+            "in_flight": len(engine.exchanges),
+            "held_answers": engine.exchanges.gate.holding,
+            "totals": dict(self.totals()),
             "queries": sum(engine.counters.requests.values()),
             "denied": engine.counters.verdicts["denied"],
             "audited": engine.counters.verdicts["audited"],

@@ -53,15 +53,16 @@ from dnsguard.node.routing import Interception, unusable_sysctls
 from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
-from dnsguard.observe.health import HealthServer
+from dnsguard.observe.health import Health, HealthServer
 from dnsguard.observe.log import LEVELS, open_log
-from dnsguard.observe.metrics import Gauges, Metrics, build_registry
+from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
 from dnsguard.process import raise_descriptors, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
+from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
 from dnsguard.seen import FLUSH, LOOK, Seen, Sources
 from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
@@ -74,8 +75,8 @@ AFTERWARDS: Final[Seconds] = 0.5
 """What queries in flight get at a stop beyond their deadline."""
 FORGET: Final[Seconds] = 2.0
 """Between two looks at what may be forgotten."""
-DROPPED: Final[Seconds] = 5.0
-"""Between two readings of the kernel's counters of dropped packets."""
+COUNTED: Final[Seconds] = 5.0
+"""Between two readings of the kernel's counters when nobody scrapes."""
 AGAIN: Final[Seconds] = 1.0
 """What never ends by itself is begun again after a defect."""
 
@@ -108,6 +109,7 @@ class Service:
             time.monotonic,
             queries=settings.log.queries.value,
             level=LEVELS[settings.log.level.value],
+            pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
         self._systemd = Systemd.from_environment(os.environ)
         self._counters = Counters()
@@ -175,6 +177,7 @@ class Service:
         await self._open_kernel(rooms)
         engine, servers = self._build_engine()
         rooms.callback(self._transport.close)
+        rooms.push_async_callback(self._kernel_counters.close)
         await watch.start()
         if self._beside is not None and await self._enforcer.stands():
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
@@ -199,13 +202,13 @@ class Service:
         self._systemd.ready()
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
-        beside = self._beside.background(self._background.every, self._drops, self._answers) if self._beside else []
+        beside = self._beside.background(self._background.every, self._drops) if self._beside else []
         return [
             *beside,
             self._background.every(TICK, "time", self._tick),
             self._background.every(TICK, "names behind leases", self._names.tick),
             self._background.every(FORGET, "memory", self._forget),
-            self._background.every(DROPPED, "counters of drops", self._count_dropped),
+            self._background.every(COUNTED, "kernel counters", self._kernel_counters.read),
             self._background.every(LOOK, "flows seen", self._sightings.look),
             self._background.every(FLUSH, "what was seen", self._sightings.flush),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
@@ -266,6 +269,9 @@ class Service:
         self._sightings = Seen(self._book, sources, settings.paths.state, self._events)
         self._drops = Drops(engine, self._events, time.monotonic, self._sightings.denied)
         self._answers = AnsweredInKernel(engine)
+        self._kernel_counters = KernelCounters(
+            (self._count_dropped, self._count_beside), time.monotonic, self._background.defect
+        )
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
         engine.connect(self._transport)
@@ -312,7 +318,9 @@ class Service:
             ("nftables", LINE) if self._line is not None else ("nftables",),
             self._drops.audited,
             self._gaps,
+            lambda: metrics.totals(),
         )
+        metrics = Metrics(self._counters, list(reports.upstreams()), gauges(self._rooms(reports)))
         control = ControlServer(
             self._settings.paths.runtime,
             {
@@ -331,10 +339,27 @@ class Service:
         await control.start()
         rooms.push_async_callback(control.stop)
         if (listen := self._settings.metrics.listen) is not None:
-            registry = build_registry(self._metrics(reports))
-            health = HealthServer(str(listen), registry, lambda: self._missing_now() or None)
+            health = HealthServer(str(listen), build_registry(metrics), self._health())
             await health.start()
             rooms.push_async_callback(health.stop)
+
+    def _rooms(self, reports: Reports) -> Rooms:
+        return Rooms(
+            self._settings,
+            self._engine,
+            self._enforcer,
+            self._udp,
+            self._tcp,
+            self._events,
+            self._log.outlet,
+            self._kernel_counters,
+            self._policies,
+            reports,
+            time.monotonic,
+        )
+
+    def _health(self) -> Health:
+        return Health(self._missing_now, lambda: stuck(self._enforcer, time.monotonic()), self._kernel_counters.fresh)
 
     def _gaps(self) -> list[Gap]:
         failures = self._beside.failures if self._beside else {}
@@ -392,6 +417,10 @@ class Service:
     async def _count_dropped(self) -> None:
         self._drops.count(await self._enforcer.dropped())
 
+    async def _count_beside(self) -> None:
+        if self._beside is not None:
+            await self._beside.count(self._drops, self._answers)
+
     # ---- what the rooms tell
 
     def _acknowledge(self, upto: Ticket, refused: Mapping[Ticket, str]) -> None:
@@ -423,25 +452,3 @@ class Service:
     def _upstream_back(self, server: int) -> None:
         if self._engine.servers.answered(server, time.monotonic()):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=str(self._settings.upstreams[server]))
-
-    def _metrics(self, reports: Reports) -> Metrics:
-        engine, log = self._engine, self._log
-        gauges = Gauges(
-            pods=lambda: len(engine.pods),
-            leases=lambda: engine.leases.elements,
-            held_answers=lambda: engine.exchanges.gate.holding,
-            in_flight=lambda: len(engine.exchanges),
-            cache_entries=lambda: len(engine.cache),
-            tcp_connections=lambda: len(self._tcp.connections),
-            policy_generation=lambda: engine.changes.generation,
-            audit=lambda: float(engine.exchanges.audit),
-            log_lines_dropped=lambda: log.outlet.dropped,
-            log_lines_suppressed=lambda: self._events.suppressed,
-            log_events_failed=lambda: self._events.failed,
-            udp_discarded=lambda: sum(each.discarded for each in self._udp.counts),
-            udp_unsent=lambda: sum(each.unsent for each in self._udp.counts),
-            tcp_cut=lambda: self._tcp.cut,
-            drop_reports_lost=lambda: self._enforcer.reports_lost,
-            upstreams_up=reports.upstreams,
-        )
-        return Metrics(self._counters, list(reports.upstreams()), gauges)
