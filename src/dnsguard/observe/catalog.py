@@ -107,6 +107,13 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("5c0f4f3e2b1d4f0c9e57a1d2b8c36e04"),
         "Look at the link, route or rule named: something on this node is not as dnsguard needs it.",
     ),
+    EventKind.SOCKET_NOT_USED: Description(
+        WARNING,
+        "a socket of dnsguard.socket is not used: {reason}",
+        UUID("44c85c0293f242389a092fbc995ef907"),
+        "dnsguard listens on a socket of its own. Set the unit's addresses as dns.listenPort is, with `systemctl edit "
+        "dnsguard.socket`, or disable the unit.",
+    ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
         "{who} resolves {name} ({type})",
