@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dnsguard.core.leases import UNKNOWN
+from dnsguard.core.lease import UNKNOWN
 from dnsguard.core.names import parse_name
 from dnsguard.engine.contracts import EventKind
 from tests.replay.nodes import Node, kept, living

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnsguard.core.book import Capacity
 from dnsguard.core.compile import compile_program
-from dnsguard.core.leases import Capacity, Leases
+from dnsguard.core.leases import Leases
 from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import Action, Address, LinkIndex, Name, Scope
 from dnsguard.core.names import parse_name
