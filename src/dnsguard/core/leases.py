@@ -172,7 +172,7 @@ class Leases:
         self.touched: deque[Touch] = deque(maxlen=0)
         """What happened to the names of leases, in its order. Whoever keeps them puts a deque of its own here."""
         self.moved: deque[PodId] = deque(maxlen=0)
-        """Pods that came, went or have other addresses, likewise."""
+        """Pods that came, went, have other addresses or another policy, likewise."""
         self._buckets: dict[int, list[Lease]] = {}
 
     def __len__(self) -> int:
@@ -440,6 +440,7 @@ class Leases:
         lease of unknown names stays only while the program is the same.
         """
         table = self.pods[pod]
+        self.moved.append(pod)
         wanted = _wanted(table, justify, now, same_program)
         changed = Changed()
         for key in [k for k in table.by_key if k not in wanted]:
@@ -497,6 +498,7 @@ class Leases:
     def roll_back(self, pod: PodId, checkpoint: Checkpoint, now: Seconds) -> Changed:
         """Bring the leases of `checkpoint` back, in the kernel too, and take out those that came after it."""
         table = self.pods[pod]
+        self.moved.append(pod)
         changed = Changed()
         before = {(lease.scope, lease.address): (names, until) for lease, names, until in checkpoint if until > now}
         for key in [key for key in table.by_key if key not in before]:
