@@ -175,7 +175,7 @@ class Service:
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        await self._restore(*await asyncio.gather(self._policies.first(), self._names.read()))
+        await self._restore(await self._policies.first(), await self._names.read())
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)

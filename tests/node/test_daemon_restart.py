@@ -339,7 +339,7 @@ def test_a_full_disk_costs_the_names_and_nothing_else_and_is_told_once(scene: Sc
 def names_written(scene: Scene, name: str) -> None:
     """Return when the daemon's file has this name."""
     path = scene.daemon.folder / "run" / "names.sqlite"
-    wait_for(lambda: parse_name(name) in path.read_bytes(), 10)
+    wait_for(lambda: path.exists() and parse_name(name) in path.read_bytes(), 10)
 
 
 def leased(scene: Scene) -> set[str]:
