@@ -186,12 +186,16 @@ class Service:
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
+<<<<<<< HEAD
         policy, names = await asyncio.gather(self._policies.first(), self._names.read())
         await self._sightings.begin()
         rooms.push_async_callback(self._sightings.close)
         await self._restore(policy, names)
         if self._enforcer.owned:
             self._supervision.hold_table(self._enforcer.owner)
+=======
+        await self._restore(await self._policies.first(), await self._names.read())
+>>>>>>> names
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
