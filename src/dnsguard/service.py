@@ -57,7 +57,7 @@ from dnsguard.observe.metrics import Gauges, Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
-from dnsguard.process import raise_descriptors, tune_interpreter
+from dnsguard.process import raise_descriptors, return_memory, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
 from dnsguard.sources.store import Store
@@ -183,6 +183,7 @@ class Service:
             await self._beside.begin(engine.pods, self._conntrack, engine.revocation)
         rooms.callback(self._udp.close)
         rooms.callback(self._tcp.close)
+        return_memory()
         await self._tcp.start()
         self._udp.start()
         await self._open_control(rooms)
