@@ -85,7 +85,6 @@ def _record(one: Diagnostic) -> dict[str, object]:
         "column": origin.column,
         "severity": one.severity,
         "text": one.text,
-        "missing": one.missing,
     }
 
 
