@@ -8,7 +8,7 @@ from math import ceil
 
 from dnsguard.config.groups import DenyResponse, Mode, OnExceed, Revocation, Settings
 from dnsguard.core.answers import DEFAULT_PROTECTED, Protected
-from dnsguard.core.leases import Capacity
+from dnsguard.core.book import Capacity
 from dnsguard.core.limits import REFUSED_BEFORE_DROPPING, Limits
 from dnsguard.core.model import Address
 from dnsguard.core.wire import Rcode

@@ -98,6 +98,8 @@ class Drops:
             pod = _on(self._engine, one.link) if one.pod is None else owners.get(one.pod)
             if pod is not None and more and one.reason != _NO_FAULT:
                 by_pod[pod.name] = by_pod.get(pod.name, 0) + more
+        _forget_gone(self.by_pod, self._engine)
+        _forget_gone(self.audited, self._engine)
 
     def _tallies(self, reason: str) -> tuple[dict[str, int], dict[str, int]]:
         """By reason and by pod, for packets of this reason."""
@@ -132,6 +134,7 @@ class AnsweredInKernel:
             self._add(answered, denied)
             if (pod := _on(self._engine, link)) is not None:
                 self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + answered + denied
+        _forget_gone(self.by_pod, self._engine)
 
     def _grown(self, found: Sequence[Answered]) -> dict[LinkIndex, tuple[int, int]]:
         numbers: dict[Hashable, int] = {(one.link, "answered"): one.answered for one in found}
@@ -153,6 +156,12 @@ def _by_key(found: Sequence[Dropped]) -> dict[Hashable, int]:
 
 def _on(engine: Engine, link: LinkIndex | None) -> Pod | None:
     return None if link is None else engine.pods.by_link.get(link)
+
+
+def _forget_gone(by_pod: dict[str, int], engine: Engine) -> None:
+    """Nobody asks for the counts of pods that went, and ever others come."""
+    for name in by_pod.keys() - {pod.name for pod in engine.pods}:
+        del by_pod[name]
 
 
 def _policy(pod: Pod, rule: int | None) -> str:

@@ -53,6 +53,8 @@ class Policies:
         self._own = own
         self._store: Store | None = None
         self._reloading = asyncio.Lock()
+        self.rejected = False
+        """Whether the last policy read is not the one in force."""
 
     async def first(self) -> Store:
         """The policy to start with. Raises CallError, with every diagnostic printed, when it cannot be used."""
@@ -91,7 +93,7 @@ class Policies:
             raise self._rejected(error.diagnostics) from error
 
     def _rejected(self, found: Sequence[Diagnostic]) -> CallError:
-        self._counters.reloads["rejected"] += 1
+        self._reject()
         return CallError("\n".join(map(str, found)), exit_code(found))
 
     async def _go_over(self, settings: Settings, store: Store, changes: Changes) -> int:
@@ -122,10 +124,11 @@ class Policies:
             outcome = await changes.policy(store)
         except BaseException as error:
             store.close()
-            self._counters.reloads["rejected"] += 1
+            self._reject()
             self._events.emit(EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {error}")
             raise
         self._keep(store)
+        self.rejected = False
         self._counters.reloads["loaded"] += 1
         self._events.emit(
             EventKind.POLICY_LOADED,
@@ -136,6 +139,10 @@ class Policies:
             cut=outcome.cut,
         )
         return outcome.pods
+
+    def _reject(self) -> None:
+        self.rejected = True
+        self._counters.reloads["rejected"] += 1
 
     async def _load(self, settings: Settings) -> Loaded:
         return await load(self._config, settings.allowlist, settings.paths.runtime, own=frozenset(self._own()))

@@ -38,7 +38,13 @@ STATUS = {
     "allowlist": "/etc/dnsguard/allowlist.yaml",
     "generation": 3,
     "pods": 2,
+    "pods_limit": 1000,
     "leases": 1,
+    "lease_elements": 2,
+    "leases_limit": 100_000,
+    "in_flight": 3,
+    "held_answers": 1,
+    "totals": {"cache_hits": 5, "limited": 0, "egress_denied": 7, "kernel_repairs": 2, "internal_errors": 0},
     "queries": 10,
     "denied": 4,
     "audited": 0,
@@ -150,6 +156,13 @@ def test_status_is_told_in_words(daemon: Daemon, capsys: pytest.CaptureFixture[s
     assert "running:  2h07m as process 42" in lines
     assert "gap:      ebpf does not decide on veth1: program 7 stands before from_pod by tcx" in lines
     assert "upstream: 10.96.0.11:53 DOWN" in lines
+    assert "pods:     2 of 1000" in lines
+    assert "leases:   1, 2 of 100000 elements" in lines
+    assert "queries:  10, 4 denied, 5 from a cache, 0 over a limit, 0 withheld" in lines
+    assert "now:      3 being answered, 1 of them held for the kernel" in lines
+    assert "dropped:  7 packets" in lines
+    assert "repaired: 2 changes of others to the kernel undone" in lines
+    assert not [line for line in lines if line.startswith("errors:")]
 
 
 def test_status_is_one_json_object(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,7 +109,16 @@ class Status(TypedDict):
     allowlist: str
     generation: int
     pods: int
+    pods_limit: int
     leases: int
+    lease_elements: int
+    """What the leases take in the kernel, of at most `leases_limit`."""
+    leases_limit: int
+    in_flight: int
+    held_answers: int
+    totals: dict[str, int]
+    """The metrics' counters, each without its labels, by the names of `engine.counters.Counters` and
+    `observe.metrics.Gauges`."""
     queries: int
     denied: int
     audited: int

@@ -95,6 +95,11 @@ class Share:
             return None
         return None if hash(name) in names else NAMES
 
+    def forget(self, now: Seconds) -> None:
+        """Drop the names of a minute that is over: those of a pod that asks no more are 100 octets each."""
+        if now - self._minute >= 60.0:
+            self._names = set()
+
     def within_reason(self) -> bool:
         """Whether a pod over its queries in flight or its connections is not past ten times of them yet."""
         most = 1 + REFUSED_BEFORE_DROPPING

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from dnsguard.core.compile import compile_program
 from dnsguard.core.errors import KernelError, PolicyError
-from dnsguard.core.leases import Changed, Checkpoint, Element, Lease
+from dnsguard.core.lease import Element, Lease
+from dnsguard.core.leases import Changed, Checkpoint
 from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodId, Program, Seconds
 from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign

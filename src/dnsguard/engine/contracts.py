@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from dnsguard.core.answers import Answer
-from dnsguard.core.leases import Element, Held, Write
+from dnsguard.core.lease import Element, Held, Write
 from dnsguard.core.model import Address, Flow, Name, Pair, Program, Seconds
 from dnsguard.core.wire import ExtendedError, Question
 
@@ -242,6 +242,7 @@ class EventKind(StrEnum):
     POD_WENT = "pod_went"
     POD_CONFLICT = "pod_conflict"
     NODE_PROBLEM = "node_problem"
+    SOCKET_NOT_USED = "socket_not_used"
     QUERY_ALLOWED = "query_allowed"
     QUERY_DENIED = "query_denied"
     QUERY_AUDITED = "query_audited"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.attempts import Servers
-from dnsguard.core.leases import Capacity, Leases
+from dnsguard.core.book import Capacity
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Name, Pair, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, PodTable
@@ -122,6 +123,12 @@ class Engine:
         self.exchanges.tick(now)
         self.changes.tick(now)
         self.feed.tick(now)
+
+    async def forget(self, now: Seconds) -> None:
+        """Let go of what is worth nothing any longer; every few seconds."""
+        for pod in self.pods:
+            pod.share.forget(now)
+        await self.revocation.tick(self.pods, now)
 
     def told(self, pod: Pod, address: Address) -> set[Name]:
         """The names of which a pod was told this address, in Audit or as far back as is known."""

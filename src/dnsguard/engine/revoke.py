@@ -11,16 +11,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from dnsguard.core.book import Spared
 from dnsguard.core.compile import closed, decide
-from dnsguard.core.leases import UNKNOWN, Justify, Leases
+from dnsguard.core.lease import UNKNOWN
+from dnsguard.core.leases import Justify, Leases
 from dnsguard.core.model import Action, Address, Flow, Name, Packet, PodId, Program, Scope, Seconds
-from dnsguard.core.pods import Pod
+from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied, EffectivePolicy
 from dnsguard.engine.contracts import Enforcer, EventKind, Events, Flows
 from dnsguard.engine.counters import Counters
 
 REMEMBERED: Seconds = 600.0
-"""How long what ended leases stood on is kept when no flow is open on their address."""
+"""How long what ended leases stood on is kept when no flow is open on their address, to tell why it is closed."""
+MOST_REMEMBERED = 10_000
+"""How many of these on the whole node, shared out to its pods: 4 MB."""
+SETTLED: Seconds = 5.0
+"""A flow that an answer let open is in connection tracking this much after its lease has ended."""
+LOOK: Seconds = 60.0
+"""Between two looks at which flows are open, while few leases end."""
 
 CUTS_PER_POD = 10_000
 """Cut flows remembered for one pod, to open them again; beyond it a cut ends only by ten minutes of silence."""
@@ -70,6 +78,9 @@ class Revocation:
         self._counters = counters
         self.drain = drain
         self.cuts: dict[PodId, dict[Address, set[Flow]]] = {}
+        self._looked: Seconds = 0.0
+        self._left = 0
+        """Ended leases that the last look left."""
 
     async def judge(self, pods: Sequence[Pod]) -> int:
         """Hold the open flows of `pods` against their policies, after a change of these. The number that was cut."""
@@ -164,16 +175,24 @@ class Revocation:
 
     # ---- memory
 
-    async def remember(self, pods: Iterable[Pod], now: Seconds) -> None:
-        """Forget what ended leases stood on, where no flow is open on it any longer. Called about once a minute."""
+    async def tick(self, pods: PodTable, now: Seconds) -> None:
+        """`remember`, once a minute or when many leases have ended. Called every few seconds."""
+        if now - self._looked >= LOOK or self._leases.ended - self._left >= MOST_REMEMBERED:
+            await self.remember(pods, now)
+
+    async def remember(self, pods: PodTable, now: Seconds) -> None:
+        """Forget what ended leases stood on, where no flow is open on it any longer."""
+        self._looked = now
         with_ended = [pod for pod in pods if self._leases.pods[pod.id].ended]
         addresses = {address: pod.id for pod in with_ended for address in pod.addresses}
         flowing: dict[PodId, set[Address]] = {pod.id: set() for pod in with_ended}
         for flow in await self._flows.begun_by(addresses) if addresses else ():
             flowing[addresses[flow.pod]].add(flow.peer)
+        spared = Spared(now - REMEMBERED, now - SETTLED, MOST_REMEMBERED // max(1, len(with_ended)))
         for pod, peers in flowing.items():
             if pod in self._leases.pods:
-                self._leases.forget_ended(pod, peers, now - REMEMBERED)
+                self._leases.forget_ended(pod, peers, spared)
+        self._left = self._leases.ended
 
 
 class _Judge:
