@@ -121,6 +121,7 @@ def gauges(rooms: Rooms) -> Gauges:
         cache_entries=lambda: len(engine.cache),
         tcp_connections=lambda: len(rooms.tcp.connections),
         policy_generation=lambda: engine.changes.generation,
+        audit=lambda: float(engine.exchanges.audit),
         policy_load_failed=lambda: rooms.policies.rejected,
         writer_busy=lambda: busy(rooms.enforcer, rooms.now()),
         kernel_counters_age=lambda: rooms.counters.age,

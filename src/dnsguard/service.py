@@ -26,7 +26,7 @@ from dnsguard import __version__, assembly
 from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError
-from dnsguard.config.groups import Ebpf
+from dnsguard.config.groups import Ebpf, Revocation
 from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import Gap, Reloaded, exit_code_of
@@ -40,10 +40,12 @@ from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, Surroundings
 from dnsguard.kernel_events import KernelEvents
+from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
-from dnsguard.listen.transparent import ListenSockets, open_sockets
+from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
+from dnsguard.names_file.content import Names
 from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
@@ -57,11 +59,13 @@ from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
-from dnsguard.process import raise_descriptors, tune_interpreter
+from dnsguard.process import raise_descriptors, tell_stacks_on_abort, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
 from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
+from dnsguard.seen import FLUSH, LOOK, Seen, Sources
 from dnsguard.sources.store import Store
+from dnsguard.supervision import Supervision
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
 from dnsguard.upstream.transport import Transport
@@ -70,8 +74,8 @@ TICK: Final[Seconds] = 0.05
 """Between two looks at deadlines."""
 AFTERWARDS: Final[Seconds] = 0.5
 """What queries in flight get at a stop beyond their deadline."""
-REMEMBER: Final[Seconds] = 60.0
-"""Between two looks at which open flows still need what ended leases stood on."""
+FORGET: Final[Seconds] = 2.0
+"""Between two looks at what may be forgotten."""
 COUNTED: Final[Seconds] = 5.0
 """Between two readings of the kernel's counters when nobody scrapes."""
 AGAIN: Final[Seconds] = 1.0
@@ -83,6 +87,7 @@ def run(config: Path) -> int:
     try:
         settings = load_settings(config)
         with only_one(settings.paths.runtime):
+            tell_stacks_on_abort()
             tune_interpreter()
             raise_descriptors()
             return uvloop.run(Service(config, settings).run())
@@ -108,18 +113,21 @@ class Service:
             level=LEVELS[settings.log.level.value],
             pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
-        self._systemd = Systemd.from_environment(os.environ)
+        self._supervision = Supervision(Systemd.from_environment(os.environ))
         self._counters = Counters()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
-        self._started = time.monotonic()
+        self._configured = Configured(settings, config, time.monotonic())
         self._missing = "starting"
         self._kernel = KernelEvents(self._events, self._counters)
         self._background = Background(self._events, self._counters)
-        self._policies = Policies(config, settings, self._events, self._counters, own=lambda: self._own)
+        self._policies = Policies(
+            config, settings, self._events, self._counters, own=lambda: self._own, on_settings=self._settings_are
+        )
+        self._book = Book()
         self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
@@ -143,7 +151,8 @@ class Service:
         try:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.
-                background = await self._start(rooms)
+                async with self._supervision.starting():
+                    background = await self._start(rooms)
                 async with asyncio.TaskGroup() as tasks:
                     owned = [tasks.create_task(work) for work in background]
                     await self._stop.wait()
@@ -166,7 +175,7 @@ class Service:
         )
         watch = Watch([links, interception], self._kernel.problem)
         rooms.callback(watch.stop)
-        sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
+        sockets = self._supervision.listen(settings.dns.listen_port, settings.interception.reply_mark, self._events)
         rooms.callback(sockets.close)
         await self._open_kernel(rooms)
         engine, servers = self._build_engine()
@@ -177,7 +186,12 @@ class Service:
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        await self._restore(await self._policies.first())
+        policy, names = await asyncio.gather(self._policies.first(), self._names.read())
+        await self._sightings.begin()
+        rooms.push_async_callback(self._sightings.close)
+        await self._restore(policy, names)
+        if self._enforcer.owned:
+            self._supervision.hold_table(self._enforcer.owner)
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
@@ -190,16 +204,19 @@ class Service:
         self._udp.start()
         await self._open_control(rooms)
         self._missing = ""
-        self._systemd.ready()
+        self._supervision.ready(self._status())
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
         beside = self._beside.background(self._background.every, self._drops) if self._beside else []
         return [
             *beside,
             self._background.every(TICK, "time", self._tick),
+            self._background.every(self._supervision.interval, "watchdog", self._look),
             self._background.every(TICK, "names behind leases", self._names.tick),
-            self._background.every(REMEMBER, "memory of flows", self._remember),
+            self._background.every(FORGET, "memory", self._forget),
             self._background.every(COUNTED, "kernel counters", self._kernel_counters.read),
+            self._background.every(LOOK, "flows seen", self._sightings.look),
+            self._background.every(FLUSH, "what was seen", self._sightings.flush),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
             self._background.every(AGAIN, "probes", probes.run),
             self._background.whenever(self._links_changed, "links", self._follow_links),
@@ -220,6 +237,7 @@ class Service:
             on_commit=self._kernel.committed,
             beside=line.table if line is not None else None,
             on_beside=self._kernel.committed_beside,
+            before_claim=self._supervision.release_table,
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
@@ -248,11 +266,15 @@ class Service:
             time.monotonic,
             servers,
             [str(upstream) for upstream in settings.upstreams],
+            witness=self._book,
         )
         if (line := self._line) is not None:
             around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
-        self._drops = Drops(engine, self._events, time.monotonic)
+        layout = assembly.table_layout(settings)
+        sources = Sources(engine.pods, engine.leases, self._conntrack, self._enforcer.audited, layout.intercept)
+        self._sightings = Seen(self._book, sources, settings.paths.state, self._events)
+        self._drops = Drops(engine, self._events, time.monotonic, self._sightings.denied)
         self._answers = AnsweredInKernel(engine)
         self._kernel_counters = KernelCounters(
             (self._count_dropped, self._count_beside), time.monotonic, self._background.defect
@@ -262,7 +284,7 @@ class Service:
         engine.connect(self._transport)
         return engine, servers
 
-    async def _restore(self, policy: Store) -> None:
+    async def _restore(self, policy: Store, names: Names) -> None:
         """The first change: every pod of this node, with the leases that the kernel still holds for it."""
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
@@ -274,7 +296,7 @@ class Service:
             assembly.answers_fingerprint(self._settings, self._own)
         ):
             self._line.answers.adopt(())
-        left = Left(held, running, await self._names.read())
+        left = Left(held, running, names)
         seen, self._seen = self._seen, {}
         await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
         self._names.begin(engine.pods, engine.leases)
@@ -292,16 +314,16 @@ class Service:
         )
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
-        configured = Configured(self._settings, self._config, self._started)
         reports = Reports(
             self._engine,
-            configured,
+            self._configured,
             self._drops.by_pod,
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
             self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
+            self._drops.audited,
             self._gaps,
             lambda: metrics.totals(),
         )
@@ -316,6 +338,7 @@ class Service:
                 "explain": reports.explain,
                 "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
+                "learn": self._sightings.rows,
                 "reload": self._reload,
             },
             lambda call, error: self._background.defect("control socket", error),
@@ -357,6 +380,7 @@ class Service:
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""
         self._missing = "stopping"
+        self._supervision.stopping()
         self._events.emit(EventKind.STOPPING)
         self._udp.stop()
         self._tcp.stop()
@@ -366,13 +390,30 @@ class Service:
         self._engine.fetches.abandon_all()
 
     async def _reload(self) -> Reloaded:
-        return await self._policies.reload(self._engine.changes)
+        with self._supervision.reloading(self._status):
+            return await self._policies.reload(self._engine.changes)
+
+    def _settings_are(self, settings: Settings) -> None:
+        """A reload has put these in force."""
+        self._settings = self._configured.settings = settings
+        self._events.tune(settings.log.queries.value, LEVELS[settings.log.level.value])
+        self._engine.revocation.drain = settings.enforcement.revocation is Revocation.DRAIN
+        if self._line is not None:
+            self._line.answers_made_by(assembly.answers_fingerprint(settings, self._own))
 
     # ---- what runs until the stop
 
     async def _tick(self) -> None:
         self._engine.tick(time.monotonic())
         self._events.tick()
+
+    async def _look(self) -> None:
+        self._supervision.look([self._enforcer.busy_since], self._status())
+
+    def _status(self) -> str:
+        """What `systemctl status` shows."""
+        state = f"not ready: {missing}" if (missing := self._missing_now()) else "ready"
+        return f"{state}: {len(self._engine.pods)} pods, generation {self._engine.changes.generation}"
 
     async def _follow_links(self) -> None:
         seen, self._seen = self._seen, {}
@@ -383,8 +424,8 @@ class Service:
         with contextlib.suppress(DnsguardError):
             await self._reload()
 
-    async def _remember(self) -> None:
-        await self._engine.revocation.remember(self._engine.pods, time.monotonic())
+    async def _forget(self) -> None:
+        await self._engine.forget(time.monotonic())
 
     async def _apply_again(self) -> None:
         if self._engine.changes.unapplied:

@@ -189,14 +189,6 @@ def test_reload_prints_json_and_warnings_of_the_file(scene: Scene) -> None:
     assert said.stderr.splitlines() == told["diagnostics"]
 
 
-@pytest.mark.parametrize("command", ["learn"])
-def test_what_is_not_built_yet_exits_with_77_and_says_so(scene: Scene, command: str) -> None:
-    done = scene.daemon.call(command)
-
-    assert done.returncode == 77
-    assert "not built yet" in done.stderr
-
-
 @pytest.mark.parametrize("command", [("nonsense",), ("status", "--nonsense"), ("explain", "shop/a", DB)])
 def test_wrong_usage_exits_with_2(scene: Scene, command: tuple[str, ...]) -> None:
     assert scene.daemon.call(*command).returncode == 2

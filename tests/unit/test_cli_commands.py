@@ -47,6 +47,7 @@ STATUS = {
     "totals": {"cache_hits": 5, "limited": 0, "egress_denied": 7, "kernel_repairs": 2, "internal_errors": 0},
     "queries": 10,
     "denied": 4,
+    "audited": 0,
     "enforcers": ["nftables", "ebpf"],
     "gaps": [{"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before from_pod by tcx"}],
     "upstreams": [{"address": "10.96.0.10:53", "up": True}, {"address": "10.96.0.11:53", "up": False}],
@@ -60,6 +61,7 @@ POD = {
     "rules": 2,
     "leases": 1,
     "denied": 4,
+    "audited": 0,
     "answered_in_kernel": 9,
     "origin": "allowlist.yaml:9:3",
 }
@@ -294,14 +296,6 @@ def test_a_broken_configuration_is_told_as_check_tells_it(tmp_path: Path, capsys
 def test_a_named_configuration_that_is_missing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--config", "/absent/config.yaml"]) == 1
     assert capsys.readouterr().err.startswith("/absent/config.yaml:1:1: error:")
-
-
-@pytest.mark.parametrize("command", [["learn"]])
-def test_what_is_not_built_yet_ends_with_77_and_its_name(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(command) == 77
-    assert capsys.readouterr().err.startswith(f"{command[0]} is not built yet")
 
 
 def test_run_is_given_the_path_and_its_code_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

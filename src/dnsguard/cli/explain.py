@@ -113,8 +113,9 @@ def _print(explanation: Explanation) -> None:
     _print_part(RULE_COLUMNS, [{**row, "peers": _shortened(row["peers"])} for row in explanation["rules"]])
     leases = [{**row, "remaining": rounded_duration(row["remaining"])} for row in explanation["leases"]]
     _print_part(LEASE_COLUMNS, leases)
-    _print_part(PAST_COLUMNS, map(_past, explanation["past"]))
-    _print_advice(explanation["nearest"], explanation["add"])
+    # A daemon of an older version tells none of these.
+    _print_part(PAST_COLUMNS, map(_past, explanation.get("past", ())))
+    _print_advice(explanation.get("nearest", ()), explanation.get("add"))
 
 
 def _print_part(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -132,7 +133,7 @@ def _print_advice(nearest: Sequence[NearRow], add: Addition | None) -> None:
 
 
 def _past(row: DenialRow) -> dict[str, Any]:
-    times = {key: f"{rounded_duration(row[key])} ago" for key in ("first", "last")}  # type: ignore[literal-required]
+    times = {key: f"{rounded_duration(row[key])} ago" for key in ("first", "last")}
     return {**row, **times}
 
 

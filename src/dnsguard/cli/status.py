@@ -47,7 +47,11 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
     yield "state", "ready" if status["ready"] else f"not ready: {status['missing']}"
     yield "version", status["version"]
     yield "running", f"{rounded_duration(status['uptime'])} as process {status['pid']}"
-    yield "mode", f"{status['mode']}, enforced by {', '.join(status['enforcers']) or 'nothing'}"
+    lines = ", ".join(status["enforcers"]) or "nothing"
+    yield (
+        "mode",
+        f"Audit: nothing is denied, {lines} tell of it" if status["mode"] == "Audit" else f"Enforce by {lines}",
+    )
     for gap in status["gaps"]:
         yield "gap", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}"
     yield "config", status["config"]
@@ -63,6 +67,8 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
 def _questions(status: Status) -> Iterator[tuple[str, Any]]:
     totals = status["totals"]
     said = [f"{status['queries']}", f"{status['denied']} denied"]
+    if status["audited"] or status["mode"] == "Audit":
+        said.append(f"{status['audited']} would have been")
     said += [f"{totals.get(key, 0)} {words}" for key, words in _OF_QUERIES.items()]
     yield "queries", ", ".join(said)
     yield "now", f"{status['in_flight']} being answered, {status['held_answers']} of them held for the kernel"

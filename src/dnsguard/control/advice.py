@@ -28,7 +28,7 @@ from dnsguard.core.model import (
 )
 from dnsguard.core.names import parse_name, pattern_text, to_text
 from dnsguard.core.nearest import Miss, Missed, has_port, missed_name, missed_packet
-from dnsguard.core.policy import Allowed, EffectivePolicy, EffectiveRule
+from dnsguard.core.policy import ROOT, Allowed, EffectivePolicy, EffectiveRule
 
 HTTPS: Final[Ports] = (PortRange(Protocol.TCP, 443, 443),)
 GUESSED: Final = "443 is a guess: write the ports that the pod uses"
@@ -62,8 +62,8 @@ def advise_name(subject: Subject, name: Name) -> Advice:
     found = missed_name(subject.policy, name)
     rows = [_row(one.miss, one.rule, _name_text(one, name), _peer(one)) for one in found]
     rows += [*_elsewhere(subject, (_name_rule(other.verdict(name)) for other in subject.others))]
-    if found and found[0].miss is Miss.SEARCHED:
-        return Advice(rows)
+    if name == ROOT or (found and found[0].miss is Miss.SEARCHED):
+        return Advice(rows)  # the root cannot be allowed but by `*`
     nearest = found[0] if found else None
     rule = Rule((DomainPeer((Pattern(name),)),), ports=nearest.rule.rule.ports if nearest else HTTPS)
     return Advice(rows, Wanted(rule, nearest.rule if nearest else None, _remark(nearest)))

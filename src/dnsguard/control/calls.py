@@ -63,6 +63,7 @@ CALLS: Final[Mapping[str, Call]] = {
     ),
     "denials": Call("GET", required=frozenset({"pod"}), rows=True),
     "monitor": Call("GET", optional=frozenset({"type", "pod"}), live=True),
+    "learn": Call("GET", rows=True, limit=60.0),
     "reload": Call("POST", limit=120.0),
 }
 """Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`. `type` of `monitor` is
@@ -120,6 +121,8 @@ class Status(TypedDict):
     `observe.metrics.Gauges`."""
     queries: int
     denied: int
+    audited: int
+    """Questions that Audit let through and that would have been denied."""
     enforcers: list[str]
     gaps: list[Gap]
     upstreams: list[UpstreamStatus]
@@ -137,6 +140,8 @@ class PodRow(TypedDict):
     leases: int
     denied: int
     """Packets dropped since the daemon started, read from the kernel every few seconds."""
+    audited: int
+    """Packets that passed in Audit and would have been dropped; read as `denied` is."""
     answered_in_kernel: int
     """Questions that never came up to the daemon; read as `denied` is."""
     origin: str
@@ -199,6 +204,7 @@ class DenialRow(TypedDict):
     reason: str
     """Of the last one."""
     count: int
+    """Packets, or questions that reached the daemon: one that is repeated, the kernel denies by itself for 30 s."""
     first: float
     """Seconds ago."""
     last: float
@@ -244,6 +250,8 @@ class Reloaded(TypedDict):
     """`file:line:column: warning: text`."""
     changed: NotRequired[int]
     """Pods whose program is another one now."""
+    mode: NotRequired[str]
+    """The mode that is in force since, when it was another before."""
 
 
 def socket_path(runtime: Path) -> Path:

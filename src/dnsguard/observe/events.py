@@ -23,7 +23,7 @@ from dnsguard.observe.text import printable
 FieldValue = str | int | float
 
 UNSAID: Final = {
-    "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED}),
+    "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED}),
     "Denied": frozenset({EventKind.QUERY_ALLOWED}),
     "All": frozenset[EventKind](),
 }
@@ -123,9 +123,13 @@ class EventLog:
         self._limiter = limiter
         self._clock = clock
         self._pod_ips = pod_ips
+        self.tune(queries, level)
+
+    def tune(self, queries: str, level: int) -> None:
+        """From here on tell of judged questions as `log.queries` says, and of events from this level on."""
         unsaid = UNSAID[queries]
         self._described = {k: d for k, d in CATALOG.items() if d.level >= level and k not in unsaid}
-        self._watch(())
+        self._watch(self.watchers)
 
     def watch(self, watcher: Watcher) -> None:
         """Offer it events until `unwatch`."""

@@ -48,6 +48,11 @@ TALLIES: Final = {
         "reason",
     ),
     "egress_denied": ("dnsguard_egress_denied_total", "Packets of pods that were dropped", "reason"),
+    "egress_audited": (
+        "dnsguard_egress_audited_total",
+        "Packets of pods that Audit let through and that would have been dropped",
+        "reason",
+    ),
     "kernel_repairs": ("dnsguard_kernel_repairs_total", "Others' changes to the kernel that were undone", "what"),
     "reloads": ("dnsguard_policy_loads_total", "Policies read", "result"),
     "internal_errors": ("dnsguard_internal_errors_total", "Unexpected errors that were contained", "where"),
@@ -113,6 +118,7 @@ class Gauges:
     udp_unsent: Reading = _none
     tcp_cut: Reading = _none
     drop_reports_lost: Reading = _none
+    audit: Reading = _none
     upstreams_up: Callable[[], Mapping[str, bool]] = field(default=dict)
     links_without: Callable[[], Mapping[str, int]] = field(default=dict)
 
@@ -127,6 +133,7 @@ GAUGES: Final = {
     "in_flight": ("dnsguard_dns_in_flight", "Questions that have no reply yet"),
     "cache_entries": ("dnsguard_cache_entries", "Answers in the cache"),
     "tcp_connections": ("dnsguard_tcp_connections", "Open DNS connections of pods"),
+    "audit": ("dnsguard_audit", "1 while everything is let through and only told of"),
     "policy_generation": ("dnsguard_policy_generation", "Number of the policy in force"),
     "policy_load_failed": ("dnsguard_policy_load_failed", "1 while the last policy read was rejected"),
     "writer_busy": ("dnsguard_enforce_busy_seconds", "How long the writer to the kernel has been at its present work"),
