@@ -101,12 +101,7 @@ ROWS: Final = (
                 about="Of tables.leases, on the node that uses most.",
             ),
             number("Questions a second", "sum(rate(dnsguard_dns_requests_total{SEL}[$__rate_interval]))", "reqps"),
-            number(
-                "Upstreams down",
-                "count(dnsguard_upstream_up{SEL} == 0) or vector(0)",
-                "short",
-                *BAD_ABOVE_0,
-            ),
+            number("Upstreams down", "count(dnsguard_upstream_up{SEL} == 0) or vector(0)", "short", *BAD_ABOVE_0),
         ),
     ),
     Row(
@@ -148,7 +143,15 @@ ROWS: Final = (
         8,
         8,
         (
-            rates("Packets dropped", "dnsguard_egress_denied_total", "reason", unit="pps"),
+            Panel(
+                "Packets dropped",
+                (
+                    Query(rate("dnsguard_egress_denied_total", "reason"), "{{reason}}"),
+                    Query(rate("dnsguard_egress_audited_total", "reason"), "{{reason}}, let through by Audit"),
+                ),
+                "pps",
+                stacked=True,
+            ),
             rates("Answers withheld", "dnsguard_answers_withheld_total", "reason"),
             rates("Over a pod's share", "dnsguard_limited_total", "limit", "By the key under `limits`."),
             rates("Questions without a reply", "dnsguard_dns_dropped_total", "reason"),
@@ -234,6 +237,7 @@ ROWS: Final = (
                 (
                     Query("dnsguard_policy_generation{SEL}", "{{instance}} generation"),
                     Query("dnsguard_policy_load_failed{SEL}", "{{instance}} last one rejected"),
+                    Query("dnsguard_audit{SEL}", "{{instance}} in Audit"),
                     Query(
                         "increase(dnsguard_leases_purged_total{SEL}[$__rate_interval])", "{{instance}} leases purged"
                     ),

@@ -60,7 +60,7 @@ TALLIES: Final = {
 """Field of `Counters` -> metric, help, label."""
 
 FROM_THE_START: Final = {
-    "verdicts": ("allowed", "denied"),
+    "verdicts": ("allowed", "denied", "audited"),
     "cache_hits": ("user", "kernel"),
     "kernel_repairs": ("table", "route", "ebpf"),
     "reloads": ("loaded", "rejected"),
