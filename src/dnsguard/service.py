@@ -59,7 +59,139 @@ from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
-from dnsguard.process import raise_descriptors, tell_stacks_on_abort, tune_interpreter
+from dnsguard.process import raise_descriptors, return_memory, tell_stacks_on_abort, tune_interpreter
+from dnsguard.reports import Configured, Reports
+from dnsguard.restore import Left, restore
+from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
+from dnsguard.seen import FLUSH, LOOK, Seen, Sources
+from dnsguard.sources.store import Store
+from dnsguard.supervision import Supervision
+from dnsguard.upstream.health import Probes
+from dnsguard.upstream.matching import Reports as UpstreamReports
+from dnsguard.upstream.transport import Transport
+
+TICK: Final[Seconds] = 0.05
+"""Between two looks at deadlines."""
+AFTERWARDS: Final[Seconds] = 0.5
+"""What queries in flight get at a stop beyond their deadline."""
+FORGET: Final[Seconds] = 2.0
+"""Between two looks at what may be forgotten."""
+COUNTED: Final[Seconds] = 5.0
+"""Between two readings of the kernel's counters when nobody scrapes."""
+AGAIN: Final[Seconds] = 1.0
+"""What never ends by itself is begun again after a defect."""
+
+
+def run(config: Path) -> int:
+    """Run in the foreground until SIGTERM or SIGINT; returns the exit code."""
+    try:
+        settings = load_settings(config)
+        with only_one(settings.paths.runtime):
+            tell_stacks_on_abort()
+            tune_interpreter()
+            raise_descriptors()
+            return uvloop.run(Service(config, settings).run())
+    except ConfigError as error:
+        return print_all(error.diagnostics)
+    except DnsguardError as error:
+        print(f"dnsguard: {error}", file=sys.stderr)
+        return exit_code_of(error)
+
+
+class Service:
+    """One daemon. `run` starts it, waits for a signal, and stops it."""
+
+    def __init__(self, config: Path, settings: Settings) -> None:
+        self._config = config
+        self._settings = settings
+        self._log = open_log(settings.log.format.value, settings.log.level.value)
+        self._events = EventLog(
+            [self._log.write],
+            LineLimiter(settings.limits.log_lines),
+            time.monotonic,
+            queries=settings.log.queries.value,
+            level=LEVELS[settings.log.level.value],
+            pod_ips=lambda pod: self._engine.pods.addresses(pod),
+        )
+        self._supervision = Supervision(Systemd.from_environment(os.environ))
+        self._counters = Counters()
+        self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._own: frozenset[Address] = frozenset()
+        self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
+        self._links_changed = asyncio.Event()
+        self._configured = Configured(settings, config, time.monotonic())
+        self._missing = "starting"
+        self._kernel = KernelEvents(self._events, self._counters)
+        self._background = Background(self._events, self._counters)
+        self._policies = Policies(
+            config, settings, self._events, self._counters, own=lambda: self._own, on_settings=self._settings_are
+        )
+        self._book = Book()
+        self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
+        self._line: SecondLine | None = None
+        self._beside: Beside | None = None
+
+    # ---- the order of a life
+
+    async def run(self) -> int:
+        """Returns the exit code; errors of the start are raised as DnsguardError."""
+        loop = asyncio.get_running_loop()
+        self._log.outlet.attach(loop)
+        # First of all: a SIGHUP while a large allowlist is read asks for a reload, and must not end the process.
+        for number, event in (
+            (signal.SIGTERM, self._stop),
+            (signal.SIGINT, self._stop),
+            (signal.SIGHUP, self._hangup),
+        ):
+            loop.add_signal_handler(number, event.set)
+        self._events.emit(EventKind.STARTED, version=__version__)
+        for unusable in unusable_sysctls():
+            self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
+        try:
+            async with contextlib.AsyncExitStack() as rooms:
+                # Not inside the task group, which would wrap the error of a start into a group.
+                async with self._supervision.starting():
+                    background = await self._start(rooms)
+                async with asyncio.TaskGroup() as tasks:
+                    owned = [tasks.create_task(work) for work in background]
+                    await self._stop.wait()
+                    await self._drain()
+                    for task in owned:
+                        task.cancel()
+        finally:
+            self._policies.close()
+            self._events.emit(EventKind.STOPPED)
+            self._events.close()
+            self._log.outlet.close()
+        return 0
+
+    async def _start(self, rooms: contextlib.AsyncExitStack) -> list[Coroutine[Any, Any, None]]:
+        """Open every room; what runs until the stop is returned, to be started."""
+        settings = self._settings
+        links = Links(settings.pods.interfaces, self._on_link, self._kernel.problem, self._on_own)
+        interception = Interception(
+            assembly.interception_route(settings), self._kernel.route_repaired, self._kernel.problem
+        )
+        watch = Watch([links, interception], self._kernel.problem)
+        rooms.callback(watch.stop)
+        sockets = self._supervision.listen(settings.dns.listen_port, settings.interception.reply_mark, self._events)
+        rooms.callback(sockets.close)
+        await self._open_kernel(rooms)
+        engine, servers = self._build_engine()
+        rooms.callback(self._transport.close)
+        rooms.push_async_callback(self._kernel_counters.close)
+        await watch.start()
+        if self._beside is not None and await self._enforcer.stands():
+            # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
+            await interception.install()
+            self._beside.intercepting()
+        policy, names = await self._policies.first(), await self._names.read()
+        await self._sightings.begin()
+        rooms.push_async_callback(self._sightings.close)
+        await self._restore(policy, names)
+        if self._enforcer.owned:
+            self._supervision.hold_table(self._enforcer.owner)
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
