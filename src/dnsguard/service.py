@@ -27,7 +27,7 @@ from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf
-from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
+from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
@@ -44,6 +44,7 @@ from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
+from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
@@ -58,7 +59,7 @@ from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
 from dnsguard.process import raise_descriptors, tell_stacks_on_abort, tune_interpreter
 from dnsguard.reports import Configured, Reports
-from dnsguard.restore import restore
+from dnsguard.restore import Left, restore
 from dnsguard.sources.store import Store
 from dnsguard.supervision import Supervision
 from dnsguard.upstream.health import Probes
@@ -119,6 +120,7 @@ class Service:
         self._kernel = KernelEvents(self._events, self._counters)
         self._background = Background(self._events, self._counters)
         self._policies = Policies(config, settings, self._events, self._counters, own=lambda: self._own)
+        self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
 
@@ -136,9 +138,6 @@ class Service:
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
-        for missing in unbuilt_defaults(self._settings):
-            feature, _, reason = missing.partition(" (")
-            self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         for unusable in unusable_sysctls():
             self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:
@@ -181,6 +180,7 @@ class Service:
         await self._restore(await self._policies.first())
         if self._enforcer.owned:
             self._supervision.hold_table(self._enforcer.owner)
+        rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
         if self._beside is not None:
@@ -200,6 +200,7 @@ class Service:
             *beside,
             self._background.every(TICK, "time", self._tick),
             self._background.every(self._supervision.interval, "watchdog", self._look),
+            self._background.every(TICK, "names behind leases", self._names.tick),
             self._background.every(REMEMBER, "memory of flows", self._remember),
             self._background.every(DROPPED, "counters of drops", self._count_dropped),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
@@ -274,10 +275,10 @@ class Service:
             assembly.answers_fingerprint(self._settings, self._own)
         ):
             self._line.answers.adopt(())
+        left = Left(held, running, await self._names.read())
         seen, self._seen = self._seen, {}
-        await engine.changes.begin(
-            seen, policy, lambda now: restore(engine.pods, engine.leases, held, running, now), running
-        )
+        await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
+        self._names.begin(engine.pods, engine.leases)
         engine.revocation.adopt(engine.pods, cut)
 
     def _listen(self, sockets: ListenSockets) -> None:
@@ -300,6 +301,7 @@ class Service:
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
+            self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
             self._gaps,
         )
@@ -311,6 +313,7 @@ class Service:
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
+                "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
                 "reload": self._reload,
             },
