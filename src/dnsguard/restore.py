@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from dnsguard.core.leases import UNKNOWN, Changed, Element, Held, Leases
+from dnsguard.core.lease import UNKNOWN, Element, Held
+from dnsguard.core.leases import Changed, Leases
 from dnsguard.core.model import Address, Name, Pair, PodId, Seconds
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.engine.revoke import justify
@@ -87,9 +88,9 @@ class _Restoring:
     def _remember(self, pod: Pod) -> None:
         """What living and ended leases stood on, for the flows that they let open."""
         same = all(self._left.running.get(pair) == program for pair, program in pod.pairs())
-        living = self._leases.pods[pod.id].by_key
+        living = self._leases.pods[pod.id]
         for (scope, peer), known in self._known[pod.id].leases.items():
-            lease = living.get((scope, peer))
+            lease = living.get(scope, peer)
             now_named = lease.names if lease is not None else {}
             past = {n: min(end, self._now) for n, end in known.items() if n not in now_named and (n or same)}
             if past:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import pytest
+from dnslib import DNSRecord
 
 from tests.host.host import UNIT, Host, hosting
-from tests.node.scene import ALLOWLIST, DB, rcode
+from tests.node.daemon import ANY_RESOLVER
+from tests.node.scene import ALLOWLIST, DB, OTHER, addresses, exchange, rcode
 
 pytestmark = pytest.mark.node
 
+PATIENCE = 30.0
+"""Seconds: a busy machine starts an interpreter slowly. How fast the daemon is there is for benchmarks."""
 BAD_ALLOWLIST = "apiVersion: dnsguard/v1\nkind: Allowlist\npods:\n  10.244.0.5: [192.0.2.1]\n"
 
 
@@ -22,61 +25,62 @@ def status(host: Host) -> str:
 
 def answered_again(host: Host, name: str = "db.example.com") -> list[str]:
     """What a pod's resolver gets that goes on asking."""
-    found: list[str] = []
     host.until(lambda: not host.scene.silent(host.scene.a, name))
-    found += host.scene.resolve(host.scene.a, name)
-    return found
+    return host.scene.resolve(host.scene.a, name)
 
 
-def test_a_pod_under_the_service_reaches_what_it_may_and_nothing_else(host: Host) -> None:
-    scene = host.scene
+def test_a_pod_under_the_service_reaches_what_it_may_and_nothing_else(standing: Host) -> None:
+    scene = standing.scene
 
-    assert host.machine.show(UNIT, "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
-    assert host.daemon.ask("status")["enforcers"] == ["nftables", "ebpf"]
+    assert standing.machine.show(UNIT, "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
+    assert standing.daemon.ask("status")["enforcers"] == ["nftables", "ebpf"]
     assert not scene.opens(scene.a, DB)
     assert scene.resolve(scene.a, "db.example.com") == [DB]
     assert scene.opens(scene.a, DB)
     assert rcode(scene.ask(scene.a, "other.example.com")) == "NXDOMAIN"
 
 
-def test_the_status_says_how_many_pods_and_which_generation(host: Host) -> None:
-    assert host.machine.show(UNIT, "StatusText")["StatusText"] == "ready: 2 pods, generation 1"
+def test_the_status_says_how_many_pods_and_which_generation(standing: Host) -> None:
+    assert standing.machine.show(UNIT, "StatusText")["StatusText"] == "ready: 2 pods, generation 1"
 
 
-def test_a_reload_is_in_force_when_systemctl_returns(host: Host) -> None:
-    scene = host.scene
+def test_a_reload_is_in_force_when_systemctl_returns(standing: Host) -> None:
+    scene = standing.scene
     pods = {**ALLOWLIST["pods"], "10.244.0.5": ["other.example.com"]}
-    host.daemon.write("allowlist.yaml", "Allowlist", {**ALLOWLIST, "pods": pods})
+    standing.daemon.write("allowlist.yaml", "Allowlist", {**ALLOWLIST, "pods": pods})
 
-    host.machine.systemctl("reload", UNIT)
+    standing.machine.systemctl("reload", UNIT)
 
     assert rcode(scene.ask(scene.a, "other.example.com")) == "NOERROR"
     assert rcode(scene.ask(scene.a, "db.example.com")) == "NXDOMAIN"
-    assert "generation 2" in host.machine.show(UNIT, "StatusText")["StatusText"]
+    assert "generation 2" in standing.machine.show(UNIT, "StatusText")["StatusText"]
 
 
-def test_a_reload_of_a_bad_file_fails_and_the_status_names_the_place_until_a_good_one(host: Host) -> None:
-    host.machine.write("/etc/dnsguard/allowlist.yaml", BAD_ALLOWLIST)
+def test_a_reload_of_a_bad_file_fails_and_the_status_names_the_place_until_a_good_one(standing: Host) -> None:
+    standing.machine.write("/etc/dnsguard/allowlist.yaml", BAD_ALLOWLIST)
 
-    assert host.machine.systemctl("reload", UNIT, check=False).returncode != 0
+    assert standing.machine.systemctl("reload", UNIT, check=False).returncode != 0
 
-    told = status(host)
+    told = status(standing)
     assert "active (running)" in told
-    assert 'Status: "ready: 2 pods, generation 1; the last reload was refused: ' in told
+    assert 'Status: "ready: 2 pods, generation 2; the last reload was refused: ' in told
     assert told.count("/etc/dnsguard/allowlist.yaml:4:16: error: ") >= 2  # in the status, and in the lines of the log
-    assert host.scene.resolve(host.scene.a, "db.example.com") == [DB]
-    host.daemon.write("allowlist.yaml", "Allowlist", ALLOWLIST)
-    host.machine.systemctl("reload", UNIT)
-    assert host.machine.show(UNIT, "StatusText")["StatusText"] == "ready: 2 pods, generation 2"
+    assert standing.scene.resolve(standing.scene.a, "other.example.com") == [OTHER]
+    standing.daemon.write("allowlist.yaml", "Allowlist", ALLOWLIST)
+    standing.machine.systemctl("reload", UNIT)
+    assert standing.machine.show(UNIT, "StatusText")["StatusText"] == "ready: 2 pods, generation 3"
 
 
-def test_a_query_that_comes_while_no_daemon_runs_is_answered_by_the_next(host: Host) -> None:
-    scene = host.scene
-    host.machine.systemctl("stop", UNIT)
-    with scene.client(scene.a, "10.96.0.10", stream=True) as waiting:
-        waiting.settimeout(20)
-        assert scene.resolve(scene.a, "db.example.com", stream=True) == [DB]
-        assert host.daemon.pid  # started by it
+def test_a_query_that_comes_while_no_daemon_runs_is_answered_by_the_next(standing: Host) -> None:
+    scene = standing.scene
+    standing.machine.systemctl("stop", UNIT)
+    with scene.client(scene.a, ANY_RESOLVER, stream=True) as waiting:
+        waiting.settimeout(PATIENCE)
+        question = bytes(DNSRecord.question("db.example.com").pack())
+
+        assert addresses(exchange(waiting, question, True)) == [DB]
+
+    standing.until(standing.daemon.ready)  # started by the query
 
 
 def test_between_two_daemons_nobody_can_change_the_table(host: Host) -> None:
@@ -126,7 +130,7 @@ def test_a_configuration_that_cannot_be_used_is_tried_again_without_end_and_the_
 
     host.until(lambda: int(host.machine.show(UNIT, "NRestarts")["NRestarts"]) >= 2, 40)
 
-    assert "/etc/dnsguard/config.yaml:1:13: error:" in status(host)
+    assert "/etc/dnsguard/config.yaml:1:13: error:" in host.machine.shell("journalctl -u dnsguard.service -o cat")
     assert scene.silent(scene.a, "db.example.com")
     assert not scene.opens(scene.a, DB)
     host.machine.write("/etc/dnsguard/config.yaml", good)
@@ -145,16 +149,10 @@ def test_a_daemon_that_hangs_is_restarted_with_its_stacks_told_and_its_pods_clos
     assert scene.silent(scene.b, "mail.example.com")
     assert not scene.opens(scene.b, DB)
     host.until(lambda: host.daemon.pid not in (0, hung), 20)
-    killed = time.monotonic()
     host.until(host.daemon.ready)
 
-    assert time.monotonic() - killed < 5 + START_SECONDS
     assert answered_again(host) == [DB]
     assert machine.show(UNIT, "NRestarts") == {"NRestarts": "1"}
     told = machine.shell("journalctl -u dnsguard.service -o cat")
     assert "Watchdog timeout" in told
     assert "Fatal Python error: Aborted" in told and 'File "/opt/dnsguard/lib' in told
-
-
-START_SECONDS = 20.0
-"""What a busy machine may need to start an interpreter; how fast it is there is for benchmarks."""

@@ -18,7 +18,6 @@ from pydantic.fields import FieldInfo
 from dnsguard.config.durations import duration_text
 from dnsguard.config.groups import Group, Settings
 from dnsguard.config.schema import allowlist_schema, settings_schema
-from dnsguard.config.settings import UNBUILT, UNREAD
 
 _HEAD = """\
 # Configuration
@@ -37,8 +36,6 @@ Unknown keys are errors. A duration is a number with a unit (`500ms`, `30s`, `5m
 Every key is optional but `upstreams`.
 """
 
-_UNBUILT = "Not built yet, and refused with exit code 77 when written: {}.\n\n"
-_UNREAD = "Without effect until what they are for is built: {}.\n\n"
 
 _ALLOWLIST = """
 ## allowlist.yaml
@@ -76,9 +73,6 @@ def reference() -> str:
 def _settings() -> Iterator[str]:
     written = Settings.model_validate({"upstreams": ["10.96.0.10"]}).model_dump(mode="json", by_alias=True)
     groups = []
-    unbuilt = ", ".join(f"`{'.'.join(location)}: {value}`" for location, value, _ in UNBUILT)
-    yield _UNBUILT.format(unbuilt)
-    yield _UNREAD.format(", ".join(f"`{'.'.join(location)}`" for location, _ in UNREAD))
     yield _table("Key", "Default", "Values", "Meaning")
     for field in Settings.model_fields.values():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group):

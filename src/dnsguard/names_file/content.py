@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dnsguard.core.leases import NAMES_PER_LEASE
+from dnsguard.core.lease import NAMES_PER_LEASE
 from dnsguard.core.model import Address, LinkIndex, Name, Seconds
 
 FILE: Final = "names.sqlite"
@@ -68,8 +68,10 @@ def boot_id() -> str:
 def read_names(path: Path, boot: str) -> Names:
     """What the file says; nothing when there is none, or one of another boot. Raises DamagedError."""
     try:
-        found = os.lstat(path)
+        found = path.lstat()
         _check_kind(found)
+        if not found.st_size:
+            return {}  # made, and never written
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as file:
             _check_head(file)
             stored = [row[0] for row in file.execute("SELECT id FROM boot")]
