@@ -21,7 +21,7 @@ SHOW = "dnsguard() { printf '{%s}' \"$@\"; echo; }"
 
 SHELLS = {
     "bash": (["bash", "--norc", "-i"], f". {SCRIPTS}/dnsguard.bash"),
-    "zsh": (["zsh", "-f", "-i"], f"fpath=({SCRIPTS} $fpath); autoload -Uz compinit; compinit -u -D"),
+    "zsh": (["zsh", "-f", "-i"], "fpath=($PWD/functions $fpath); autoload -Uz compinit; compinit -u -D"),
 }
 
 
@@ -57,6 +57,8 @@ class Terminal:
 @pytest.fixture(params=SHELLS)
 def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Terminal:
     command, setup = SHELLS[request.param]
+    (tmp_path / "functions").mkdir()
+    (tmp_path / "functions/_dnsguard").symlink_to(SCRIPTS / "dnsguard.zsh")  # zsh wants the function's own name
     with Terminal(command, tmp_path) as terminal:
         terminal.type(f"{setup}; {SHOW}; echo READY | rev\n", "YDAER")
         yield terminal

@@ -70,7 +70,7 @@ def generated(root: Path) -> dict[str, str]:
     return {
         "packaging/man/dnsguard.8": manual((root / "packaging/man/dnsguard.8.in").read_text()),
         "packaging/completions/dnsguard.bash": bash(found, TOP),
-        "packaging/completions/_dnsguard": zsh(found, TOP),
+        "packaging/completions/dnsguard.zsh": zsh(found, TOP),
         "packaging/completions/dnsguard.fish": fish(found, TOP),
     }
 
