@@ -25,7 +25,10 @@ BASE = (
 )
 COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
 DEB = ("debhelper", "dpkg-dev", "lintian")
-TEST = ("bind9-dnsutils", *COMPILER, *DEB, "fish", "mandoc", "netcat-openbsd", "postgresql", "postgresql-client", "zsh")
+TEST = (
+    *("bind9-dnsutils", *COMPILER, *DEB, "fish", "mandoc", "netcat-openbsd", "postgresql", "postgresql-client"),
+    *("systemd-container", "zsh"),
+)
 BENCH = ("dnsdist", "dnsmasq-base", "iperf3", "unbound")
 KERNELS = ("busybox-static", "file", "qemu-system-x86")
 PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH, "deb": BASE + DEB, "kernels": BASE + KERNELS}

@@ -29,6 +29,8 @@ _dnsguard() {
         monitor:--pod) return ;;
         monitor:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         reload:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
+        learn:--pod) return ;;
+        learn:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         cleanup:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         version:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
     esac
@@ -42,7 +44,7 @@ _dnsguard() {
         leases) words="--pod --config --json --help" ;;
         monitor) words="--type --pod --config --json --help" ;;
         reload) words="--config --json --help" ;;
-        learn) words="--help" ;;
+        learn) words="--pod --config --json --help" ;;
         demo) words="--keep --help" ;;
         cleanup) words="--config --help" ;;
         version) words="--config --json --help" ;;

@@ -11,8 +11,8 @@ _dnsguard() {
         'pods:List the governed pods.'
         'leases:List what is open now, and for how long.'
         'monitor:Watch events as they happen, until Ctrl-C.'
-        'reload:Load the allowlist again. When this returns, the new policy is enforced.'
-        'learn:Print the allowlist that would have allowed what was seen. Not built yet: exits with 77.'
+        'reload:Load the configuration and the allowlist again. When this returns, the new policy and mode are in force.'
+        'learn:Print the allowlist that would have allowed what was seen.'
         'demo:Show dnsguard at work.'
         'cleanup:Remove every trace from the kernel.'
         'version:Print the version of dnsguard, of Python and of the kernel.'
@@ -24,13 +24,13 @@ _dnsguard() {
             case $line[1] in
                 run) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '--help[Show the help.]' ;;
                 check) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--allowlist=[An allowlist other than the one it names.]:PATH:_files' '*--json[One JSON object a line, for programs.]' '*--system[Look at the node instead of the files.]' '--help[Show the help.]' ;;
-                explain) _arguments '*--offline[From the files, even when a daemon runs.]' '*--allowlist=[Another allowlist; implies --offline.]:PATH:_files' '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' '1:POD: ' '2:NAME|ADDRESS: ' '3:[TYPE|PORT[/PROTO]]: ' ;;
+                explain) _arguments '*--offline[From the files, even when a daemon runs.]' '*--allowlist=[Another allowlist; implies --offline.]:PATH:_files' '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' '1:POD: ' '2:[NAME|ADDRESS]: ' '3:[TYPE|PORT[/PROTO]]: ' ;;
                 status) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
                 pods) _arguments '*--pod=[Only this pod: its name or one of its addresses.]:POD: ' '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
                 leases) _arguments '*--pod=[Only this pod: its name or one of its addresses.]:POD: ' '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
                 monitor) _arguments '*--type=[Only these events; may be given several times.]:query|drop|lease|policy:(query drop lease policy)' '*--pod=[Only this pod: its name or one of its addresses.]:POD: ' '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
                 reload) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
-                learn) _arguments '--help[Show the help.]' ;;
+                learn) _arguments '*--pod=[Only this pod: its name or one of its addresses.]:POD: ' '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
                 demo) _arguments '*--keep[Leave it running and say how to enter a pod.]' '--help[Show the help.]' ;;
                 cleanup) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '--help[Show the help.]' ;;
                 version) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;

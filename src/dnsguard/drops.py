@@ -14,27 +14,13 @@ from typing import Final
 
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import Pod
-from dnsguard.enforce.denials import Answered, Denial, Dropped
+from dnsguard.enforce.denials import PASSED_IN_AUDIT, PROTOCOLS, WHY, Answered, Denial, Dropped
 from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.engine.counters import ANY_FAMILY, OTHER, UNSEEN_RCODE
 from dnsguard.engine.engine import Engine
 
-_WHY: Final = {
-    "source": "its source address is not routed to that link",
-    "unknown": "its source address is no pod's on that link",
-    "listener": "a query, and nobody listened",
-    "queries": "a query beyond the pod's rate",
-    "rule": "a Deny rule closes it",
-    "cut": "the flow was cut, the policy no longer allows it",
-    "inbound": "a packet towards the pod that belongs to no flow and does not begin one",
-    "malformed": "the packet cannot be read, or was made to be misread",
-    "vlan": "the frame is tagged",
-    "fragment": "a fragment whose first one did not come, or was not let",
-}
-"""Reasons of the kernel that say it all; behind `default` the leases are asked."""
 _NO_FAULT: Final = "multicast"
 """Dropped from every pod, whatever it does: no pod's row counts it."""
-_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
 class Growth:
@@ -51,26 +37,41 @@ class Growth:
 
 
 class Drops:
-    """Dropped packets; `by_pod` is how many of each pod, by its name."""
+    """Dropped packets; `by_pod` is how many of each pod, by its name. In Audit most of them have passed: these are
+    told and counted as audited. `on_denial` hears of each report, too."""
 
-    def __init__(self, engine: Engine, events: Events, now: Callable[[], Seconds]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        events: Events,
+        now: Callable[[], Seconds],
+        on_denial: Callable[[Denial], None] = lambda denial: None,
+    ) -> None:
+        self._on_denial = on_denial
         self._engine = engine
         self._events = events
         self._now = now
         self._growth: defaultdict[str, Growth] = defaultdict(Growth)
         self.by_pod: dict[str, int] = {}
+        self.audited: dict[str, int] = {}
+
+    def _passed(self, reason: str) -> bool:
+        return self._engine.exchanges.audit and reason in PASSED_IN_AUDIT
 
     def tell(self, denial: Denial) -> None:
         """The event of one packet, or of several of a kind."""
+        passed = self._passed(denial.reason)
+        self._on_denial(denial)
         pod = self._engine.pods.by_link.get(denial.link)
+        kind = EventKind.FLOW_AUDITED if passed else EventKind.FLOW_DENIED
         self._events.emit(
-            EventKind.FLOW_DENIED,
+            kind,
             pod=pod.name if pod else None,
             pod_ip=denial.pod,
             address=denial.peer,
             port=denial.port,
-            protocol=_PROTOCOLS.get(denial.protocol, denial.protocol),
-            verdict="denied",
+            protocol=PROTOCOLS.get(denial.protocol, denial.protocol),
+            verdict="audited" if passed else "denied",
             reason=self._reason(pod, denial),
             rule=denial.rule,
             policy=_policy(pod, denial.rule) if pod else None,
@@ -80,7 +81,7 @@ class Drops:
     def _reason(self, pod: Pod | None, denial: Denial) -> str:
         if pod is not None and denial.peer is not None and denial.reason == "default":
             return self._engine.why_closed(pod, denial.peer, self._now())
-        return _WHY.get(denial.reason, denial.reason)
+        return WHY.get(denial.reason, denial.reason)
 
     def adopt(self, found: Sequence[Dropped], enforcer: str = "nftables") -> None:
         """Counters that an earlier process left: what they have counted so far is not of this one."""
@@ -92,10 +93,20 @@ class Drops:
         grown = self._growth[enforcer].of(_by_key(found))
         for one in {one[:-1]: one for one in found}.values():
             more = grown[one[:-1]]
-            self._engine.counters.egress_denied[one.reason] += more
+            counts, by_pod = self._tallies(one.reason)
+            counts[one.reason] += more
             pod = _on(self._engine, one.link) if one.pod is None else owners.get(one.pod)
             if pod is not None and more and one.reason != _NO_FAULT:
-                self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + more
+                by_pod[pod.name] = by_pod.get(pod.name, 0) + more
+        _forget_gone(self.by_pod, self._engine)
+        _forget_gone(self.audited, self._engine)
+
+    def _tallies(self, reason: str) -> tuple[dict[str, int], dict[str, int]]:
+        """By reason and by pod, for packets of this reason."""
+        counters = self._engine.counters
+        if self._passed(reason):
+            return counters.egress_audited, self.audited
+        return counters.egress_denied, self.by_pod
 
 
 class AnsweredInKernel:
@@ -123,6 +134,7 @@ class AnsweredInKernel:
             self._add(answered, denied)
             if (pod := _on(self._engine, link)) is not None:
                 self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + answered + denied
+        _forget_gone(self.by_pod, self._engine)
 
     def _grown(self, found: Sequence[Answered]) -> dict[LinkIndex, tuple[int, int]]:
         numbers: dict[Hashable, int] = {(one.link, "answered"): one.answered for one in found}
@@ -144,6 +156,12 @@ def _by_key(found: Sequence[Dropped]) -> dict[Hashable, int]:
 
 def _on(engine: Engine, link: LinkIndex | None) -> Pod | None:
     return None if link is None else engine.pods.by_link.get(link)
+
+
+def _forget_gone(by_pod: dict[str, int], engine: Engine) -> None:
+    """Nobody asks for the counts of pods that went, and ever others come."""
+    for name in by_pod.keys() - {pod.name for pod in engine.pods}:
+        del by_pod[name]
 
 
 def _policy(pod: Pod, rule: int | None) -> str:

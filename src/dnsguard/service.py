@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import gc
-import resource
+import os
 import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +23,13 @@ from typing import Any, Final
 import uvloop
 
 from dnsguard import __version__, assembly
+from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
-from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
-from dnsguard.config.groups import Ebpf
-from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
+from dnsguard.config.diagnostics import ConfigError
+from dnsguard.config.groups import Ebpf, Revocation
+from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
-from dnsguard.control.calls import CallError, Gap, Reloaded, exit_code_of
+from dnsguard.control.calls import Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
@@ -39,25 +37,33 @@ from dnsguard.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.second import SecondLine
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.contracts import EventKind, Ticket
-from dnsguard.engine.counters import OTHER, Counters
+from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, Surroundings
+from dnsguard.kernel_events import KernelEvents
+from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
+from dnsguard.names_file.content import Names
+from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
+from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
-from dnsguard.observe.health import HealthServer
+from dnsguard.observe.health import Health, HealthServer
 from dnsguard.observe.log import LEVELS, open_log
-from dnsguard.observe.metrics import Gauges, Metrics, build_registry
+from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
+from dnsguard.policies import Policies, print_all
+from dnsguard.process import raise_descriptors, tune_interpreter
 from dnsguard.reports import Configured, Reports
-from dnsguard.restore import restore
-from dnsguard.sources.loader import Loaded, load
+from dnsguard.restore import Left, restore
+from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
+from dnsguard.seen import FLUSH, LOOK, Seen, Sources
 from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
@@ -67,13 +73,12 @@ TICK: Final[Seconds] = 0.05
 """Between two looks at deadlines."""
 AFTERWARDS: Final[Seconds] = 0.5
 """What queries in flight get at a stop beyond their deadline."""
-REMEMBER: Final[Seconds] = 60.0
-"""Between two looks at which open flows still need what ended leases stood on."""
-DROPPED: Final[Seconds] = 5.0
-"""Between two readings of the kernel's counters of dropped packets."""
+FORGET: Final[Seconds] = 2.0
+"""Between two looks at what may be forgotten."""
+COUNTED: Final[Seconds] = 5.0
+"""Between two readings of the kernel's counters when nobody scrapes."""
 AGAIN: Final[Seconds] = 1.0
 """What never ends by itself is begun again after a defect."""
-_ERRNOS: Final = frozenset(errno.errorcode.values())
 
 
 def run(config: Path) -> int:
@@ -81,35 +86,14 @@ def run(config: Path) -> int:
     try:
         settings = load_settings(config)
         with only_one(settings.paths.runtime):
-            _tune_interpreter()
-            _raise_descriptors()
+            tune_interpreter()
+            raise_descriptors()
             return uvloop.run(Service(config, settings).run())
     except ConfigError as error:
-        return _print(error.diagnostics)
+        return print_all(error.diagnostics)
     except DnsguardError as error:
         print(f"dnsguard: {error}", file=sys.stderr)
         return exit_code_of(error)
-
-
-def _tune_interpreter() -> None:
-    """The engine makes no reference cycles, and long-lived objects by the hundred thousand: look for cycles seldom, so
-    that no collection walks the leases again and again. Threads wait for the loop 0.5 ms at most, not 5."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-    sys.setswitchinterval(0.0005)
-
-
-def _raise_descriptors() -> None:
-    """As many as this process may have: 50 pods with 20 DNS connections each would use up the usual 1,024."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _print(diagnostics: Sequence[Diagnostic]) -> int:
-    for diagnostic in diagnostics:
-        print(diagnostic, file=sys.stderr)
-    return exit_code(diagnostics)
 
 
 class Service:
@@ -125,20 +109,26 @@ class Service:
             time.monotonic,
             queries=settings.log.queries.value,
             level=LEVELS[settings.log.level.value],
+            pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
+        self._systemd = Systemd.from_environment(os.environ)
         self._counters = Counters()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
-        self._started = time.monotonic()
+        self._configured = Configured(settings, config, time.monotonic())
         self._missing = "starting"
-        self._store: Store | None = None
-        self._reloading = asyncio.Lock()
+        self._kernel = KernelEvents(self._events, self._counters)
+        self._background = Background(self._events, self._counters)
+        self._policies = Policies(
+            config, settings, self._events, self._counters, own=lambda: self._own, on_settings=self._settings_are
+        )
+        self._book = Book()
+        self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
-        self._beside_took: Seconds = 0.0
 
     # ---- the order of a life
 
@@ -154,9 +144,6 @@ class Service:
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
-        for missing in unbuilt_defaults(self._settings):
-            feature, _, reason = missing.partition(" (")
-            self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         for unusable in unusable_sysctls():
             self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:
@@ -170,7 +157,7 @@ class Service:
                     for task in owned:
                         task.cancel()
         finally:
-            self._store_is(None)
+            self._policies.close()
             self._events.emit(EventKind.STOPPED)
             self._events.close()
             self._log.outlet.close()
@@ -179,22 +166,28 @@ class Service:
     async def _start(self, rooms: contextlib.AsyncExitStack) -> list[Coroutine[Any, Any, None]]:
         """Open every room; what runs until the stop is returned, to be started."""
         settings = self._settings
-        links = Links(settings.pods.interfaces, self._on_link, self._on_problem, self._on_own)
-        interception = Interception(assembly.interception_route(settings), self._on_route_repair, self._on_problem)
-        watch = Watch([links, interception], self._on_problem)
+        links = Links(settings.pods.interfaces, self._on_link, self._kernel.problem, self._on_own)
+        interception = Interception(
+            assembly.interception_route(settings), self._kernel.route_repaired, self._kernel.problem
+        )
+        watch = Watch([links, interception], self._kernel.problem)
         rooms.callback(watch.stop)
         sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
         rooms.callback(sockets.close)
         await self._open_kernel(rooms)
         engine, servers = self._build_engine()
         rooms.callback(self._transport.close)
+        rooms.push_async_callback(self._kernel_counters.close)
         await watch.start()
         if self._beside is not None and await self._enforcer.stands():
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        await self._load_first()
-        await self._restore()
+        policy, names = await asyncio.gather(self._policies.first(), self._names.read())
+        await self._sightings.begin()
+        rooms.push_async_callback(self._sightings.close)
+        await self._restore(policy, names)
+        rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
         if self._beside is not None:
@@ -206,18 +199,22 @@ class Service:
         self._udp.start()
         await self._open_control(rooms)
         self._missing = ""
+        self._systemd.ready()
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
-        beside = self._beside.background(self._every, self._drops, self._answers) if self._beside else []
+        beside = self._beside.background(self._background.every, self._drops) if self._beside else []
         return [
             *beside,
-            self._every(TICK, "time", self._tick),
-            self._every(REMEMBER, "memory of flows", self._remember),
-            self._every(DROPPED, "counters of drops", self._count_dropped),
-            self._every(AGAIN, "what the kernel refused", self._apply_again),
-            self._every(AGAIN, "probes", probes.run),
-            self._whenever(self._links_changed, "links", self._follow_links),
-            self._whenever(self._hangup, "reload", self._reload_on_signal),
+            self._background.every(TICK, "time", self._tick),
+            self._background.every(TICK, "names behind leases", self._names.tick),
+            self._background.every(FORGET, "memory", self._forget),
+            self._background.every(COUNTED, "kernel counters", self._kernel_counters.read),
+            self._background.every(LOOK, "flows seen", self._sightings.look),
+            self._background.every(FLUSH, "what was seen", self._sightings.flush),
+            self._background.every(AGAIN, "what the kernel refused", self._apply_again),
+            self._background.every(AGAIN, "probes", probes.run),
+            self._background.whenever(self._links_changed, "links", self._follow_links),
+            self._background.whenever(self._hangup, "reload", self._reload_on_signal),
         ]
 
     async def _open_kernel(self, rooms: contextlib.AsyncExitStack) -> None:
@@ -230,10 +227,10 @@ class Service:
             self._acknowledge,
             self._on_damage,
             lambda denial: self._drops.tell(denial),
-            on_failure=self._on_failed_repair,
-            on_commit=self._on_commit,
+            on_failure=self._kernel.table_damaged,
+            on_commit=self._kernel.committed,
             beside=line.table if line is not None else None,
-            on_beside=self._on_beside,
+            on_beside=self._kernel.committed_beside,
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
@@ -262,18 +259,25 @@ class Service:
             time.monotonic,
             servers,
             [str(upstream) for upstream in settings.upstreams],
+            witness=self._book,
         )
         if (line := self._line) is not None:
             around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
-        self._drops = Drops(engine, self._events, time.monotonic)
+        layout = assembly.table_layout(settings)
+        sources = Sources(engine.pods, engine.leases, self._conntrack, self._enforcer.audited, layout.intercept)
+        self._sightings = Seen(self._book, sources, settings.paths.state, self._events)
+        self._drops = Drops(engine, self._events, time.monotonic, self._sightings.denied)
         self._answers = AnsweredInKernel(engine)
+        self._kernel_counters = KernelCounters(
+            (self._count_dropped, self._count_beside), time.monotonic, self._background.defect
+        )
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
         engine.connect(self._transport)
         return engine, servers
 
-    async def _restore(self) -> None:
+    async def _restore(self, policy: Store, names: Names) -> None:
         """The first change: every pod of this node, with the leases that the kernel still holds for it."""
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
@@ -285,36 +289,38 @@ class Service:
             assembly.answers_fingerprint(self._settings, self._own)
         ):
             self._line.answers.adopt(())
+        left = Left(held, running, names)
         seen, self._seen = self._seen, {}
-        assert self._store is not None
-        await engine.changes.begin(
-            seen, self._store, lambda now: restore(engine.pods, engine.leases, held, running, now), running
-        )
+        await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
+        self._names.begin(engine.pods, engine.leases)
         engine.revocation.adopt(engine.pods, cut)
 
     def _listen(self, sockets: ListenSockets) -> None:
         exchanges, tcp = self._engine.exchanges, self._settings.tcp
-        self._udp = UdpListener(sockets.udp, exchanges.question, partial(self._on_error, "UDP queries"))
+        self._udp = UdpListener(sockets.udp, exchanges.question, partial(self._background.defect, "UDP queries"))
         self._tcp = TcpListener(
             sockets.tcp,
             exchanges.question,
-            partial(self._on_error, "TCP queries"),
+            partial(self._background.defect, "TCP queries"),
             admit=exchanges.admit,
             limits=TcpLimits(tcp.idle, tcp.total),
         )
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
-        configured = Configured(self._settings, self._config, self._started)
         reports = Reports(
             self._engine,
-            configured,
+            self._configured,
             self._drops.by_pod,
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
+            self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
+            self._drops.audited,
             self._gaps,
+            lambda: metrics.totals(),
         )
+        metrics = Metrics(self._counters, list(reports.upstreams()), gauges(self._rooms(reports)))
         control = ControlServer(
             self._settings.paths.runtime,
             {
@@ -323,18 +329,37 @@ class Service:
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
+                "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
-                "reload": self.reload,
+                "learn": self._sightings.rows,
+                "reload": self._reload,
             },
-            lambda call, error: self._on_error("control socket", error),
+            lambda call, error: self._background.defect("control socket", error),
         )
         await control.start()
         rooms.push_async_callback(control.stop)
         if (listen := self._settings.metrics.listen) is not None:
-            registry = build_registry(self._metrics(reports))
-            health = HealthServer(str(listen), registry, lambda: self._missing_now() or None)
+            health = HealthServer(str(listen), build_registry(metrics), self._health())
             await health.start()
             rooms.push_async_callback(health.stop)
+
+    def _rooms(self, reports: Reports) -> Rooms:
+        return Rooms(
+            self._settings,
+            self._engine,
+            self._enforcer,
+            self._udp,
+            self._tcp,
+            self._events,
+            self._log.outlet,
+            self._kernel_counters,
+            self._policies,
+            reports,
+            time.monotonic,
+        )
+
+    def _health(self) -> Health:
+        return Health(self._missing_now, lambda: stuck(self._enforcer, time.monotonic()), self._kernel_counters.fresh)
 
     def _gaps(self) -> list[Gap]:
         failures = self._beside.failures if self._beside else {}
@@ -356,81 +381,18 @@ class Service:
             await asyncio.sleep(TICK)
         self._engine.fetches.abandon_all()
 
-    # ---- policy
+    async def _reload(self) -> Reloaded:
+        return await self._policies.reload(self._engine.changes)
 
-    async def _load(self) -> Loaded:
-        return await load(self._config, self._settings.allowlist, self._settings.paths.runtime, own=self._own)
-
-    async def _load_first(self) -> None:
-        loaded = await self._load()
-        _print(loaded.diagnostics)
-        if loaded.store is None:
-            raise CallError(
-                f"{self._settings.allowlist} cannot be used; the errors are above", exit_code(loaded.diagnostics)
-            )
-        self._store_is(loaded.store)
-        self._told(loaded)
-
-    def _store_is(self, store: Store | None) -> None:
-        if self._store is not None:
-            self._store.close()
-        self._store = store
-
-    async def reload(self) -> Reloaded:
-        """Read the allowlist again and go over to it. Raises CallError, with the old one in force, when it cannot."""
-        async with self._reloading:
-            loaded = await self._load()
-            self._told(loaded)
-            if loaded.store is None:
-                self._counters.reloads["rejected"] += 1
-                raise CallError("\n".join(map(str, loaded.diagnostics)), exit_code(loaded.diagnostics))
-            try:
-                outcome = await self._engine.changes.policy(loaded.store)
-            except BaseException as error:
-                loaded.store.close()
-                self._counters.reloads["rejected"] += 1
-                self._events.emit(EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {error}")
-                raise
-            self._store_is(loaded.store)
-            self._counters.reloads["loaded"] += 1
-            generation = self._engine.changes.generation
-            self._events.emit(
-                EventKind.POLICY_LOADED,
-                generation=generation,
-                pods=outcome.pods,
-                opened=outcome.opened,
-                purged=outcome.purged,
-                cut=outcome.cut,
-            )
-            return {
-                "generation": generation,
-                "diagnostics": [str(one) for one in loaded.diagnostics],
-                "changed": outcome.pods,
-            }
-
-    def _told(self, loaded: Loaded) -> None:
-        kinds = {Severity.ERROR: EventKind.POLICY_REJECTED, Severity.WARNING: EventKind.POLICY_WARNING}
-        for one in loaded.diagnostics:
-            self._events.emit(kinds[one.severity], reason=str(one))
+    def _settings_are(self, settings: Settings) -> None:
+        """A reload has put these in force."""
+        self._settings = self._configured.settings = settings
+        self._events.tune(settings.log.queries.value, LEVELS[settings.log.level.value])
+        self._engine.revocation.drain = settings.enforcement.revocation is Revocation.DRAIN
+        if self._line is not None:
+            self._line.answers_made_by(assembly.answers_fingerprint(settings, self._own))
 
     # ---- what runs until the stop
-
-    async def _every(self, seconds: Seconds, where: str, do: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            await self._contained(where, do)
-
-    async def _whenever(self, asked: asyncio.Event, where: str, do: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await asked.wait()
-            asked.clear()
-            await self._contained(where, do)
-
-    async def _contained(self, where: str, do: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await do()
-        except Exception as error:
-            self._on_error(where, error)
 
     async def _tick(self) -> None:
         self._engine.tick(time.monotonic())
@@ -443,10 +405,10 @@ class Service:
     async def _reload_on_signal(self) -> None:
         # Told as events by `reload` itself, whatever came of it.
         with contextlib.suppress(DnsguardError):
-            await self.reload()
+            await self._reload()
 
-    async def _remember(self) -> None:
-        await self._engine.revocation.remember(self._engine.pods, time.monotonic())
+    async def _forget(self) -> None:
+        await self._engine.forget(time.monotonic())
 
     async def _apply_again(self) -> None:
         if self._engine.changes.unapplied:
@@ -455,12 +417,14 @@ class Service:
     async def _count_dropped(self) -> None:
         self._drops.count(await self._enforcer.dropped())
 
+    async def _count_beside(self) -> None:
+        if self._beside is not None:
+            await self._beside.count(self._drops, self._answers)
+
     # ---- what the rooms tell
 
     def _acknowledge(self, upto: Ticket, refused: Mapping[Ticket, str]) -> None:
-        for reason, count in Counter(refused.values()).items():
-            self._counters.lease_writes_refused[reason if reason in _ERRNOS else OTHER] += count
-            self._events.emit(EventKind.LEASE_REFUSED, reason=reason, count=count)
+        self._kernel.refused(refused)
         self._engine.exchanges.gate.acknowledge(upto, refused)
 
     def _on_link(self, link: LinkIndex, name: str, addresses: frozenset[Address] | None) -> None:
@@ -483,57 +447,8 @@ class Service:
     def _on_damage(self, what: str) -> None:
         if self._beside is not None:
             self._beside.damaged()
-        self._counters.kernel_repairs["table"] += 1
-        self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=what)
-
-    def _on_failed_repair(self, why: str) -> None:
-        self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the table", reason=why)
-
-    def _on_beside(self, seconds: Seconds, elements: int) -> None:
-        """In the writer's thread, for the commit that `_on_commit` is told of next."""
-        self._beside_took = seconds
-        self._counters.commit_seconds["ebpf"].observe(seconds)
-        self._counters.lease_writes["ebpf"] += elements
-
-    def _on_commit(self, seconds: Seconds, elements: int) -> None:
-        """In the writer's thread, the only one that writes these two."""
-        self._counters.commit_seconds["nftables"].observe(seconds - self._beside_took)
-        self._counters.lease_writes["nftables"] += elements
-
-    def _on_route_repair(self, what: str) -> None:
-        self._counters.kernel_repairs["route"] += 1
-        self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=what)
-
-    def _on_problem(self, text: str) -> None:
-        self._events.emit(EventKind.NODE_PROBLEM, reason=text)
+        self._kernel.table_repaired(what)
 
     def _upstream_back(self, server: int) -> None:
         if self._engine.servers.answered(server, time.monotonic()):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=str(self._settings.upstreams[server]))
-
-    def _on_error(self, where: str, error: Exception) -> None:
-        """The last boundary: a defect costs one packet, is counted and told, and the daemon goes on."""
-        self._counters.internal_errors[where] += 1
-        told = f"{type(error).__name__}: {error}"
-        self._events.emit(EventKind.INTERNAL_ERROR, where=where, reason=told, exc_info=error)
-
-    def _metrics(self, reports: Reports) -> Metrics:
-        engine, log = self._engine, self._log
-        gauges = Gauges(
-            pods=lambda: len(engine.pods),
-            leases=lambda: engine.leases.elements,
-            held_answers=lambda: engine.exchanges.gate.holding,
-            in_flight=lambda: len(engine.exchanges),
-            cache_entries=lambda: len(engine.cache),
-            tcp_connections=lambda: len(self._tcp.connections),
-            policy_generation=lambda: engine.changes.generation,
-            log_lines_dropped=lambda: log.outlet.dropped,
-            log_lines_suppressed=lambda: self._events.suppressed,
-            log_events_failed=lambda: self._events.failed,
-            udp_discarded=lambda: sum(each.discarded for each in self._udp.counts),
-            udp_unsent=lambda: sum(each.unsent for each in self._udp.counts),
-            tcp_cut=lambda: self._tcp.cut,
-            drop_reports_lost=lambda: self._enforcer.reports_lost,
-            upstreams_up=reports.upstreams,
-        )
-        return Metrics(self._counters, list(reports.upstreams()), gauges)

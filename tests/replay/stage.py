@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import io
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import count
@@ -21,13 +21,14 @@ from dnsguard.assembly import engine_settings, protected
 from dnsguard.config.settings import settings_from_text
 from dnsguard.core.attempts import Servers
 from dnsguard.core.compile import closed, decide
-from dnsguard.core.leases import UNKNOWN
+from dnsguard.core.lease import UNKNOWN
 from dnsguard.core.model import Action, Address, Flow, LinkIndex, Name, Packet, Pair, PodEntry, Protocol
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import Lookup, Pod
 from dnsguard.core.policy import Allowed
 from dnsguard.enforce.memory import MemoryEnforcer
 from dnsguard.enforce.told import MemoryAnswers
+from dnsguard.engine.change import Restore, no_leases
 from dnsguard.engine.contracts import Attempt, EventKind
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, EngineSettings, Surroundings
@@ -322,11 +323,12 @@ class Stage:
         if begin:
             self.begin(lookup, pods if pods is not None else {"web": ["10.244.0.5"]})
 
-    def begin(self, lookup: str | Lookup, pods: dict[str, list[str]], restore: Any = lambda now: []) -> None:
+    def begin(self, lookup: str | Lookup, pods: dict[str, list[str]], restore: Restore = no_leases,
+              running: Mapping[Pair, str] | None = None) -> None:  # fmt: skip
         """The first change of a process."""
         seen = {self._link(pod): (f"veth-{pod}", frozenset(map(address, texts))) for pod, texts in pods.items()}
         self.addresses.update({pod: [address(text) for text in texts] for pod, texts in pods.items()})
-        self.finish(self.engine.changes.begin(seen, _lookup(lookup), restore))
+        self.finish(self.engine.changes.begin(seen, _lookup(lookup), restore, running))
 
     def close(self) -> None:
         """Abandon what still runs."""
@@ -558,7 +560,7 @@ class Stage:
             if remaining / 1000 <= self.slack:
                 continue
             pod = owners.get(Address(key[:half]))
-            lease = self.engine.leases.pods[pod.id].by_key.get((scope, Address(key[half:]))) if pod else None
+            lease = self.engine.leases.pods[pod.id].get(scope, Address(key[half:])) if pod else None
             if pod is None or lease is None:
                 self.broken.append(f"{scope} {key!r} is open for {remaining} ms and in no book")
                 continue
@@ -594,7 +596,7 @@ class Stage:
         assert engine.leases.elements == 0
         assert self.enforcer.held() == []
         assert all(not table.per_name for table in engine.leases.pods.values())
-        assert not engine.leases._buckets
+        assert not engine.leases._turns
         self.check()
 
 

@@ -71,13 +71,6 @@ def test_a_missing_configuration_is_an_error_of_the_same_form(tmp_path: Path) ->
     assert result.stderr.startswith(f"{tmp_path}/config.yaml:1:1: error: there is no such file")
 
 
-def test_a_value_that_is_not_built_exits_77_and_is_named(tmp_path: Path) -> None:
-    result = run(*files(tmp_path, LEAST + "mode: Audit\n", "pods: {}\n"))
-
-    assert result.exit_code == 77
-    assert "config.yaml:2:7: error: mode: Audit is not built yet; write Enforce" in result.stderr
-
-
 def test_json_is_one_object_a_line_on_standard_output(tmp_path: Path) -> None:
     result = run(*files(tmp_path, LEAST + "a: 1\n", "pods: {10.0.0.1: []}\n"), "--json")
 

@@ -16,7 +16,6 @@ from typing import Any
 from dnsguard.config.keys import Key, sections
 from dnsguard.config.manual import config_page
 from dnsguard.config.schema import allowlist_schema, settings_schema
-from dnsguard.config.settings import UNBUILT, UNREAD
 
 _HEAD = """\
 # Configuration
@@ -35,8 +34,6 @@ Unknown keys are errors. A duration is a number with a unit (`500ms`, `30s`, `5m
 Every key is optional but `upstreams`.
 """
 
-_UNBUILT = "Not built yet, and refused with exit code 77 when written: {}.\n\n"
-_UNREAD = "Without effect until what they are for is built: {}.\n\n"
 
 _ALLOWLIST = """
 ## allowlist.yaml
@@ -72,9 +69,6 @@ def reference() -> str:
 
 
 def _settings() -> Iterator[str]:
-    unbuilt = ", ".join(f"`{'.'.join(location)}: {value}`" for location, value, _ in UNBUILT)
-    yield _UNBUILT.format(unbuilt)
-    yield _UNREAD.format(", ".join(f"`{'.'.join(location)}`" for location, _ in UNREAD))
     for section in sections():
         yield f"\n### {section.name}\n\n{section.meaning}\n\n" if section.name else ""
         yield _table("Key", "Default", "Values", "Meaning")

@@ -61,7 +61,9 @@ CALLS: Final[Mapping[str, Call]] = {
         required=frozenset({"pod"}),
         optional=frozenset({"name", "type", "address", "port", "protocol"}),
     ),
+    "denials": Call("GET", required=frozenset({"pod"}), rows=True),
     "monitor": Call("GET", optional=frozenset({"type", "pod"}), live=True),
+    "learn": Call("GET", rows=True, limit=60.0),
     "reload": Call("POST", limit=120.0),
 }
 """Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`. `type` of `monitor` is
@@ -107,9 +109,20 @@ class Status(TypedDict):
     allowlist: str
     generation: int
     pods: int
+    pods_limit: int
     leases: int
+    lease_elements: int
+    """What the leases take in the kernel, of at most `leases_limit`."""
+    leases_limit: int
+    in_flight: int
+    held_answers: int
+    totals: dict[str, int]
+    """The metrics' counters, each without its labels, by the names of `engine.counters.Counters` and
+    `observe.metrics.Gauges`."""
     queries: int
     denied: int
+    audited: int
+    """Questions that Audit let through and that would have been denied."""
     enforcers: list[str]
     gaps: list[Gap]
     upstreams: list[UpstreamStatus]
@@ -127,6 +140,8 @@ class PodRow(TypedDict):
     leases: int
     denied: int
     """Packets dropped since the daemon started, read from the kernel every few seconds."""
+    audited: int
+    """Packets that passed in Audit and would have been dropped; read as `denied` is."""
     answered_in_kernel: int
     """Questions that never came up to the daemon; read as `denied` is."""
     origin: str
@@ -154,6 +169,50 @@ class RuleRow(TypedDict):
     """file:line:column."""
 
 
+class NearRow(TypedDict):
+    """A rule that nearly allowed it."""
+
+    miss: str
+    """By what it missed: a `Miss` of core/nearest.py, `ended`, `closed` or `elsewhere`."""
+    policy: str
+    peer: str
+    ports: str
+    origin: str
+    """file:line:column."""
+    text: str
+
+
+class Addition(TypedDict):
+    """What would allow it: `text` is to be inserted where `line` and `column` say, both 1-based."""
+
+    file: str
+    line: int
+    column: int
+    """1: `text` is a line of its own, put before this one."""
+    text: str
+    remark: str
+    """What to think of before; may be empty."""
+
+
+class DenialRow(TypedDict):
+    """Equal denials of the past."""
+
+    pod: str
+    event: str
+    subject: str
+    """`db.example.com A`, `192.0.2.1 tcp/443`, or the limit."""
+    reason: str
+    """Of the last one."""
+    count: int
+    """Packets, or questions that reached the daemon: one that is repeated, the kernel denies by itself for 30 s."""
+    first: float
+    """Seconds ago."""
+    last: float
+    """Seconds ago."""
+    nearest: list[NearRow]
+    add: Addition | None
+
+
 class Explanation(TypedDict):
     pod: str
     policy: str
@@ -167,6 +226,11 @@ class Explanation(TypedDict):
     """The live leases that bear on it; always empty when it was worked out from files."""
     source: str
     """`live` or `files`."""
+    past: list[DenialRow]
+    """The remembered denials of the same, the newest first; always empty when it was worked out from files."""
+    nearest: list[NearRow]
+    """Empty when it is allowed."""
+    add: Addition | None
 
 
 class EventRow(TypedDict, total=False):
@@ -186,6 +250,8 @@ class Reloaded(TypedDict):
     """`file:line:column: warning: text`."""
     changed: NotRequired[int]
     """Pods whose program is another one now."""
+    mode: NotRequired[str]
+    """The mode that is in force since, when it was another before."""
 
 
 def socket_path(runtime: Path) -> Path:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from dnsguard.core.compile import compile_program
 from dnsguard.core.errors import KernelError, PolicyError
-from dnsguard.core.leases import Changed, Checkpoint, Element, Lease
+from dnsguard.core.lease import Element, Lease
+from dnsguard.core.leases import Changed, Checkpoint
 from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodId, Program, Seconds
 from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign
@@ -30,6 +31,13 @@ SLICE = 20
 
 Seen = Mapping[LinkIndex, tuple[str, frozenset[Address]] | None]
 """What the node says of links: name and the addresses routed to it; None when it is gone."""
+
+Restore = Callable[[Seconds], Changed]
+"""Takes up leases of an earlier process at this moment; what the enforcer must do to them."""
+
+
+def no_leases(now: Seconds) -> Changed:
+    return Changed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,7 @@ class Changes:
             changed = Changed()
             for item in staged:
                 item.checkpoint = self._leases.checkpoint(item.pod.id)
-                _merge(changed, self._adopt(item))
+                changed.merge(self._adopt(item))
             ticket = self._begin(changed)
             try:
                 await self._enforcer.apply(self._desired(), changed.write, changed.remove)
@@ -133,6 +141,28 @@ class Changes:
             self._tell_purged(changed)
             cut = await self._judge([item.pod for item in staged])
             return Outcome(len(staged), len(changed.write), len(changed.remove), cut)
+
+    async def audit(self, on: bool) -> int:
+        """Go over to Audit, or to enforcing; returns how many open flows were cut for it. In force when it returns.
+        When the kernel refuses (KernelError), all stays as it was."""
+        async with self._one:
+            if on:
+                await self._enforcer.audit(True)
+                self._audit_is(True)
+                self._revocation.release()
+                return 0
+            # Judged before the kernel is: whatever is told from here on, the kernel opens first.
+            self._audit_is(False)
+            try:
+                await self._enforcer.audit(False)
+            except BaseException:
+                self._audit_is(True)
+                raise
+            return await self._judge(list(self._pods))
+
+    def _audit_is(self, on: bool) -> None:
+        self._revocation.audit = on
+        self._exchanges.audit_is(on)
 
     async def _stage(self, lookup: Lookup) -> list[_Staged]:
         staged = []
@@ -185,7 +215,7 @@ class Changes:
             pod = item.pod
             pod.name, pod.entry_origin, pod.policy, pod.program = item.before
             self._feed.forget(pod)
-            _merge(changed, self._leases.roll_back(pod.id, item.checkpoint, self._now()))
+            changed.merge(self._leases.roll_back(pod.id, item.checkpoint, self._now()))
         # Whoever was answered meanwhile is judged by the old policy again, and waits for its leases.
         await self._apply(changed, after=refused)
 
@@ -203,17 +233,17 @@ class Changes:
         self,
         seen: Seen,
         lookup: Lookup,
-        restore: Callable[[Seconds], list[Element]] = lambda now: [],
+        restore: Restore = no_leases,
         running: Mapping[Pair, str] | None = None,
     ) -> None:
         """The first change of a process: all pods at once. `restore` takes up the leases that the kernel still holds,
-        once the pods are known, and names the elements that must go. `running` is what the kernel ran for whom: open
+        once the pods are known, and says what must be done to them. `running` is what the kernel ran for whom: open
         flows are judged where that is another program now, and forgotten where it is another pod."""
         self._lookup = lookup
         self.generation = 1
         before = running or {}
 
-        def take_up(now: Seconds) -> list[Element]:
+        def take_up(now: Seconds) -> Changed:
             # Before the first change is in force: nothing of an older policy is told after it.
             self._feed.adopt(lambda pod: all(before.get(pair) == program for pair, program in pod.pairs()))
             return restore(now)
@@ -225,7 +255,7 @@ class Changes:
         await self._judge([pod for pod in self._pods if not changed.isdisjoint(pod.addresses)])
         await self._forget()
 
-    async def links(self, seen: Seen, restore: Callable[[Seconds], list[Element]] = lambda now: []) -> None:
+    async def links(self, seen: Seen, restore: Restore = no_leases) -> None:
         """Pods came, went, or have other addresses now."""
         async with self._one:
             links = await self._decide(seen)
@@ -233,9 +263,10 @@ class Changes:
             before = {pod.id: (pod.policy, pod.addresses) for pod in self._pods}
             for one in links:
                 self._unforgotten |= self._link(one, changed)
-            changed.remove += restore(self._now())
+            changed.merge(restore(self._now()))
             new = [pod for pod in self._pods if before.get(pod.id) != (pod.policy, pod.addresses)]
             await self._apply(changed, new=new)
+            self._tell_purged(changed)
             self._exchanges.pods_changed()
             await self._judge([pod for pod in new if pod.id in before])
             await self._forget()
@@ -308,8 +339,8 @@ class Changes:
             adopted = self._adopt(_staged(pod, *assigned))
             gone = set(adopted.remove)
             moved.write = [write for write in moved.write if (write.scope, write.key) not in gone]
-            _merge(moved, adopted)
-        _merge(changed, moved)
+            moved.merge(adopted)
+        changed.merge(moved)
         self._tell_pod(EventKind.POD_CHANGED, pod, reason=f"its addresses are {_texts(addresses)}")
 
     def _tell_pod(self, kind: EventKind, pod: Pod, **more: object) -> None:
@@ -401,14 +432,6 @@ class Changes:
 
 def _staged(pod: Pod, assignment: Assignment, program: Program) -> _Staged:
     return _Staged(pod, assignment, program, (pod.name, pod.entry_origin, pod.policy, pod.program))
-
-
-def _merge(into: Changed, more: Changed) -> None:
-    into.write += more.write
-    into.leases += more.leases
-    into.remove += more.remove
-    into.purged += more.purged
-    into.refused += more.refused
 
 
 def _texts(addresses: tuple[Address, ...]) -> str:

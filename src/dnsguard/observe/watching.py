@@ -31,7 +31,7 @@ PREFIXES: Final = {
     "query": ("query_", "answer_", "forwarding_"),
     "drop": ("flow_",),
     "lease": ("lease_", "leases_", "flows_"),
-    "policy": ("policy_", "pod_"),
+    "policy": ("policy_", "pod_", "mode_"),
 }
 """Type of event -> how the names of its kinds begin."""
 EVERYTHING: Final = frozenset(EventKind) - {EventKind.EVENTS_SUPPRESSED}
@@ -118,5 +118,4 @@ class Watching:
 
 def _row(at: float, event: Event) -> Row:
     told = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    fields = {key: value for key, value in event.fields.items() if key != "exc_info"}
-    return {"time": told, "event": event.kind.value, "message": event.message, **fields}
+    return {"time": told, "event": event.kind.value, "message": event.message, **event.fields}

@@ -63,7 +63,7 @@ class Attachments:
         cannot be first: then every `verify` tries again.
         """
         try:
-            _require_ethernet(name)
+            require_ethernet(name)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -127,7 +127,7 @@ def driver(name: str) -> str:
     return told.raw[4:36].partition(b"\0")[0].decode("ascii", "replace")
 
 
-def _require_ethernet(name: str) -> None:
+def require_ethernet(name: str) -> None:
     """The programs read a frame from its Ethernet header on."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack(f"{_LONGEST_NAME + 1}s24x", os.fsencode(name)[:_LONGEST_NAME])

@@ -15,9 +15,10 @@ from dnsguard.enforce.denials import Dropped, OnDenial
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.lines import Both, Line, Second
 from dnsguard.enforce.nftables.denied import DenialReader, dropped
+from dnsguard.enforce.nftables.endings import AUDIT_SHARES
 from dnsguard.enforce.nftables.inventory import inventory, sets
+from dnsguard.enforce.nftables.layout import Layout
 from dnsguard.enforce.nftables.probe import Abilities, probe
-from dnsguard.enforce.nftables.ruleset import Layout
 from dnsguard.enforce.nftables.session import Session, delete_table
 from dnsguard.enforce.nftables.table import Table
 from dnsguard.enforce.nftables.watch import OnDamage, Watch
@@ -126,6 +127,11 @@ class NftEnforcer(LineEnforcer):
     def stands(self) -> Awaitable[bool]:
         """Whether there is a table that intercepts: an earlier process's, before the first `apply`."""
         return self._writer.do(lambda: "dns" in inventory(self._session).chains)
+
+    def audits(self) -> Awaitable[bool]:
+        """Whether the table lets through what no rule accepts: an earlier process's, before the first `apply`. Flows
+        that it let open are then to be judged."""
+        return self._writer.do(lambda: AUDIT_SHARES in sets(self._session))
 
     def dropped(self) -> Awaitable[Sequence[Dropped]]:
         """The counters of dropped packets. They begin again at 0 an hour after the last packet."""
