@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import resource
 import sys
@@ -15,6 +16,11 @@ def tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     sys.setswitchinterval(0.0005)
+
+
+def tell_stacks_on_abort() -> None:
+    """On SIGABRT, which a watchdog sends, say on standard error what every thread was at."""
+    faulthandler.enable(all_threads=True)
 
 
 def return_memory() -> None:

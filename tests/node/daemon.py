@@ -136,7 +136,7 @@ def running_dnsguard(
         "upstreams": list(upstreams),
         "ttl": {"floor": "1s", "cap": "1h", "grace": "1s"},
         "metrics": {"listen": None},
-        "paths": {"runtime": str(folder / "run"), "bpffs": str(folder / "bpf")},
+        "paths": {"runtime": str(folder / "run"), "bpffs": str(folder / "bpf"), "state": str(folder / "state")},
         **config,
     }
     daemon.write("config.yaml", "Configuration", settings)

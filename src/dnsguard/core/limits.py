@@ -100,6 +100,11 @@ class Share:
         if now - self._minute >= 60.0:
             self._names = set()
 
+    def within_reason(self) -> bool:
+        """Whether a pod over its queries in flight or its connections is not past ten times of them yet."""
+        most = 1 + REFUSED_BEFORE_DROPPING
+        return self.in_flight < most * self._limits.in_flight and self.connections < most * self._limits.connections
+
     def connection(self) -> str | None:
         """Take a TCP connection."""
         if self.connections >= self._limits.connections:

@@ -57,13 +57,26 @@ class Kernel:
 class Revocation:
     """Judges open flows, cuts them, and opens them again."""
 
-    def __init__(self, kernel: Kernel, leases: Leases, events: Events, counters: Counters, *, drain: bool) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        leases: Leases,
+        events: Events,
+        counters: Counters,
+        *,
+        drain: bool,
+        told: Callable[[Pod, Address], Collection[Name]] = lambda pod, address: (),
+    ) -> None:
+        """`told`: names of which a pod was told an address without a lease, in Audit."""
+        self._told = told
+        self.audit = False
+        """Nothing is cut."""
         self._enforcer = kernel.enforcer
         self._flows = kernel.flows
         self._leases = leases
         self._events = events
         self._counters = counters
-        self._drain = drain
+        self.drain = drain
         self.cuts: dict[PodId, dict[Address, set[Flow]]] = {}
         self._looked: Seconds = 0.0
         self._left = 0
@@ -75,17 +88,19 @@ class Revocation:
         if not by_address:
             return 0
         self._reopen_all(pods)
-        if self._drain:
+        if self.drain or self.audit:
             return 0
-        judges = {pod.id: _Judge(pod, self._leases) for pod in pods}
+        judges = {pod.id: _Judge(pod, self._leases, self._told) for pod in pods}
         open_flows = await self._flows.begun_by(by_address)
         unjust = [flow for flow in open_flows if not judges[by_address[flow.pod].id].accepts(flow)]
         await self._cut(unjust, by_address)
         return len(unjust)
 
     def just(self, pods: Iterable[Pod], flows: Iterable[Flow]) -> list[Flow]:
-        """Those of these flows, begun by `pods`, that their policies would let open."""
-        judges = {address: _Judge(pod, self._leases) for pod in pods for address in pod.addresses}
+        """Those of these flows, begun by `pods`, that their policies would let open; in Audit all of them."""
+        if self.audit:
+            return list(flows)
+        judges = {address: _Judge(pod, self._leases, self._told) for pod in pods for address in pod.addresses}
         return [flow for flow in flows if flow.pod in judges and judges[flow.pod].accepts(flow)]
 
     async def _cut(self, flows: list[Flow], by_address: Mapping[Address, Pod]) -> None:
@@ -151,6 +166,13 @@ class Revocation:
         if gone:
             self._enforcer.uncut(gone)
 
+    def release(self) -> None:
+        """Nothing stays cut: Audit begins."""
+        cut = [flow for by_peer in self.cuts.values() for flows in by_peer.values() for flow in flows]
+        self.cuts.clear()
+        if cut:
+            self._enforcer.uncut(cut)
+
     # ---- memory
 
     async def tick(self, pods: PodTable, now: Seconds) -> None:
@@ -176,7 +198,8 @@ class Revocation:
 class _Judge:
     """One pod's policy, and which names each address ever stood on."""
 
-    def __init__(self, pod: Pod, leases: Leases) -> None:
+    def __init__(self, pod: Pod, leases: Leases, told: Callable[[Pod, Address], Collection[Name]]) -> None:
+        self._told = partial(told, pod)
         self._program = pod.program
         self._scopes = justify(pod.policy, pod.program)
         self._stood_on = leases.stood_on(pod.id)
@@ -186,6 +209,10 @@ class _Judge:
         open_in: set[str] = set()
         for scope, name in self._stood_on.get(flow.peer, ()):
             open_in.update((scope,) if name == UNKNOWN else self._scopes(name, flow.peer))
+        if _accepts(self._program, flow, open_in.__contains__):
+            return True
+        for name in self._told(flow.peer):
+            open_in.update(self._scopes(name, flow.peer))
         return _accepts(self._program, flow, open_in.__contains__)
 
 
