@@ -63,6 +63,11 @@ class Dnsguard:
         assert self._process is not None
         return self._process.wait(15)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
