@@ -123,10 +123,14 @@ class History:
         self.flows.append((pod, place, list(self.told.get((pod, place[0]), []))))
 
 
+FEW = st.sampled_from(["db.example.com", "www.example.com", "a.b.test", "x.co.uk"]).map(parse_name)
+SOME = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"]).map(address)
+PORTS = st.tuples(st.sampled_from([6, 17]), st.sampled_from([80, 81, 443]))
 EVENTS = st.one_of(
-    st.tuples(st.just("answer"), st.one_of(NAMES, MANY), st.lists(ADDRESSES, max_size=3)),
-    st.tuples(st.just("deny"), NAMES),
-    st.tuples(st.just("miss"), NAMES),
+    st.tuples(st.just("use"), st.one_of(FEW, NAMES, MANY), st.one_of(SOME, ADDRESSES), PORTS),
+    st.tuples(st.just("answer"), st.one_of(FEW, NAMES, MANY), st.lists(ADDRESSES, max_size=3)),
+    st.tuples(st.just("deny"), st.one_of(FEW, NAMES)),
+    st.tuples(st.just("miss"), st.one_of(FEW, NAMES)),
     st.tuples(st.just("connect"), PLACES, st.booleans()),
 )
 
@@ -178,6 +182,9 @@ def played(events: list[tuple[str, tuple[object, ...]]]) -> History:
         seen(history.book, pod, *addresses)
     for pod, event in events:
         match event:
+            case "use", name, to, (protocol, port):  # type: ignore[misc]
+                history.answer(pod, name, [to])  # type: ignore[has-type]
+                history.connect(pod, (to, protocol, port), True)  # type: ignore[has-type]
             case "answer", name, found:
                 history.answer(pod, name, found)  # type: ignore[arg-type]
             case "deny", name:
