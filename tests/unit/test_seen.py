@@ -121,6 +121,19 @@ async def test_what_the_kernel_recorded_in_audit_is_counted_by_its_growth(node: 
     assert (flow["protocol"], flow["port"], flow["count"], flow["denied"]) == (17, 123, 5, True)
 
 
+async def test_a_flow_that_audit_let_through_is_counted_by_its_record_and_stays_one_that_no_rule_allowed(
+    node: Node,
+) -> None:
+    node.records = [Audited(OWN, PEER, 6, 443, None, 1)]
+    node.open(443)
+    await node.seen.look()
+    await node.seen.look()
+
+    (flow,) = (await node.row())["flows"]
+
+    assert (flow["count"], flow["denied"]) == (1, True)
+
+
 async def test_records_that_an_earlier_process_has_seen_are_not_counted_again(node: Node) -> None:
     node.records = [Audited(OWN, PEER, 17, 123, None, 3)]
     await node.seen.rows()
