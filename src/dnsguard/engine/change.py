@@ -160,6 +160,11 @@ class Changes:
                 raise
             return await self._judge(list(self._pods))
 
+    async def judge_all(self) -> None:
+        """Every open flow, after a process that let everything through."""
+        async with self._one:
+            await self._judge(list(self._pods))
+
     def _audit_is(self, on: bool) -> None:
         self._revocation.audit = on
         self._exchanges.audit_is(on)

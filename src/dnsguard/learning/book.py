@@ -255,6 +255,14 @@ class Book:
         went.names = tuple(names)[-NAMES_PER_ADDRESS:]
         book.changed = True
 
+    def goes_on(self, pod: str, to: tuple[Address, int, int], now: Seconds) -> None:
+        """A flow that was counted before is still open."""
+        book = self.pods.get(pod)
+        went = book.flows.get(to[0], {}).get(to[1:]) if book is not None else None
+        if book is not None and went is not None:
+            went.last = now
+            book.changed = True
+
     def lives(self, pod: str, addresses: Collection[Address], now: Seconds) -> None:
         """A pod is on the node, with these addresses."""
         book = self.pods.get(pod)
