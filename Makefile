@@ -2,10 +2,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit test-kernels lint lock bpf bench fuzz clean
+.PHONY: help setup venv install uninstall demo test test-unit test-kernels lint lock bpf bench fuzz clean
 
 PYTHON ?= /usr/bin/python3
 KEEP ?=
+CLEAN ?=
+DESTDIR ?=
 COVERAGE ?= enforce
 SECONDS_EACH ?= 60
 MACHINE = $(PYTHON) tests/machine.py
@@ -28,6 +30,12 @@ venv: setup .venv/.ready ## Make .venv with the locked dependencies; then .venv/
 	$(PIP) install --require-hashes -r requirements.lock
 	$(PIP) install --no-deps --no-index --no-build-isolation --editable .
 	@touch $@
+
+install: setup ## Install dnsguard on this node (root): /opt/dnsguard, units, defaults. DESTDIR=... below a folder
+	$(PYTHON) -B systemd/install.py install --python $(PYTHON) $(if $(DESTDIR),--root $(DESTDIR))
+
+uninstall: ## Take it off again; what the kernel enforces stays. CLEAN=1 takes that out first
+	$(PYTHON) -B systemd/install.py uninstall $(if $(DESTDIR),--root $(DESTDIR)) $(if $(CLEAN),--clean)
 
 demo: venv ## Two pods, an outside world and dnsguard in namespaces, step by step (root). KEEP=1 leaves it running
 	.venv/bin/dnsguard demo $(if $(KEEP),--keep)
@@ -56,6 +64,8 @@ lint: venv ## ruff, mypy --strict, import layers
 lock: venv ## Resolve the dependencies anew into the two lock files, with hashes
 	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip --quiet install uv
 	$(UV_LOCK) --upgrade --extra dev -o requirements.lock
+	$(UV_LOCK) -c requirements.lock -o requirements-run.lock
+	$(UV_LOCK) --only-group build -c requirements.lock -o requirements-build.lock
 	$(UV_LOCK) --upgrade --extra bench -c requirements.lock -o requirements-bench.lock
 
 bpf: ## Compile the eBPF program into the package (clang, llvm, libbpf-dev). The object is committed: nobody else needs this
