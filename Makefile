@@ -12,7 +12,7 @@ COVERAGE ?= enforce
 SECONDS_EACH ?= 60
 MACHINE = $(PYTHON) tests/machine.py
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
-UV_LOCK = .cache/uv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+UV_LOCK = .cache/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --quiet \
 	--no-emit-index-url --custom-compile-command "make lock"
 
 help: ## Explain every target
@@ -61,12 +61,12 @@ lint: venv ## ruff, mypy --strict, import layers
 	.venv/bin/mypy --strict systemd/install.py systemd/environment.py
 	.venv/bin/lint-imports
 
-lock: venv ## Resolve the dependencies anew into the two lock files, with hashes
+lock: venv ## Resolve the dependencies anew into the lock files, with hashes
 	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip --quiet install uv
-	$(UV_LOCK) --upgrade --extra dev -o requirements.lock
-	$(UV_LOCK) -c requirements.lock -o requirements-run.lock
-	$(UV_LOCK) --only-group build -c requirements.lock -o requirements-build.lock
-	$(UV_LOCK) --upgrade --extra bench -c requirements.lock -o requirements-bench.lock
+	$(UV_LOCK) pyproject.toml --upgrade --extra dev -o requirements.lock
+	$(UV_LOCK) pyproject.toml -c requirements.lock -o requirements-run.lock
+	echo hatchling | $(UV_LOCK) - -c requirements.lock -o requirements-build.lock
+	$(UV_LOCK) pyproject.toml --upgrade --extra bench -c requirements.lock -o requirements-bench.lock
 
 bpf: ## Compile the eBPF program into the package (clang, llvm, libbpf-dev). The object is committed: nobody else needs this
 	$(PYTHON) bpf/build.py

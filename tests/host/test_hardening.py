@@ -96,7 +96,7 @@ def found(image: Path) -> Iterator[dict[str, dict[str, bool]]]:
         machine.shell("systemd-sysusers dnsguard.conf && systemd-tmpfiles --create dnsguard.conf")
         machine.shell(BAITS)
         machine.write("/opt/probes.py", (TOP / "tests/host/probes.py").read_text())
-        units = {}
+        units: dict[str, list[str]] = {}
         for number, trial in enumerate(TRIALS):
             units |= {f"{number}-with": without(trial), f"{number}-without": without(trial, trial.line)}
         for name, lines in units.items():
