@@ -59,7 +59,7 @@ from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
-from dnsguard.process import raise_descriptors, tell_stacks_on_abort, tune_interpreter
+from dnsguard.process import raise_descriptors, return_memory, tell_stacks_on_abort, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
 from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
@@ -186,7 +186,7 @@ class Service:
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        policy, names = await asyncio.gather(self._policies.first(), self._names.read())
+        policy, names = await self._policies.first(), await self._names.read()
         await self._sightings.begin()
         rooms.push_async_callback(self._sightings.close)
         await self._restore(policy, names)
@@ -200,6 +200,7 @@ class Service:
             await self._beside.begin(engine.pods, self._conntrack, engine.revocation)
         rooms.callback(self._udp.close)
         rooms.callback(self._tcp.close)
+        return_memory()
         await self._tcp.start()
         self._udp.start()
         await self._open_control(rooms)

@@ -355,12 +355,6 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
     assert f"dnsguard {command}" in " ".join(result.output.split("Example", 1)[1].split())
 
 
-def test_the_shell_can_complete_commands() -> None:
-    environment = {"_DNSGUARD_COMPLETE": "complete_bash", "COMP_WORDS": "dnsguard le", "COMP_CWORD": "1"}
-    result = CliRunner().invoke(app, [], prog_name="dnsguard", env=environment)
-    assert sorted(result.output.split()) == ["learn", "leases"]
-
-
 # ---- as processes
 
 

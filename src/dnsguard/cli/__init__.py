@@ -36,6 +36,7 @@ app = typer.Typer(
     name="dnsguard",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A pod resolves and reaches only what its allowlist names.",

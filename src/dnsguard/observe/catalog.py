@@ -140,6 +140,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("44c85c0293f242389a092fbc995ef907"),
         "dnsguard listens on a socket of its own. Set the unit's addresses as dns.listenPort is, with `systemctl edit "
         "dnsguard.socket`, or disable the unit.",
+        meaning="systemd was to hold it, so that no query is lost while dnsguard is not there. It is of another port "
+        "or kind, so queries of the time of a restart are lost until the client asks again.",
     ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
