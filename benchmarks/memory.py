@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import kernel
 from benchmarks.bed import UPSTREAM, Bed, Cores
-from benchmarks.scale import Node, Size, TooSlowError, make_links
+from benchmarks.scale import Node, Size, make_links
 from dnsguard.demo.lab import Lab
 from dnsguard.enforce.bpf import syscall
 from dnsguard.enforce.bpf.syscall import Map, get_pinned
@@ -63,6 +63,7 @@ class Sample:
     """Resident, with pages that are shared counted by their share (PSS)."""
     descriptors: int
     threads: int
+    leases: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Memory:
 
 
 def measure(folder: Path, cores: Cores, extent: Extent) -> Memory:
-    """Raises TooSlowError, RuntimeError with what the daemon said."""
+    """Raises scale.TooSlowError, RuntimeError with what the daemon said."""
     with _node(folder / "long", cores, Size(extent.pods, extent.names), BRIEF) as node:
         long = _Run(node, extent, _deadline(extent)).whole()
     size = Size(extent.usual, extent.few // extent.usual)
@@ -209,6 +210,7 @@ class _Run:
             memory["Pss"],
             _count(pid, "fd"),
             _count(pid, "task"),
+            int(self.node.control.call("status")["leases"]),
         )
 
 
@@ -285,6 +287,3 @@ def _quiet(node: Node) -> int:
     """Octets of the process once nothing is under way."""
     time.sleep(2 * EVERY)
     return _rollup(node.pid)["Rss"]
-
-
-__all__ = ["FULL", "QUICK", "Extent", "Memory", "TooSlowError", "measure"]

@@ -188,7 +188,7 @@ limits: {{queriesPerSecond: 1000000, burst: 1000000, inFlight: 60000, uniqueName
 tables: {{pods: {size.pods}, leases: {leases}}}
 log: {{format: json, queries: None}}
 metrics: {{listen: null}}
-paths: {{runtime: {bed.folder}/run, bpffs: {bed.pins}}}
+paths: {{runtime: {bed.folder}/run, bpffs: {bed.pins}, state: {bed.folder}/state}}
 """
 
 

@@ -16,8 +16,8 @@ from dnsguard.enforce.bpf.second import EbpfLayout
 from dnsguard.enforce.nftables.layout import Layout
 from dnsguard.engine.change import ChangeSettings
 from dnsguard.engine.engine import EngineSettings
-from dnsguard.engine.exchange import ExchangeSettings
 from dnsguard.engine.fetches import FetchLimits
+from dnsguard.engine.refusals import ExchangeSettings
 from dnsguard.node.routing import InterceptionRoute
 
 _DENY_RCODES = {

@@ -42,7 +42,7 @@ from dnsguard.engine.engine import Engine, Surroundings
 from dnsguard.kernel_events import KernelEvents
 from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
-from dnsguard.listen.transparent import ListenSockets, open_sockets
+from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
 from dnsguard.names_file.content import Names
@@ -59,12 +59,13 @@ from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
-from dnsguard.process import raise_descriptors, tune_interpreter
+from dnsguard.process import raise_descriptors, return_memory, tell_stacks_on_abort, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
 from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
 from dnsguard.seen import FLUSH, LOOK, Seen, Sources
 from dnsguard.sources.store import Store
+from dnsguard.supervision import Supervision
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
 from dnsguard.upstream.transport import Transport
@@ -86,6 +87,7 @@ def run(config: Path) -> int:
     try:
         settings = load_settings(config)
         with only_one(settings.paths.runtime):
+            tell_stacks_on_abort()
             tune_interpreter()
             raise_descriptors()
             return uvloop.run(Service(config, settings).run())
@@ -111,7 +113,7 @@ class Service:
             level=LEVELS[settings.log.level.value],
             pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
-        self._systemd = Systemd.from_environment(os.environ)
+        self._supervision = Supervision(Systemd.from_environment(os.environ))
         self._counters = Counters()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -149,7 +151,8 @@ class Service:
         try:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.
-                background = await self._start(rooms)
+                async with self._supervision.starting():
+                    background = await self._start(rooms)
                 async with asyncio.TaskGroup() as tasks:
                     owned = [tasks.create_task(work) for work in background]
                     await self._stop.wait()
@@ -172,7 +175,7 @@ class Service:
         )
         watch = Watch([links, interception], self._kernel.problem)
         rooms.callback(watch.stop)
-        sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
+        sockets = self._supervision.listen(settings.dns.listen_port, settings.interception.reply_mark, self._events)
         rooms.callback(sockets.close)
         await self._open_kernel(rooms)
         engine, servers = self._build_engine()
@@ -183,10 +186,12 @@ class Service:
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        policy, names = await asyncio.gather(self._policies.first(), self._names.read())
+        policy, names = await self._policies.first(), await self._names.read()
         await self._sightings.begin()
         rooms.push_async_callback(self._sightings.close)
         await self._restore(policy, names)
+        if self._enforcer.owned:
+            self._supervision.hold_table(self._enforcer.owner)
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
@@ -195,17 +200,19 @@ class Service:
             await self._beside.begin(engine.pods, self._conntrack, engine.revocation)
         rooms.callback(self._udp.close)
         rooms.callback(self._tcp.close)
+        return_memory()
         await self._tcp.start()
         self._udp.start()
         await self._open_control(rooms)
         self._missing = ""
-        self._systemd.ready()
+        self._supervision.ready(self._status())
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
         beside = self._beside.background(self._background.every, self._drops) if self._beside else []
         return [
             *beside,
             self._background.every(TICK, "time", self._tick),
+            self._background.every(self._supervision.interval, "watchdog", self._look),
             self._background.every(TICK, "names behind leases", self._names.tick),
             self._background.every(FORGET, "memory", self._forget),
             self._background.every(COUNTED, "kernel counters", self._kernel_counters.read),
@@ -231,6 +238,7 @@ class Service:
             on_commit=self._kernel.committed,
             beside=line.table if line is not None else None,
             on_beside=self._kernel.committed_beside,
+            before_claim=self._supervision.release_table,
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
@@ -373,6 +381,7 @@ class Service:
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""
         self._missing = "stopping"
+        self._supervision.stopping()
         self._events.emit(EventKind.STOPPING)
         self._udp.stop()
         self._tcp.stop()
@@ -382,7 +391,8 @@ class Service:
         self._engine.fetches.abandon_all()
 
     async def _reload(self) -> Reloaded:
-        return await self._policies.reload(self._engine.changes)
+        with self._supervision.reloading(self._status):
+            return await self._policies.reload(self._engine.changes)
 
     def _settings_are(self, settings: Settings) -> None:
         """A reload has put these in force."""
@@ -397,6 +407,14 @@ class Service:
     async def _tick(self) -> None:
         self._engine.tick(time.monotonic())
         self._events.tick()
+
+    async def _look(self) -> None:
+        self._supervision.look([self._enforcer.busy_since], self._status())
+
+    def _status(self) -> str:
+        """What `systemctl status` shows."""
+        state = f"not ready: {missing}" if (missing := self._missing_now()) else "ready"
+        return f"{state}: {len(self._engine.pods)} pods, generation {self._engine.changes.generation}"
 
     async def _follow_links(self) -> None:
         seen, self._seen = self._seen, {}

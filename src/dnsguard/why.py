@@ -24,6 +24,8 @@ from dnsguard.observe.recent import Denial
 from dnsguard.sources.edits import Edit, add_name, add_pod, add_rule
 
 UNSURE: Final = "the file has changed or cannot be read: put it in front of the rule that stood there"
+_QUERIES: Final = (EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED)
+_FLOWS: Final = (EventKind.FLOW_DENIED, EventKind.FLOW_AUDITED)
 _NUMBERS: Final = {text: number for number, text in PROTOCOLS.items()}
 _NOT_OF_POLICY: Final = frozenset(text for reason, text in WHY.items() if reason not in POLICY_REASONS) | {"multicast"}
 

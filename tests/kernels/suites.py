@@ -79,6 +79,13 @@ SUITES = (
         1,
         300,
     ),
+    Suite(
+        "doctor",
+        ("tests/node/test_doctor.py",),
+        "this_kernel_and_its or (a_pods_query_is_named and not beside) or killed_run or another_program",
+        1,
+        300,
+    ),
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dnsguard.core.leases import Element
+from dnsguard.core.lease import Element
 from dnsguard.core.model import Address, LinkIndex, Name, Seconds
 from dnsguard.names_file.content import FILE, Names, read_names
 from dnsguard.names_file.record import Record

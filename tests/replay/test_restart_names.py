@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dnsguard.core.leases import UNKNOWN
+from dnsguard.core.lease import UNKNOWN, Element
 from dnsguard.core.names import parse_name
-from dnsguard.engine.contracts import EventKind
+from dnsguard.engine.contracts import Desired, EventKind
 from tests.replay.nodes import Node, kept, living
 from tests.replay.stage import Stage, address
 
@@ -186,6 +186,53 @@ def test_what_was_not_yet_written_is_closed_by_another_program_at_the_end_of_wha
 
     stage.pass_time(51)
     assert not opens(stage)
+
+
+def test_what_was_taken_back_is_closed_though_the_kernel_had_not_done_it_yet(node: Node) -> None:
+    """Killed after the programs went over and before the leases were taken out, with nftables alone."""
+    held = node.stage.enforcer.held()
+    node.stage.reload(policy("b"))
+    node.stage.enforcer._ends.update({Element(one.scope, one.key): node.stage.clock.now + 50 for one in held})
+
+    stage = node.restart(policy("b"))
+
+    assert stage.enforcer.held() == []
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_unknown_names_are_taken_back_so_too(node: Node, written: bool) -> None:
+    held = node.stage.enforcer.held()
+    node.write()
+    with node.editing() as file:
+        file.execute("DELETE FROM names")
+    stage = node.restart(policy("a", "b"))
+    assert {name for *_, name in living(stage)} == {UNKNOWN}
+    stage.reload(policy("b"))
+    stage.enforcer._ends.update({Element(one.scope, one.key): stage.clock.now + 50 for one in held})
+
+    stage = node.restart(policy("b"), written=written)
+
+    assert stage.enforcer.held() == []
+
+
+def test_what_was_taken_back_is_remembered_as_long_as_what_ended(node: Node) -> None:
+    node.restart(policy("b"))
+
+    stage = node.restart(policy("b"))
+    stage.finish(stage.engine.revocation.remember(stage.engine.pods, stage.clock.now))
+
+    assert stage.engine.leases.stood_on(stage.pod("web").id).keys() == {address("192.0.2.1")}
+
+
+def test_a_commit_that_ended_between_the_lines_leaves_what_the_names_justify(node: Node) -> None:
+    """One line runs the new program and the other the old one: neither is what the pod runs."""
+    node.stage.ask("db", "b.example.com")
+    node.stage.enforcer.desired = Desired()
+
+    stage = node.restart(policy("a"))
+
+    assert opens(stage)
+    assert not stage.passes("db", "192.0.2.1", 443)
 
 
 def test_unknown_names_of_an_ended_lease_let_its_flow_go_on_while_the_program_is_the_same(node: Node) -> None:

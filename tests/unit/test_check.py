@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from dnsguard.cli import main
 from dnsguard.cli.check import check
 
 LEAST = "upstreams: [10.96.0.10]\n"
@@ -87,11 +85,3 @@ def test_an_address_of_this_machine_is_warned_about(tmp_path: Path) -> None:
 
     assert result.exit_code == 0
     assert "127.0.0.1 is an address of the node itself" in result.stderr
-
-
-@pytest.mark.parametrize("arguments", [["--system"], ["--system", "--json"]])
-def test_looking_at_the_node_is_not_built_yet(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["check", *arguments])
-
-    assert code == 77
-    assert capsys.readouterr().err.startswith("check --system is not built yet")

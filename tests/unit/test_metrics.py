@@ -12,9 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dnsguard import __version__
 from dnsguard.core.errors import DnsguardError
+from dnsguard.enforce.bpf.events import REASONS
 from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters, Histogram
 from dnsguard.observe.health import Health, HealthServer, split_listen
-from dnsguard.observe.metrics import INTEGERS, TALLIES, Gauges, Metrics, build_registry
+from dnsguard.observe.metrics import FROM_THE_START, INTEGERS, TALLIES, Gauges, Metrics, build_registry
 
 
 class Daemon:
@@ -132,6 +133,17 @@ async def test_gauges_are_read_at_the_scrape(daemon: Daemon) -> None:
     assert await daemon.value("dnsguard_policy_generation") == 3
     assert await daemon.value("dnsguard_upstream_up", to="10.96.0.10:53") == 1
     assert await daemon.value("dnsguard_build_info", version=__version__) == 1
+
+
+@pytest.mark.parametrize("field", FROM_THE_START)
+async def test_what_alerts_watch_for_its_first_time_is_there_at_0(field: str, daemon: Daemon) -> None:
+    metric, _, label = TALLIES[field]
+    for key in FROM_THE_START[field]:
+        assert await daemon.value(metric, **{label: key}) == 0
+
+
+def test_every_reason_of_a_dropped_packet_is_there_from_the_start() -> None:
+    assert set(REASONS.values()) == set(FROM_THE_START["egress_denied"])
 
 
 async def test_a_scrape_creates_no_keys(daemon: Daemon) -> None:

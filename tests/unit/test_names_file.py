@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dnsguard.core.book import Capacity
 from dnsguard.core.compile import compile_program
-from dnsguard.core.leases import Capacity, Leases
+from dnsguard.core.leases import Leases
 from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import Action, Address, LinkIndex, Name, Scope
 from dnsguard.core.names import parse_name
@@ -55,7 +56,7 @@ def written(path: Path, *batches: Batch, boot: str = BOOT) -> None:
 
 
 def one_name(until: float = 50.0) -> Batch:
-    return Batch(anew=True, pods=[(LINK, pack_addresses([ME]))], names=[(LINK, "tcp_443", PEER, DB, until)])
+    return Batch(anew=True, pods=[(LINK, pack_addresses([ME]), "p")], names=[(LINK, "tcp_443", PEER, DB, until)])
 
 
 def many(count: int) -> list[NameRow]:
@@ -89,7 +90,7 @@ batches = st.builds(
 @given(st.lists(batches, max_size=4), st.lists(addresses, max_size=3, unique=True))
 @settings(max_examples=150, deadline=None)
 def test_what_is_written_is_read_back(path_factory: object, made: list[Batch], own: list[bytes]) -> None:
-    pods = [(LinkIndex(link), pack_addresses(map(Address, own))) for link in (1, 2, 3)]
+    pods = [(LinkIndex(link), pack_addresses(map(Address, own)), "p") for link in (1, 2, 3)]
     so: dict[tuple[int, str, bytes, bytes], float] = {}
     for batch in made:
         batch.pods = pods
@@ -117,7 +118,7 @@ def path_factory(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]
 
 def test_a_thousand_rows_take_every_size_of_statement(path: Path) -> None:
     names = [(LINK, "any", PEER, parse_name(f"n{number}.test"), 1.0 + number) for number in range(999)]
-    written(path, Batch(anew=True, pods=[(LINK, pack_addresses([ME]))], names=names))
+    written(path, Batch(anew=True, pods=[(LINK, pack_addresses([ME]), "p")], names=names))
 
     written(path, Batch(forgotten=[row[:4] for row in names[:500]]))
 

@@ -195,10 +195,11 @@ class Addition(TypedDict):
 
 
 class DenialRow(TypedDict):
-    """Equal denials of the past."""
+    """Equal denials of the past, or what would have been denied but for Audit."""
 
     pod: str
     event: str
+    """The name of its kind of event: `query_denied`, `flow_audited` ..."""
     subject: str
     """`db.example.com A`, `192.0.2.1 tcp/443`, or the limit."""
     reason: str

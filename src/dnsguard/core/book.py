@@ -65,7 +65,7 @@ class Book:
         self.touched: deque[Touch] = deque(maxlen=0)
         """What happened to the names of leases, in its order. Whoever keeps them puts a deque of its own here."""
         self.moved: deque[PodId] = deque(maxlen=0)
-        """Pods that came, went or have other addresses, likewise."""
+        """Pods that came, went, have other addresses or another policy, likewise."""
         self._turns: dict[int, Turn] = {}
 
     def __len__(self) -> int:

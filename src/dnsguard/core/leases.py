@@ -69,6 +69,7 @@ class Leases(Book):
         lease of unknown names stays only while the program is the same.
         """
         table = self.pods[pod]
+        self.moved.append(pod)
         wanted = _wanted(table, justify, now, same_program)
         changed = Changed()
         for lease in [lease for lease in table if (lease.scope, lease.address) not in wanted]:
@@ -129,6 +130,7 @@ class Leases(Book):
     def roll_back(self, pod: PodId, checkpoint: Checkpoint, now: Seconds) -> Changed:
         """Bring the leases of `checkpoint` back, in the kernel too, and take out those that came after it."""
         table = self.pods[pod]
+        self.moved.append(pod)
         changed = Changed()
         before = {(lease.scope, lease.address): (names, until) for lease, names, until in checkpoint if until > now}
         for lease in [lease for lease in table if (lease.scope, lease.address) not in before]:

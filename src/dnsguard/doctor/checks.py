@@ -47,6 +47,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     routing.check_table,
     routing.check_marks,
     upstreams.check_reachable,
+    process.check_daemon,
     query.check_query,
     process.check_capabilities,
     process.check_descriptors,

@@ -31,13 +31,15 @@ class NodeLink(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`daemon` is what it says of itself, None while none runs. `proc`, `run` and `etc` are where to look."""
+    """`daemon` is what it says of itself, None while none runs; `hidden`: why it could not be asked. `proc` and `run`
+    are where to look."""
 
     settings: Settings
     links: Sequence[NodeLink] = ()
     rules: Sequence[PolicyRule] = ()
     routes: Sequence[Route] = ()
     daemon: Status | None = None
+    hidden: str = ""
     proc: Path = field(default=Path("/proc"))
     run: Path = field(default=Path("/run"))
 
@@ -63,7 +65,8 @@ def look(settings: Settings) -> Node:
         links = [_link(message) for message in kernel.get_links()]
         rules = [each for each in _changes(kernel, "get_rules") if isinstance(each, PolicyRule)]
         routes = [each for each in _changes(kernel, "get_routes") if isinstance(each, Route)]
-    return Node(settings, links, rules, routes, _daemon(settings))
+    daemon, hidden = _daemon(settings)
+    return Node(settings, links, rules, routes, daemon, hidden)
 
 
 def link_towards(address: str) -> int:
@@ -97,9 +100,11 @@ def _changes(kernel: IPRoute, what: str) -> Iterator[object]:
                 yield change.what
 
 
-def _daemon(settings: Settings) -> Status | None:
+def _daemon(settings: Settings) -> tuple[Status | None, str]:
     try:
         found: Status = ControlClient(settings.paths.runtime).call("status")
-    except (NotRunningError, CallError):
-        return None
-    return found
+    except NotRunningError:
+        return None, ""
+    except CallError as error:
+        return None, str(error)
+    return found, ""

@@ -24,6 +24,24 @@ FREE: Final = 64 << 20
 """Octets that state and runtime folders should have left."""
 
 
+def check_daemon(node: Node) -> Iterator[Finding]:
+    """Whether it runs, is ready, and enforces on every link as configured."""
+    if node.hidden:
+        yield unseen("daemon", node.hidden)
+    elif node.daemon is None:
+        yield warning(
+            "daemon", "does not run: what follows is how it would find the node", "dnsguard run, or its service"
+        )
+    elif not node.daemon["ready"]:
+        yield problem("daemon", f"is not ready: it waits for {node.daemon['missing']}", "look at its log")
+    else:
+        yield ok("daemon", f"runs (version {node.daemon['version']}, mode {node.daemon['mode']}), and is ready")
+    for gap in node.daemon["gaps"] if node.daemon is not None else ():
+        yield warning(
+            "daemon", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}", "look at its log"
+        )
+
+
 def check_capabilities(node: Node) -> Iterator[Finding]:
     """Of the daemon while it runs, else of whoever asks."""
     pid = str(node.daemon["pid"]) if node.daemon is not None else "self"
@@ -63,6 +81,9 @@ def check_descriptors(node: Node) -> Iterator[Finding]:
 
 def check_listen_port(node: Node) -> Iterator[Finding]:
     port = node.settings.dns.listen_port
+    if node.hidden:
+        yield unseen("dns.listenPort", "whether the daemon has it is not known")
+        return
     places = [("0.0.0.0", socket.AF_INET), ("::", socket.AF_INET6)]
     taken = [kind for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM) for place in places if _taken(*place, kind, port)]
     if node.daemon is not None:
@@ -83,6 +104,9 @@ def check_metrics_port(node: Node) -> Iterator[Finding]:
     listen = node.settings.metrics.listen
     if listen is None:
         yield ok("metrics.listen", "not used")
+        return
+    if node.hidden:
+        yield unseen("metrics.listen", "whether the daemon has it is not known")
         return
     family = socket.AF_INET if listen.address.version == 4 else socket.AF_INET6
     taken = _taken(str(listen.address), family, socket.SOCK_STREAM, listen.port)

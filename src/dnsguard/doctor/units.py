@@ -18,26 +18,27 @@ def check_units(node: Node) -> Iterator[Finding]:
         yield ok("systemd", "not used on this node: start dnsguard before the pods by other means")
         return
     try:
-        units = {unit: _show(unit) for unit in (*UNITS, _KUBELET)}
+        units = {name: _show(name) for name in (*UNITS, _KUBELET)}
     except (OSError, subprocess.SubprocessError) as error:
         yield unseen("systemd", str(error), "start it, or run it where systemd is")
         return
-    for unit in UNITS:
-        yield _unit(unit, units[unit])
-    yield from _ordered(units)
+    for name in UNITS:
+        yield unit(name, units[name])
+    yield from order(units)
 
 
-def _unit(unit: str, shown: Mapping[str, str]) -> Finding:
+def unit(name: str, shown: Mapping[str, str]) -> Finding:
+    """What `systemctl show` says of a unit that should be there."""
     if shown.get("LoadState") != "loaded":
-        return warning(unit, "is not installed", "install it: `make install`, or the package")
+        return warning(name, "is not installed", "install it: `make install`, or the package")
     if shown.get("ActiveState") == "failed":
-        return problem(unit, "has failed", f"systemctl status {unit}")
+        return problem(name, "has failed", f"systemctl status {name}")
     if shown.get("UnitFileState") not in ("enabled", "static", "linked", "indirect", "alias"):
-        return problem(unit, "is not enabled: after a reboot pods run without it", f"systemctl enable {unit}")
-    return ok(unit, f"{shown.get('UnitFileState')}, {shown.get('ActiveState')}")
+        return problem(name, "is not enabled: after a reboot pods run without it", f"systemctl enable {name}")
+    return ok(name, f"{shown.get('UnitFileState')}, {shown.get('ActiveState')}")
 
 
-def _ordered(units: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
+def order(units: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
     """No pod may start before enforcement."""
     if units[_KUBELET].get("LoadState") != "loaded" or units[UNITS[0]].get("LoadState") != "loaded":
         return

@@ -435,4 +435,4 @@ def _staged(pod: Pod, assignment: Assignment, program: Program) -> _Staged:
 
 
 def _texts(addresses: tuple[Address, ...]) -> str:
-    return " ".join(map(address_text, addresses))
+    return ", ".join(map(address_text, addresses))

@@ -242,6 +242,7 @@ class EventKind(StrEnum):
     POD_WENT = "pod_went"
     POD_CONFLICT = "pod_conflict"
     NODE_PROBLEM = "node_problem"
+    SOCKET_NOT_USED = "socket_not_used"
     QUERY_ALLOWED = "query_allowed"
     QUERY_DENIED = "query_denied"
     QUERY_AUDITED = "query_audited"

@@ -20,9 +20,10 @@ from dnsguard.engine.cache import AnswerCache
 from dnsguard.engine.change import Changes, ChangeSettings
 from dnsguard.engine.contracts import Enforcer, Events, Flows, KernelAnswers, NoAnswers, NoWitness, Upstream, Witness
 from dnsguard.engine.counters import Counters
-from dnsguard.engine.exchange import Exchanges, ExchangeSettings, Stores
+from dnsguard.engine.exchange import Exchanges, Stores
 from dnsguard.engine.fetches import Fetches, FetchLimits, Outlets
 from dnsguard.engine.prefetch import KernelFeed
+from dnsguard.engine.refusals import ExchangeSettings
 from dnsguard.engine.revoke import Kernel, Revocation, justify
 
 
@@ -89,7 +90,7 @@ class Engine:
             feed=self.feed,
             witness=around.witness,
         )
-        self.exchanges.audit = self.fetches.audit = settings.audit
+        self.exchanges.set_audit(settings.audit)
         self.feed.refresh = self.exchanges.refresh
         self._witness, self._now = around.witness, around.now
         self.revocation = Revocation(

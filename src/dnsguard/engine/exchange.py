@@ -3,7 +3,7 @@
     question -> limits -> verdict -> cache or fetch -> vetted answer -> leases -> gate -> reply
 
 Nothing here waits: every step is a call that ends, and the next begins with an event (an answer, an acknowledgement,
-a tick). A name that the policy denies goes no further than `_deny`; an address that the kernel does not hold goes no
+a tick). A name that the policy denies goes no further than `Refusals`; an address that the kernel does not hold goes no
 further than the gate. Every exchange ends in exactly one `_close`. In Audit both go on, and are told of.
 """
 
@@ -14,23 +14,19 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from dnsguard.core.answers import Answer, Vetted, reply, without
-from dnsguard.core.chain import WITHHELD
 from dnsguard.core.compile import closed
 from dnsguard.core.leases import Leases
-from dnsguard.core.limits import FREE_LEASES, LEASES, QUERIES
+from dnsguard.core.limits import FREE_LEASES, LEASES
 from dnsguard.core.model import Address, LinkIndex, PodId, Scope, Seconds
 from dnsguard.core.pods import Pod, PodTable
-from dnsguard.core.policy import Allowed, Denied
+from dnsguard.core.policy import Denied
 from dnsguard.core.wire import (
     Ede,
-    ExtendedError,
     Qtype,
     Question,
     Rcode,
     Rejection,
-    denial,
     error,
-    minimal_any,
     read_question,
     type_text,
 )
@@ -41,35 +37,20 @@ from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters
 from dnsguard.engine.fetches import Fetches
 from dnsguard.engine.gate import PATIENCE, Exits, Gate
 from dnsguard.engine.prefetch import LEAD, KernelFeed, Refreshing
+from dnsguard.engine.refusals import ExchangeSettings, Refusals
 from dnsguard.engine.state import Exchange, Fetch
 from dnsguard.engine.strangers import Stranger, Strangers
+from dnsguard.engine.telling import Telling
 
 _META = int(Qtype.IXFR)
 """Types from here on are questions about data, not data. A plain number: looking up an enum's member costs 0.05 us."""
 _NAMING = frozenset((int(Qtype.SVCB), int(Qtype.HTTPS)))
 """Types whose records name targets, which are judged by the policy of the pod that asks."""
 
-_LOOP = "this address serves an upstream"
-
 _NETWORK_ERRORS = frozenset(("refused", "unreachable", "closed"))
 
 STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeSettings:
-    """What the configuration says of queries. Times in seconds, TTLs in whole seconds."""
-
-    deny_rcode: Rcode = Rcode.NXDOMAIN
-    """NOERROR: NODATA."""
-    drop_over_limit: bool = False
-    deadline: Seconds = 4.0
-    serve_stale: int = 300
-    floor: int = 30
-    grace: int = 10
-    loop_sources: frozenset[str] = frozenset()
-    """Addresses (as text) that serve an upstream: a query from one of them would go round in circles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +88,9 @@ class Exchanges:
         self._counters = stores.counters
         self._fetches = fetches
         self._now = now
+        self._refusals = Refusals(settings, stores.events, stores.counters, now, witness=self._witness)
+        self._telling = Telling(stores.events, stores.counters)
+        self._respond = self._refusals.respond
         self.gate: Gate[Exchange] = Gate(enforcer, Exits(self._release, self._late, self._doubt))
         self._open: dict[Exchange, None] = {}
         self._strangers = Strangers(stores.events, stores.counters)
@@ -134,16 +118,16 @@ class Exchanges:
             return
         question = read_question(packet)
         if isinstance(question, Rejection):
-            self._reject(question, client, pod)
+            self._refusals.reject(question, client, pod)
             return
         counters = self._counters
         family = 6 if ":" in source else 4
         transport = "tcp" if client.stream else "udp"
         counters.requests[family, transport, TYPE_LABELS.get(question.qtype, OTHER)] += 1
         over = pod.share.query(now)
-        if over is not None and self._limit(over, question, pod, client):
+        if over is not None and self._refusals.limit(over, question, pod, client):
             return
-        if source in self._settings.loop_sources and self._refuse_loop(question, pod, client):
+        if source in self._settings.loop_sources and self._refusals.refuse_loop(question, pod, client):
             return
         self._judge(question, client, pod, source, now)
 
@@ -153,14 +137,14 @@ class Exchanges:
         verdict = pod.policy.verdict(question.name)
         if isinstance(verdict, Denied):
             if not self.audit:
-                rcode, ede = self._deny(verdict, question, pod, client, now)
+                rcode, ede = self._refusals.deny(verdict, question, pod, client, now)
                 self._feed.denied(pod, source, question, rcode=rcode, ede=ede, now=now)
                 return
-            verdict = self._let_through(verdict, question, pod)
+            verdict = self._refusals.let_through(verdict, question, pod)
         else:
             counters.verdicts["allowed"] += 1
         qtype = question.qtype
-        if qtype >= _META and self._special(question, client, now):
+        if qtype >= _META and self._refusals.special(question, client, now):
             self._witness.unanswered(pod.name, question.name, verdict.labels, now)
             return
         key: Hashable = question.key if qtype not in _NAMING else (question.key, pod.policy)
@@ -175,7 +159,7 @@ class Exchanges:
         if self._fetches.retried(client, question, key, now):
             return
         over = pod.share.name(question.name, now)
-        if over is not None and self._limit(over, question, pod, client):
+        if over is not None and self._refusals.limit(over, question, pod, client):
             return
         self._fetches.join(self._begin(Exchange(question, client, pod, verdict, now, source)), key, now)
 
@@ -215,93 +199,6 @@ class Exchanges:
         self._open[exchange] = None
         return exchange
 
-    def _respond(self, client: Client, packet: bytes, since: Seconds) -> None:
-        counters = self._counters
-        counters.responses[packet[3] & 15] += 1
-        counters.request_seconds.observe(self._now() - since)
-        client.reply(packet)
-
-    def _reject(self, rejection: Rejection, client: Client, pod: Pod) -> None:
-        """A packet that is no question that dnsguard understands; it is never forwarded."""
-        self._counters.dropped[rejection.reason] += rejection.reply is None
-        self._events.emit(EventKind.QUERY_REFUSED, pod=pod.name, reason=rejection.reason)
-        if pod.share.query(self._now()) is None and rejection.reply is not None:
-            self._counters.responses[rejection.reply[3] & 15] += 1
-            client.reply(rejection.reply)
-
-    def _limit(self, limit: str, question: Question, pod: Pod, client: Client) -> bool:
-        """A pod is over a limit. False: it is told of, and the question goes on."""
-        self._counters.limited[limit] += 1
-        self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, name=question.name, limit=limit)
-        now = self._now()
-        unreasonable = limit == QUERIES and not pod.share.refusal(now)
-        if self.audit and not unreasonable and pod.share.within_reason():
-            return False
-        if self._settings.drop_over_limit or unreasonable:
-            self._counters.dropped[limit] += 1
-            return True
-        self._respond(client, error(question, Rcode.REFUSED, (Ede.PROHIBITED, f"over the limit {limit}")), now)
-        return True
-
-    def _refuse_loop(self, question: Question, pod: Pod, client: Client) -> bool:
-        """A query comes from an upstream. False: it is told of, and goes on."""
-        if self.audit:
-            self._tell_audited(question, pod, reason=f"refused: {_LOOP}")
-            return False
-        self._events.emit(EventKind.FORWARDING_LOOP, pod=pod.name, name=question.name)
-        self._respond(client, error(question, Rcode.REFUSED, (Ede.PROHIBITED, _LOOP)), self._now())
-        return True
-
-    def _let_through(self, denied: Denied, question: Question, pod: Pod) -> Allowed:
-        """A name that no rule allows, in Audit."""
-        self._counters.verdicts["audited"] += 1
-        self._tell_audited(question, pod, reason=denied.reason)
-        return AUDITED
-
-    def _tell_audited(self, question: Question, pod: Pod, reason: str) -> None:
-        self._events.emit(
-            EventKind.QUERY_AUDITED,
-            pod=pod.name,
-            name=question.name,
-            type=type_text(question.qtype),
-            verdict="audited",
-            policy=pod.policy.label,
-            reason=reason,
-        )
-
-    def _deny(
-        self, denied: Denied, question: Question, pod: Pod, client: Client, now: Seconds
-    ) -> tuple[Rcode, ExtendedError]:
-        """Say no; returns what was said."""
-        self._counters.verdicts["denied"] += 1
-        self._witness.unanswered(pod.name, question.name, "", now)
-        self._events.emit(
-            EventKind.QUERY_DENIED,
-            pod=pod.name,
-            name=question.name,
-            type=type_text(question.qtype),
-            verdict="denied",
-            policy=denied.policies,
-            reason=denied.reason,
-        )
-        rcode = Rcode.NOERROR if denied.ancestor else self._settings.deny_rcode
-        ede = (Ede.BLOCKED, f"policy {denied.policies}: {denied.reason}")
-        if rcode is Rcode.REFUSED:
-            self._respond(client, error(question, rcode, ede), now)
-        else:
-            self._respond(client, denial(question, rcode=rcode, ede=ede, soa=True), now)
-        return rcode, ede
-
-    def _special(self, question: Question, client: Client, now: Seconds) -> bool:
-        """ANY and zone transfers are answered here and never forwarded (RFC 8482)."""
-        if question.qtype == Qtype.ANY:
-            self._respond(client, minimal_any(question), now)
-        elif question.qtype in (Qtype.AXFR, Qtype.IXFR):
-            self._respond(client, error(question, Rcode.NOTIMP), now)
-        else:
-            return False
-        return True
-
     # ---- answer
 
     def answered(self, fetch: Fetch, vetted: Vetted) -> None:
@@ -315,34 +212,8 @@ class Exchanges:
             exchange.fetch = None
             exchange.ends = now + answer.ttl
             if vetted.removed:
-                self._tell_removed(exchange, vetted)
+                self._telling.removed(exchange, vetted)
             self._finish(exchange, answer, answer.ttl, now)
-
-    def _tell_removed(self, exchange: Exchange, vetted: Vetted) -> None:
-        for reason, text in vetted.removed:
-            if self.audit:
-                self._audit_answer(exchange, f"{WITHHELD[reason]} {text}")
-                continue
-            if not vetted.answer.addresses:
-                self._counters.answers_withheld[reason] += 1
-            self._events.emit(
-                EventKind.ANSWER_WITHHELD,
-                pod=exchange.pod.name,
-                name=exchange.question.name,
-                type=type_text(exchange.question.qtype),
-                reason=f"{WITHHELD[reason]} {text}",
-            )
-
-    def _audit_answer(self, exchange: Exchange, reason: str) -> None:
-        """What would have been withheld, or not all shown."""
-        self._events.emit(
-            EventKind.ANSWER_AUDITED,
-            pod=exchange.pod.name,
-            name=exchange.question.name,
-            type=type_text(exchange.question.qtype),
-            verdict="audited",
-            reason=reason,
-        )
 
     def unanswered(self, fetch: Fetch, rcode: int, reason: str) -> None:
         """A fetch ended without one. Stale data, if it may still be served, beats a failure."""
@@ -454,7 +325,7 @@ class Exchanges:
                 self._withhold(exchange, refused)
                 return None
             if self._events.all_leases:
-                self._tell_opened(exchange, addresses)
+                self._telling.opened(exchange, addresses)
         return answer, armed.wait
 
     def _openable(
@@ -473,7 +344,7 @@ class Exchanges:
         if not self.audit:
             return without(answer, gone)
         if gone:
-            self._audit_answer(exchange, f"{len(gone)} addresses are closed by a rule, or over addressesPerName")
+            self._telling.audited(exchange, f"{len(gone)} addresses are closed by a rule, or over addressesPerName")
         return answer
 
     def _judge_again(self, exchange: Exchange, now: Seconds) -> bool:
@@ -485,7 +356,7 @@ class Exchanges:
             if not self.audit:
                 self._close(exchange)
                 if not isinstance(exchange.client, Refreshing):
-                    self._deny(verdict, question, pod, exchange.client, exchange.started)
+                    self._refusals.deny(verdict, question, pod, exchange.client, exchange.started)
                 return False
             verdict = AUDITED
         exchange.verdict = verdict
@@ -519,13 +390,13 @@ class Exchanges:
                 until = self._now() + exchange.ttl
                 self.audited.told(exchange.pod.id, Told(exchange.question.name, answer.addresses, until))
         if self._events.all_queries and verdict is not AUDITED:
-            self._tell_allowed(exchange)
+            self._telling.allowed(exchange)
         self._respond(exchange.client, exchange.packet, exchange.started)
 
     def _late(self, exchange: Exchange, reason: str) -> None:
         """The gate did not let it out: the kernel refused, or took too long."""
         if self.audit and exchange in self._open:
-            self._audit_answer(exchange, reason)
+            self._telling.audited(exchange, reason)
             self._send(exchange)
         else:
             self._withhold(exchange, reason)
@@ -535,25 +406,9 @@ class Exchanges:
         if exchange.pod.id in pods:
             exchange.policy = None
 
-    def _tell_allowed(self, exchange: Exchange) -> None:
-        self._events.emit(
-            EventKind.QUERY_ALLOWED,
-            pod=exchange.pod.name,
-            name=exchange.question.name,
-            type=type_text(exchange.question.qtype),
-            verdict="allowed",
-            policy=exchange.verdict.labels,
-            ttl=exchange.ttl,
-        )
-
-    def _tell_opened(self, exchange: Exchange, addresses: Sequence[Address]) -> None:
-        """Leases that began, or were put off, for this answer."""
-        pod, name = exchange.pod.name, exchange.question.name
-        self._events.emit(EventKind.LEASE_OPENED, pod=pod, name=name, address=addresses, ttl=exchange.ttl)
-
     def _withhold(self, exchange: Exchange, reason: str, kind: str = "kernel") -> None:
         if self.audit:
-            self._audit_answer(exchange, reason)
+            self._telling.audited(exchange, reason)
             return
         self._counters.answers_withheld[kind] += 1
         self._fail(exchange, reason)
@@ -602,11 +457,15 @@ class Exchanges:
         for link, stranger in [*self._strangers.known(self._pods.by_source)]:
             self.question(stranger.packet, stranger.source, link, stranger.client)
 
+    def set_audit(self, on: bool) -> None:
+        """Before the first question, and by `audit_is`."""
+        self.audit = self._fetches.audit = self._refusals.audit = self._telling.audit = on
+
     def audit_is(self, on: bool) -> None:
         """From here on nothing is withheld, or all is again. What is under way is judged anew, and what pods were told
         of names that are allowed by now is opened to them: the enforcer does that before what it is told next."""
         now = self._now()
-        self.audit = self._fetches.audit = on
+        self.set_audit(on)
         # They hold answers that only one of the two would tell.
         self._cache.clear()
         self._feed.forget_all()

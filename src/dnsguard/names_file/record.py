@@ -8,9 +8,9 @@ from dnsguard.core.book import Touch
 from dnsguard.core.lease import Lease
 from dnsguard.core.leases import Leases
 from dnsguard.core.model import LinkIndex, PodId, Seconds
-from dnsguard.core.pods import PodTable
+from dnsguard.core.pods import Pod, PodTable
 from dnsguard.names_file.content import pack_addresses
-from dnsguard.names_file.store import Batch
+from dnsguard.names_file.store import Batch, PodRow
 
 MOST = 4000
 """Changed names in one batch: 2 ms of the event loop."""
@@ -37,7 +37,7 @@ class Record:
         self._moved.clear()
         batch = Batch(anew=True)
         self._links = {pod.id: pod.link for pod in self._pods}
-        batch.pods = [(pod.link, pack_addresses(pod.addresses)) for pod in self._pods]
+        batch.pods = [_row(pod) for pod in self._pods]
         tables = self._leases.pods.values()
         self._rest = [lease for table in tables for lease in (*table, *table.ended.values())]
         self._add_rest(batch, now)
@@ -69,7 +69,7 @@ class Record:
         pod = self._pods.by_id.get(number)
         if pod is not None:
             self._links[number] = pod.link
-            batch.pods.append((pod.link, pack_addresses(pod.addresses)))
+            batch.pods.append(_row(pod))
         elif (link := self._links.pop(number, None)) is not None and link not in self._pods.by_link:
             batch.gone.append((link,))
 
@@ -85,10 +85,11 @@ class Record:
                 self._add_whole(batch, here, now)
         elif name is not None and here is lease:
             until = lease.names.get(name)
-            if until is None and name not in lease.past:
+            if until is None and name and name not in lease.past:
                 batch.forgotten.append((link, lease.scope, lease.address, name))
             else:
-                batch.names.append((link, lease.scope, lease.address, name, until if until is not None else now))
+                # Only what was taken back is told of when it is over: the rest ends by itself, in the file too.
+                batch.names.append((link, lease.scope, lease.address, name, until if until is not None else -now))
 
     def _known(self, lease: Lease) -> Lease | None:
         """What is remembered now in this lease's place."""
@@ -106,3 +107,7 @@ class Record:
         over = min(now, lease.until)
         batch.names += [(link, scope, address, name, over) for name in lease.past if name not in lease.names]
         batch.names += [(link, scope, address, name, until) for name, until in lease.names.items()]
+
+
+def _row(pod: Pod) -> PodRow:
+    return pod.link, pack_addresses(pod.addresses), pod.program.name

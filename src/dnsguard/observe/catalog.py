@@ -134,6 +134,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         meaning="Something around dnsguard can keep it from working as promised. What could not be ensured is closed, "
         "not open.",
     ),
+    EventKind.SOCKET_NOT_USED: Description(
+        WARNING,
+        "a socket of dnsguard.socket is not used: {reason}",
+        UUID("44c85c0293f242389a092fbc995ef907"),
+        "dnsguard listens on a socket of its own. Set the unit's addresses as dns.listenPort is, with `systemctl edit "
+        "dnsguard.socket`, or disable the unit.",
+        meaning="systemd was to hold it, so that no query is lost while dnsguard is not there. It is of another port "
+        "or kind, so queries of the time of a restart are lost until the client asks again.",
+    ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
         "{who} resolves {name} ({type})",

@@ -59,6 +59,24 @@ TALLIES: Final = {
 }
 """Field of `Counters` -> metric, help, label."""
 
+FROM_THE_START: Final = {
+    "verdicts": ("allowed", "denied", "audited"),
+    "cache_hits": ("user", "kernel"),
+    "kernel_repairs": ("table", "route", "ebpf"),
+    "reloads": ("loaded", "rejected"),
+    "lease_writes": ("nftables",),
+    "answers_withheld": ("protected", "target", "denied", "kernel", "capacity"),
+    "limited": (
+        *("queriesPerSecond", "inFlight", "uniqueNamesPerMinute", "tcpConnections"),
+        *("addressesPerName", "leasesPerPod"),
+    ),
+    "egress_denied": (
+        *("default", "rule", "cut", "inbound", "source", "unknown", "listener", "queries"),
+        *("malformed", "vlan", "fragment", "multicast"),
+    ),
+}
+"""Labels that are shown at 0: to Prometheus a counter that begins at 1 has not grown."""
+
 INTEGERS: Final = {
     "cache_misses": ("dnsguard_cache_misses_total", "Questions that no cache could answer"),
     "coalesced": ("dnsguard_coalesced_total", "Questions that joined one already under way"),
@@ -175,8 +193,8 @@ class Metrics(Collector):
 
     def _tallies(self) -> Iterator[Metric]:
         for name, (metric, text, label) in TALLIES.items():
-            tally: Mapping[str, int] = getattr(self._counters, name)
-            yield _counter((metric, text), (label,), (((key,), count) for key, count in list(tally.items())))
+            tally = {**dict.fromkeys(FROM_THE_START.get(name, ()), 0), **getattr(self._counters, name)}
+            yield _counter((metric, text), (label,), (((key,), count) for key, count in tally.items()))
 
     def _queries(self) -> Iterator[Metric]:
         requests = (((_family(family), proto, kind), n) for (family, proto, kind), n in self._counters.requests.items())

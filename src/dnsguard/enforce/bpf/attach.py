@@ -140,6 +140,9 @@ def require_ethernet(name: str) -> None:
         )
 
 
+_OF_OTHERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+
+
 def remove_all(bpffs: Path) -> None:
     """Remove every program, filter, qdisc and pin that is dnsguard's, and nothing else. The bpffs stays mounted."""
     tcx.remove_all(bpffs)
@@ -148,6 +151,9 @@ def remove_all(bpffs: Path) -> None:
     for folder in (bpffs / "links", bpffs / "maps"):
         with suppress(FileNotFoundError):
             folder.rmdir()
-    with suppress(FileNotFoundError):
-        if not bpffs.is_mount():
+    if bpffs.is_dir() and not bpffs.is_mount():
+        try:
             bpffs.rmdir()
+        except OSError as error:
+            if error.errno not in _OF_OTHERS:  # who makes the folder for us removes it, too
+                raise
