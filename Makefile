@@ -49,7 +49,8 @@ lint: venv ## ruff, mypy --strict, import layers
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict
-	.venv/bin/mypy --strict -p benchmarks -m tests.machine -m tests.__main__
+	.venv/bin/mypy --strict -p benchmarks -p tests.host -m tests.machine -m tests.__main__
+	.venv/bin/mypy --strict systemd/install.py systemd/environment.py
 	.venv/bin/lint-imports
 
 lock: venv ## Resolve the dependencies anew into the two lock files, with hashes

@@ -6,6 +6,8 @@
  *                                                 -> else: part of an open flow, or decided by the pod's program
  *     to_pod     frame -> unreadable, of a flow that was cut, or TCP out of nowhere? dropped; else the flow is remembered
  *
+ * In Audit nothing is dropped but forged sources and what cannot be read.
+ *
  * TC_ACT_UNSPEC lets a packet go on to whatever filters come after this one; nothing here overrules them.
  */
 #include "layout.h"
@@ -19,10 +21,17 @@
 #include "packet.h"
 #include "query.h"
 #include "report.h"
+#include "source.h"
 
 static __always_inline int drop_from_pod(struct __sk_buff *skb, const struct packet *packet, __u16 what, __u16 rule)
 {
 	return drop(skb, packet, what, rule, 1);
+}
+
+/* Drops what the policy does not let, or the limits; but not in Audit. */
+static __always_inline int deny_from_pod(struct __sk_buff *skb, const struct packet *packet, __u16 what, __u16 rule)
+{
+	return is_audit() ? TC_ACT_UNSPEC : drop_from_pod(skb, packet, what, rule);
 }
 
 /* A query. `pair` is 0 when its source is not known yet: the daemon waits for its route, and nftables looks it up. But
@@ -37,10 +46,10 @@ static __always_inline int let_up(struct __sk_buff *skb, const struct packet *pa
 		if (verdict != TC_ACT_UNSPEC)
 			return verdict;
 	}
-	if (!is_vouched_for(now))
+	if (!is_vouched_for(now) && !is_audit())
 		return drop_from_pod(skb, packet, DROP_LISTENER, NO_RULE);
 	if (packet->protocol == IPPROTO_UDP || is_first(packet)) {
-		if (!has_query(skb, now))
+		if (!has_query(skb, now) && !is_audit())
 			return drop_from_pod(skb, packet, DROP_QUERIES, NO_RULE);
 		count(skb->ifindex, ASKED, NO_RULE);
 	}
@@ -56,10 +65,10 @@ static __always_inline int decide_from_pod(struct __sk_buff *skb, const struct p
 	if (decided == ACCEPTED)
 		return TC_ACT_UNSPEC;
 	if (decided == NO_PROGRAM)
-		return drop_from_pod(skb, packet, DROP_UNKNOWN, NO_RULE);
+		return deny_from_pod(skb, packet, DROP_UNKNOWN, NO_RULE);
 	if (decided == DENIED_BY_DEFAULT)
-		return drop_from_pod(skb, packet, DROP_DEFAULT, NO_RULE);
-	return drop_from_pod(skb, packet, DROP_RULE, decided - 1);
+		return deny_from_pod(skb, packet, DROP_DEFAULT, NO_RULE);
+	return deny_from_pod(skb, packet, DROP_RULE, decided - 1);
 }
 
 static __always_inline int egress(struct __sk_buff *skb, const struct packet *packet, const struct pair *pair, __u64 now)
@@ -72,7 +81,7 @@ static __always_inline int egress(struct __sk_buff *skb, const struct packet *pa
 	if (has_flow)
 		flow = living_flow(&key, now);
 	if (is_cut(flow, now))
-		return drop_from_pod(skb, packet, DROP_CUT, NO_RULE);
+		return deny_from_pod(skb, packet, DROP_CUT, NO_RULE); /* and it stays cut */
 	if (flow && flow->state & FLOW_PEER && !is_first(packet) && is_sound(packet)) {
 		remember(skb, packet, &key, flow, now, 1);
 		return TC_ACT_UNSPEC;
@@ -117,11 +126,13 @@ int from_pod(struct __sk_buff *skb)
 	if (is_query(packet))
 		return let_up(skb, packet, pair, now);
 	if (!pair)
-		return drop_from_pod(skb, packet, DROP_UNKNOWN, NO_RULE);
+		return is_audit() && packet->plain && !is_forged(skb) ?
+			       TC_ACT_UNSPEC :
+			       drop_from_pod(skb, packet, DROP_UNKNOWN, NO_RULE);
 	if (packet->is_later)
 		return was_first_let(packet, pair->source, now) ?
 			       TC_ACT_UNSPEC :
-			       drop_from_pod(skb, packet, DROP_FRAGMENT, NO_RULE);
+			       deny_from_pod(skb, packet, DROP_FRAGMENT, NO_RULE);
 	verdict = egress(skb, packet, pair, now);
 	if (verdict == TC_ACT_UNSPEC && packet->is_fragment)
 		let_fragments(packet, pair->source, now);
@@ -161,9 +172,10 @@ int to_pod(struct __sk_buff *skb)
 	now = bpf_ktime_get_ns();
 	flow = living_flow(&flow_key, now);
 	if (is_cut(flow, now))
-		return drop(skb, packet, DROP_CUT, NO_RULE, 0);
+		return is_audit() ? TC_ACT_UNSPEC : drop(skb, packet, DROP_CUT, NO_RULE, 0);
 	if (!flow && packet->protocol == IPPROTO_TCP && !is_first(packet))
-		return may_go_on(packet, pair) ? TC_ACT_UNSPEC : drop(skb, packet, DROP_INBOUND, NO_RULE, 0);
+		return may_go_on(packet, pair) || is_audit() ? TC_ACT_UNSPEC :
+							       drop(skb, packet, DROP_INBOUND, NO_RULE, 0);
 	remember(skb, packet, &flow_key, flow, now, 0);
 	return TC_ACT_UNSPEC;
 }

@@ -12,7 +12,7 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
-#define LAYOUT 1
+#define LAYOUT 2
 
 #define MOST_RULES 64
 #define TIERS 3
@@ -132,7 +132,7 @@ struct fragment {
 	__u32 pad;
 };
 
-/* settings: one entry, written at the start. */
+/* settings: one entry, written at the start, and when Audit begins or ends. */
 struct settings {
 	__u64 idle_ns[IDLES];
 	__u64 query_ns;			/* a query that goes up costs so much of the pod's time: 1 s / rate */
@@ -141,6 +141,8 @@ struct settings {
 	__u64 report_burst_ns;
 	__u32 flows_per_pod;
 	__u32 intercept_any;		/* else only to the addresses in `intercepted` */
+	__u32 audit;			/* what no rule accepts goes on: nftables counts and reports it */
+	__u32 pad;
 };
 
 /* links: what a pod link has used. Two packets at once may both be let where one was due. */

@@ -116,6 +116,16 @@ static __always_inline void tell_drop(const struct drop_key *key, const struct a
 	__sync_fetch_and_add(&kind->packets, -packets);
 }
 
+/* In Audit what no rule accepts goes on, and so does a query for which there is no listener or no rate left. nftables,
+ * which lets it through for the same reason, counts it and tells of it; a second count would be one too many. */
+__noinline int is_audit(void)
+{
+	__u32 zero = 0;
+	struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set && set->audit;
+}
+
 /* Counts the packet and tells of it, as seen from the pod: the peer and its port, whichever way the packet went. An
  * address that was not read is of family 0. */
 static __noinline int drop(struct __sk_buff *skb, const struct packet *packet, __u16 what, __u16 rule, int outbound)

@@ -24,7 +24,7 @@ BASE = (
     "util-linux",
 )
 COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
-TEST = ("bind9-dnsutils", *COMPILER, "netcat-openbsd", "postgresql", "postgresql-client")
+TEST = ("bind9-dnsutils", *COMPILER, "netcat-openbsd", "postgresql", "postgresql-client", "systemd-container")
 BENCH = ("dnsdist", "dnsmasq-base", "iperf3", "unbound")
 KERNELS = ("busybox-static", "file", "qemu-system-x86")
 PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH, "kernels": BASE + KERNELS}

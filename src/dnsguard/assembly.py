@@ -13,7 +13,7 @@ from dnsguard.core.limits import REFUSED_BEFORE_DROPPING, Limits
 from dnsguard.core.model import Address
 from dnsguard.core.wire import Rcode
 from dnsguard.enforce.bpf.second import EbpfLayout
-from dnsguard.enforce.nftables.ruleset import Layout
+from dnsguard.enforce.nftables.layout import Layout
 from dnsguard.engine.change import ChangeSettings
 from dnsguard.engine.engine import EngineSettings
 from dnsguard.engine.exchange import ExchangeSettings

@@ -14,27 +14,13 @@ from typing import Final
 
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import Pod
-from dnsguard.enforce.denials import Answered, Denial, Dropped
+from dnsguard.enforce.denials import PROTOCOLS, WHY, Answered, Denial, Dropped
 from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.engine.counters import ANY_FAMILY, OTHER, UNSEEN_RCODE
 from dnsguard.engine.engine import Engine
 
-_WHY: Final = {
-    "source": "its source address is not routed to that link",
-    "unknown": "its source address is no pod's on that link",
-    "listener": "a query, and nobody listened",
-    "queries": "a query beyond the pod's rate",
-    "rule": "a Deny rule closes it",
-    "cut": "the flow was cut, the policy no longer allows it",
-    "inbound": "a packet towards the pod that belongs to no flow and does not begin one",
-    "malformed": "the packet cannot be read, or was made to be misread",
-    "vlan": "the frame is tagged",
-    "fragment": "a fragment whose first one did not come, or was not let",
-}
-"""Reasons of the kernel that say it all; behind `default` the leases are asked."""
 _NO_FAULT: Final = "multicast"
 """Dropped from every pod, whatever it does: no pod's row counts it."""
-_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
 class Growth:
@@ -69,7 +55,7 @@ class Drops:
             pod_ip=denial.pod,
             address=denial.peer,
             port=denial.port,
-            protocol=_PROTOCOLS.get(denial.protocol, denial.protocol),
+            protocol=PROTOCOLS.get(denial.protocol, denial.protocol),
             verdict="denied",
             reason=self._reason(pod, denial),
             rule=denial.rule,
@@ -80,7 +66,7 @@ class Drops:
     def _reason(self, pod: Pod | None, denial: Denial) -> str:
         if pod is not None and denial.peer is not None and denial.reason == "default":
             return self._engine.why_closed(pod, denial.peer, self._now())
-        return _WHY.get(denial.reason, denial.reason)
+        return WHY.get(denial.reason, denial.reason)
 
     def adopt(self, found: Sequence[Dropped], enforcer: str = "nftables") -> None:
         """Counters that an earlier process left: what they have counted so far is not of this one."""

@@ -5,6 +5,8 @@ Reads the engine's state in the loop's thread; lists are copies, so that a slow 
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +14,15 @@ from pathlib import Path
 
 from dnsguard import __version__
 from dnsguard.config.groups import Settings
-from dnsguard.control.calls import CallError, Explanation, Gap, LeaseRow, PodRow, Status, Version
-from dnsguard.control.explain import Subject, explain_connection, explain_name, ports_text, read_address, read_port
+from dnsguard.control.calls import CallError, DenialRow, Explanation, Gap, LeaseRow, PodRow, Status, Version
+from dnsguard.control.explain import Ended, Subject, ports_text
 from dnsguard.core.leases import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, address_text
 from dnsguard.engine.engine import Engine
+from dnsguard.observe.recent import Recent
+from dnsguard.why import Case, denial_rows, explain_all
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class Configured:
 @dataclass(frozen=True, slots=True)
 class Reports:
     """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name, and
-    `answered` its questions that the kernel answered; `missing` is what readiness waits for, empty when ready."""
+    `answered` its questions that the kernel answered; `missing` is what readiness waits for, empty when
+    ready; `recent` remembers what was denied."""
 
     engine: Engine
     configured: Configured
@@ -41,6 +46,7 @@ class Reports:
     answered: Mapping[str, int]
     missing: Callable[[], str]
     now: Callable[[], Seconds]
+    recent: Recent
     enforcers: Sequence[str] = ("nftables",)
     gaps: Callable[[], Sequence[Gap]] = tuple
 
@@ -125,25 +131,37 @@ class Reports:
             "remaining": round(lease.until - now, 1),
         }
 
-    async def explain(
-        self, pod: str, name: str = "", type: str = "A", address: str = "", port: str = "", protocol: str = "tcp"
-    ) -> Explanation:
-        subject_pod = self.find(pod)[0]
+    async def explain(self, pod: str, **question: str) -> Explanation:
+        return await asyncio.to_thread(explain_all, self._case(self.find(pod)[0]), question)
+
+    async def denial_rows(self, pod: str) -> list[DenialRow]:
+        rows = [await asyncio.to_thread(denial_rows, self._case(one)) for one in self.find(pod)]
+        return sorted(itertools.chain.from_iterable(rows), key=lambda row: row["last"])
+
+    def _case(self, pod: Pod) -> Case:
+        others = tuple({id(one.policy): one.policy for one in self.engine.pods}.values())
         subject = Subject(
-            subject_pod.name,
-            subject_pod.policy,
-            subject_pod.program,
-            _source(subject_pod, address),
-            self._leases_of(subject_pod),
-            live=True,
+            pod.name, pod.policy, pod.program, pod.addresses[0], self._leases_of(pod), live=True, others=others
         )
-        if name:
-            return explain_name(subject, name, type)
-        chosen, number = read_port(port, protocol)
-        return explain_connection(subject, read_address(address), chosen, number)
+        now = self.now()
+        return Case(
+            subject,
+            pod.addresses,
+            self.configured.settings.allowlist,
+            pod.entry_origin,
+            self._ended_of(pod, now),
+            self.recent.of(pod.name),
+            now,
+        )
 
-
-def _source(pod: Pod, peer: str) -> Address:
-    """The pod's address in the family of `peer`."""
-    wanted = 16 if ":" in peer else 4
-    return next((address for address in pod.addresses if len(address) == wanted), pod.addresses[0])
+    def _ended_of(self, pod: Pod, now: Seconds) -> dict[Address, Ended]:
+        """What each address was leased for last; not those that are leased now."""
+        table = self.engine.leases.pods[pod.id]
+        over = [lease for lease in (*table.ended.values(), *table.by_key.values()) if lease.until <= now]
+        living = {lease.address for lease in table.by_key.values() if lease.until > now}
+        latest = sorted(over, key=lambda lease: lease.until)
+        return {
+            lease.address: Ended(tuple(dict.fromkeys((*lease.names, *lease.past))), now - lease.until)
+            for lease in latest
+            if lease.address not in living
+        }

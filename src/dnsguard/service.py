@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -26,7 +27,7 @@ from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf
-from dnsguard.config.settings import Settings, load_settings, unbuilt_defaults
+from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
@@ -43,9 +44,11 @@ from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
+from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
+from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.health import HealthServer
@@ -56,7 +59,7 @@ from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
 from dnsguard.process import raise_descriptors, tune_interpreter
 from dnsguard.reports import Configured, Reports
-from dnsguard.restore import restore
+from dnsguard.restore import Left, restore
 from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
@@ -103,6 +106,7 @@ class Service:
             queries=settings.log.queries.value,
             level=LEVELS[settings.log.level.value],
         )
+        self._systemd = Systemd.from_environment(os.environ)
         self._counters = Counters()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
@@ -114,6 +118,7 @@ class Service:
         self._kernel = KernelEvents(self._events, self._counters)
         self._background = Background(self._events, self._counters)
         self._policies = Policies(config, settings, self._events, self._counters, own=lambda: self._own)
+        self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
 
@@ -131,9 +136,6 @@ class Service:
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
-        for missing in unbuilt_defaults(self._settings):
-            feature, _, reason = missing.partition(" (")
-            self._events.emit(EventKind.FEATURE_LEFT_OUT, feature=feature, reason=reason.removesuffix(")"))
         for unusable in unusable_sysctls():
             self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:
@@ -173,6 +175,7 @@ class Service:
             await interception.install()
             self._beside.intercepting()
         await self._restore(await self._policies.first())
+        rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
         if self._beside is not None:
@@ -184,12 +187,14 @@ class Service:
         self._udp.start()
         await self._open_control(rooms)
         self._missing = ""
+        self._systemd.ready()
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
         beside = self._beside.background(self._background.every, self._drops, self._answers) if self._beside else []
         return [
             *beside,
             self._background.every(TICK, "time", self._tick),
+            self._background.every(TICK, "names behind leases", self._names.tick),
             self._background.every(REMEMBER, "memory of flows", self._remember),
             self._background.every(DROPPED, "counters of drops", self._count_dropped),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
@@ -263,10 +268,10 @@ class Service:
             assembly.answers_fingerprint(self._settings, self._own)
         ):
             self._line.answers.adopt(())
+        left = Left(held, running, await self._names.read())
         seen, self._seen = self._seen, {}
-        await engine.changes.begin(
-            seen, policy, lambda now: restore(engine.pods, engine.leases, held, running, now), running
-        )
+        await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
+        self._names.begin(engine.pods, engine.leases)
         engine.revocation.adopt(engine.pods, cut)
 
     def _listen(self, sockets: ListenSockets) -> None:
@@ -289,6 +294,7 @@ class Service:
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
+            self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
             self._gaps,
         )
@@ -300,6 +306,7 @@ class Service:
                 "pods": reports.pod_rows,
                 "leases": reports.lease_rows,
                 "explain": reports.explain,
+                "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
                 "reload": self._reload,
             },

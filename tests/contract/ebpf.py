@@ -91,7 +91,7 @@ def loaded(layout_of: Layout) -> Iterator[Loaded]:
 
 def set_up(made: Loaded) -> None:
     idle = [SECOND * IDLE_NS[each] for each in Idle]
-    settings = layout.SETTINGS.pack(*idle, 0, 0, 0, 0, 1_000_000, 1)
+    settings = layout.SETTINGS.pack(*idle, 0, 0, 0, 0, 1_000_000, 1, 0)
     made.maps["settings"].update(layout.U32.pack(0), settings)
 
 
@@ -102,6 +102,7 @@ class BpfSubject(NftSubject):
         super().__init__(lab, layout)
         self.maps = loaded.maps
         self._beside_nftables = beside_nftables
+        self.records = beside_nftables
 
     async def start(self, own: bool) -> None:
         table = BpfTable(self.maps)

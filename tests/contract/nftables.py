@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from dnsguard.core.model import Flow, LinkIndex, Packet, Protocol
+from dnsguard.enforce.denials import Audited
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.nftables import Layout, NftEnforcer
 from tests.contract.subject import Maker, Settled, Subject, crowd
@@ -33,6 +34,7 @@ class NftSubject:
     """`enforcer` works in the node of `lab`; it is made by `start`."""
 
     enforcer: LineEnforcer
+    records = True
 
     def __init__(self, lab: Lab, layout: Layout) -> None:
         self.lab = lab
@@ -76,6 +78,9 @@ class NftSubject:
             self.lab.through(ip(flow.pod, flow.peer, flow.protocol, out), start=end),
             self.lab.through(ip(flow.peer, flow.pod, flow.protocol, back), start=self.lab.world, end=end),
         )
+
+    async def audited(self) -> Sequence[Audited]:
+        return await self.enforcer.audited()
 
     async def elapse(self, seconds: float) -> None:
         await asyncio.sleep(seconds)  # the kernel's clock cannot be moved

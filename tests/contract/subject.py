@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from typing import Protocol
 
 from dnsguard.core.model import Action, Flow, LinkIndex, Packet
+from dnsguard.enforce.denials import Audited
 from dnsguard.enforce.memory import MemoryEnforcer
 from dnsguard.engine.contracts import Enforcer, Ticket
 from tests.contract.generator import Place, address
@@ -48,6 +49,7 @@ class Subject(Protocol):
     """An enforcer, its acknowledgements, two pods, and a way to send packets from them.
 
     `crowd` are more pods, the two among them; `capacity` is the number of elements that one lease set can hold.
+    `records`: what passes in Audit is recorded, and not only let.
     """
 
     enforcer: Enforcer
@@ -55,6 +57,7 @@ class Subject(Protocol):
     places: tuple[Place, Place]
     crowd: tuple[Place, ...]
     capacity: int
+    records: bool
 
     async def decide(self, packet: Packet, link: LinkIndex | None = None) -> bool:
         """Send the first packet of a new flow into `link` (else into the link of its source): did it pass?
@@ -70,6 +73,9 @@ class Subject(Protocol):
 
     async def carries(self, flow: Flow) -> tuple[bool, bool]:
         """Send one more packet of this flow from the pod and one from the peer: which of them passed?"""
+
+    async def audited(self) -> Sequence[Audited]:
+        """What passed in Audit and would have been dropped."""
 
     async def elapse(self, seconds: float) -> None:
         """Let time pass."""
@@ -97,6 +103,7 @@ class MemorySubject:
 
     crowd = crowd(LinkIndex(11), LinkIndex(12))
     places = crowd[0], crowd[1]
+    records = True
 
     def __init__(self, capacity: int = 5000, crowd: tuple[Place, ...] = crowd) -> None:
         self.crowd = crowd
@@ -120,6 +127,9 @@ class MemorySubject:
 
     async def carries(self, flow: Flow) -> tuple[bool, bool]:
         return self.memory.carries(flow), self.memory.carries(flow)
+
+    async def audited(self) -> Sequence[Audited]:
+        return await self.memory.audited()
 
     async def elapse(self, seconds: float) -> None:
         self.time += seconds

@@ -14,7 +14,7 @@ from dnsguard.core.errors import InvalidNameError, UpstreamError
 from dnsguard.core.names import parse_name, parse_pattern, pattern_text, to_text
 from dnsguard.core.records import Record, read_records
 from dnsguard.core.wire import Question, Rejection, denial, error, forwarded, read_question
-from tests.hostile import connections, control, exchanges, files, kernel, streams
+from tests.hostile import connections, control, entries, exchanges, files, kernel, streams
 
 CAP = 3600
 GUARD = Protected(DEFAULT_PROTECTED)
@@ -169,5 +169,11 @@ READERS: dict[str, Reader] = {
         files=("config/allowlist.yaml", "tests/broken/allowlist-*.yaml"),
     ),
     "exchange": Reader(exchanges.exchange, limit=5, largest=16_384, separator=_PARTS, words=_NAMES + _EVENTS),
+    "entries": Reader(
+        entries.entries,
+        largest=16_384,
+        separator=_PARTS,
+        words=(b"\nDNSGUARD_POD=shop/b\n", b"\x1b[31m", b"\nPRIORITY\n\1\0\0\0\0\0\0\0\x30\n", "\u202e\u2028".encode()),
+    ),
     "control": Reader(control.control, limit=1, largest=32_768, separator=b"\r\n", words=_HTTP),
 }

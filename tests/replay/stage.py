@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import io
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import count
@@ -28,6 +28,7 @@ from dnsguard.core.pods import Lookup, Pod
 from dnsguard.core.policy import Allowed
 from dnsguard.enforce.memory import MemoryEnforcer
 from dnsguard.enforce.told import MemoryAnswers
+from dnsguard.engine.change import Restore, no_leases
 from dnsguard.engine.contracts import Attempt, EventKind
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, EngineSettings, Surroundings
@@ -322,11 +323,12 @@ class Stage:
         if begin:
             self.begin(lookup, pods if pods is not None else {"web": ["10.244.0.5"]})
 
-    def begin(self, lookup: str | Lookup, pods: dict[str, list[str]], restore: Any = lambda now: []) -> None:
+    def begin(self, lookup: str | Lookup, pods: dict[str, list[str]], restore: Restore = no_leases,
+              running: Mapping[Pair, str] | None = None) -> None:  # fmt: skip
         """The first change of a process."""
         seen = {self._link(pod): (f"veth-{pod}", frozenset(map(address, texts))) for pod, texts in pods.items()}
         self.addresses.update({pod: [address(text) for text in texts] for pod, texts in pods.items()})
-        self.finish(self.engine.changes.begin(seen, _lookup(lookup), restore))
+        self.finish(self.engine.changes.begin(seen, _lookup(lookup), restore, running))
 
     def close(self) -> None:
         """Abandon what still runs."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from dnsguard.core.leases import Element, Held
-from dnsguard.restore import restore
+from dnsguard.names_file.content import Names
+from dnsguard.restore import Left, restore
 from dnsguard.upstream.scripted import Answer
 from tests.replay.stage import Stage, respond
 
@@ -30,7 +31,7 @@ def before() -> Iterator[Stage]:
     stage.close()
 
 
-def restart(before: Stage, policy: str = POLICY, *, lost: bytes = b"") -> Stage:
+def restart(before: Stage, policy: str = POLICY, *, lost: bytes = b"", names: Names | None = None) -> Stage:
     """The next process on the same kernel; `lost` is the source whose elements went missing meanwhile."""
     held = [one for one in before.enforcer.held() if not lost or not one.key.startswith(lost)]
     running = dict(before.enforcer.desired.pairs)
@@ -40,7 +41,8 @@ def restart(before: Stage, policy: str = POLICY, *, lost: bytes = b"") -> Stage:
     stage.enforcer.desired = before.enforcer.desired
     stage.enforcer._ends.update({Element(h.scope, h.key): stage.clock.now + h.remaining_ms / 1000 for h in held})
     engine = stage.engine
-    stage.begin(policy, PODS, lambda now: restore(engine.pods, engine.leases, held, running, now))
+    left = Left(held, running, names or {})
+    stage.begin(policy, PODS, lambda now: restore(engine.pods, engine.leases, left, now), running)
     stage.look()
     return stage
 
@@ -147,8 +149,9 @@ def test_what_no_pod_has_is_named_for_removal() -> None:
     stage = Stage(POLICY, pods=PODS)
     key = bytes([10, 244, 9, 9, 192, 0, 2, 1])
 
-    gone = restore(stage.engine.pods, stage.engine.leases, [Held("tcp_443", key, 1000)], {}, stage.clock.now)
+    left = Left([Held("tcp_443", key, 1000)])
+    changed = restore(stage.engine.pods, stage.engine.leases, left, stage.clock.now)
 
-    assert gone == [Element("tcp_443", key)]
+    assert changed.remove == [Element("tcp_443", key)]
     assert len(stage.engine.leases) == 0
     finish(stage)

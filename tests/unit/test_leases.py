@@ -190,7 +190,7 @@ def test_a_lease_that_the_new_policy_still_justifies_is_not_touched() -> None:
 
 def test_a_lease_of_unknown_names_stays_while_the_program_does() -> None:
     leases = table()
-    leases.restore(POD, "tcp_443", DB, until=40.0)
+    leases.restore(POD, "tcp_443", DB, names={UNKNOWN: 40.0}, until=40.0)
     assert leases.rejustify(POD, only(A), 10.0, same_program=True).remove == []
     assert leases.rejustify(POD, only(A, "tcp_443"), 10.0, same_program=False).remove == [Element("tcp_443", ME + DB)]
     assert all(name != UNKNOWN for _, name in leases.stood_on(POD).get(DB, ()))

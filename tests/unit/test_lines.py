@@ -8,6 +8,7 @@ import pytest
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Address, Flow, LinkIndex, Pair, Program, ProgramRule, Scope, Tier
+from dnsguard.enforce.denials import Audited
 from dnsguard.enforce.lines import Both
 from dnsguard.engine.contracts import Desired, Element, Held, Write
 
@@ -15,6 +16,7 @@ KEY, OTHER = b"12345678", b"1234abcd"
 PAIR, PAIR2 = (LinkIndex(2), Address(b"1234")), (LinkIndex(3), Address(b"5678"))
 WEB = Program("p_000000000001", (ProgramRule(Tier.POD, Action.ACCEPT, (), scope=Scope("web", ())),))
 MAIL = Program("p_000000000002", (ProgramRule(Tier.POD, Action.ACCEPT, (), scope=Scope("mail", ())),))
+RECORD = Audited(Address(b"1234"), Address(b"5678"), 6, 443, None, 1)
 DESIRED = Desired((WEB,), {PAIR: WEB.name})
 
 
@@ -26,7 +28,7 @@ class Remembering:
         self.pairs: dict[Pair, str] = {}
         self.cuts: list[Flow] = []
         self.refuses: dict[Element, str] = {}
-        self.broken = False
+        self.broken = self.audits = False
         self.known: set[str] = set()
         self._log, self._name = log if log is not None else [], name
         self._before: tuple[dict[Element, int], dict[Pair, str]] | None = None
@@ -84,6 +86,15 @@ class Remembering:
         if self.broken:
             raise KernelError("broken")
         self.cuts += flows
+
+    def audit(self, on: bool) -> None:
+        self._say(f"audits {on}")
+        if self.broken:
+            raise KernelError("broken")
+        self.audits = on
+
+    def audited(self) -> Sequence[Audited]:
+        return [RECORD] if self.audits else []
 
     def uncut(self, flows: Collection[Flow]) -> None:
         self.cuts = [each for each in self.cuts if each not in flows]
@@ -214,3 +225,20 @@ def test_flows_are_cut_in_the_one_when_the_other_refuses() -> None:
         assert lines[0].cut_before() == [flow]
         lines[0].uncut([flow])
         assert lines[0].cut_before() == []
+
+
+def test_audit_begins_in_the_line_that_may_refuse_it_and_is_recorded_there() -> None:
+    log: list[str] = []
+    first, second = Remembering(log, "first"), Remembering(log, "second")
+    both = Both(first, second)
+    both.audit(True)
+    assert log == ["first audits True", "second audits True"]
+    assert both.audited() == [RECORD]
+
+
+def test_audit_that_the_first_line_refuses_is_not_on_in_the_second() -> None:
+    first, second = Remembering(), Remembering()
+    first.broken = True
+    with pytest.raises(KernelError):
+        Both(first, second).audit(True)
+    assert not second.audits

@@ -17,12 +17,11 @@ import pytest
 import uvloop
 from aiohttp.http_exceptions import BadStatusLine
 
-from dnsguard.core.errors import MissingFeatureError
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe import outlet as outlet_module
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.log import Log, open_log
-from dnsguard.observe.outlet import Outlet
+from dnsguard.observe.outlet import Outlet, open_stream
 from dnsguard.observe.ratelimit import LineLimiter
 
 
@@ -75,7 +74,7 @@ LINE = b"x" * 99 + b"\n"
 
 
 def test_a_full_pipe_does_not_block_and_keeps_what_fits(pipe: Pipe) -> None:
-    outlet = Outlet(pipe.writer, lost, max_waiting=1000)
+    outlet = Outlet(open_stream(pipe.writer), lost, max_waiting=1000)
     for _ in range(100):
         outlet.write(LINE)
     assert 0 < outlet.dropped < 60
@@ -83,7 +82,7 @@ def test_a_full_pipe_does_not_block_and_keeps_what_fits(pipe: Pipe) -> None:
 
 
 def test_the_count_of_dropped_lines_is_said_when_it_flows_again(pipe: Pipe) -> None:
-    outlet = Outlet(pipe.writer, lost, max_waiting=1000)
+    outlet = Outlet(open_stream(pipe.writer), lost, max_waiting=1000)
     for _ in range(100):
         outlet.write(LINE)
     first = pipe.read()
@@ -94,7 +93,7 @@ def test_the_count_of_dropped_lines_is_said_when_it_flows_again(pipe: Pipe) -> N
 
 
 def test_no_line_is_torn_when_the_pipe_takes_half_of_it(pipe: Pipe) -> None:
-    outlet = Outlet(pipe.writer, lost)
+    outlet = Outlet(open_stream(pipe.writer), lost)
     taken = b""
     for _ in range(200):
         outlet.write(LINE)
@@ -107,14 +106,14 @@ def test_no_line_is_torn_when_the_pipe_takes_half_of_it(pipe: Pipe) -> None:
 
 
 def test_a_line_larger_than_the_buffer_is_dropped_and_said(pipe: Pipe) -> None:
-    outlet = Outlet(pipe.writer, lost, max_waiting=100)
+    outlet = Outlet(open_stream(pipe.writer), lost, max_waiting=100)
     outlet.write(b"y" * 101)
     outlet.write(b"after\n")
     assert pipe.read() == b"LOST 1\nafter\n"
 
 
 def test_a_reader_that_has_gone_costs_lines_and_nothing_else(pipe: Pipe) -> None:
-    outlet = Outlet(pipe.writer, lost)
+    outlet = Outlet(open_stream(pipe.writer), lost)
     os.close(pipe.reader)
     for _ in range(3):
         outlet.write(LINE)
@@ -126,7 +125,7 @@ def test_without_a_way_to_open_the_pipe_again_it_is_polled(pipe: Pipe, monkeypat
         raise PermissionError
 
     monkeypatch.setattr(outlet_module.os, "open", refuse)
-    outlet = Outlet(pipe.writer, lost, max_waiting=1000)
+    outlet = Outlet(open_stream(pipe.writer), lost, max_waiting=1000)
     for _ in range(100):
         outlet.write(LINE)
     assert outlet.dropped > 0
@@ -137,7 +136,7 @@ def test_a_full_socket_does_not_block() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        outlet = Outlet(ours.fileno(), lost, max_waiting=1000)
+        outlet = Outlet(open_stream(ours.fileno()), lost, max_waiting=1000)
         for _ in range(10_000):
             outlet.write(LINE)
         assert outlet.dropped > 0
@@ -146,7 +145,7 @@ def test_a_full_socket_does_not_block() -> None:
 
 def test_lines_are_appended_to_a_file(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
-        outlet = Outlet(file.fileno(), lost)
+        outlet = Outlet(open_stream(file.fileno()), lost)
         outlet.write(b"one\n")
         file.write(b"two\n")
         file.flush()
@@ -158,7 +157,7 @@ def test_lines_are_appended_to_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
 def test_the_loop_writes_what_waits_as_soon_as_there_is_room(pipe: Pipe, runner: Callable[..., None]) -> None:
     async def scenario() -> None:
-        outlet = Outlet(pipe.writer, lost)
+        outlet = Outlet(open_stream(pipe.writer), lost)
         outlet.attach(asyncio.get_running_loop())
         for _ in range(100):
             outlet.write(LINE)
@@ -175,7 +174,7 @@ def test_the_loop_writes_what_waits_as_soon_as_there_is_room(pipe: Pipe, runner:
 
 def test_closing_waits_only_so_long_for_a_reader_that_has_stopped(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outlet_module, "LAST_WAIT_MS", 1)
-    outlet = Outlet(pipe.writer, lost)
+    outlet = Outlet(open_stream(pipe.writer), lost)
     for _ in range(100):
         outlet.write(LINE)
     outlet.close()
@@ -286,8 +285,3 @@ def test_opening_the_log_again_does_not_double_the_lines(pipe: Pipe, clean_loggi
     open_log("json", "info", pipe.writer)
     logging.getLogger("x").warning("once")
     assert len(pipe.read().splitlines()) == 1
-
-
-def test_the_journal_is_refused_by_name() -> None:
-    with pytest.raises(MissingFeatureError, match="journald is not built yet"):
-        open_log("journald", "info")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dnsguard.core.model import Address
-from dnsguard.enforce.nftables.ruleset import Layout, add_chains, denial_chain, static_chains
+from dnsguard.enforce.nftables.endings import denial_chain
+from dnsguard.enforce.nftables.layout import Layout
+from dnsguard.enforce.nftables.ruleset import add_chains, static_chains
 
 
 @pytest.mark.parametrize("pattern", ["", "veth**", "a b", 'x" drop', "x/y", "abcdefghijklmnop"])

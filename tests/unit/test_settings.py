@@ -22,7 +22,6 @@ from dnsguard.config.settings import (
     diagnose,
     load_settings,
     settings_from_text,
-    unbuilt_defaults,
 )
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Action, Origin
@@ -133,14 +132,6 @@ def test_a_value_that_is_not_built_is_refused_by_name_at_its_place(
     refused = rf"config.yaml:2:\d+: error: {'.'.join(location)}: {value} is not built yet; write {instead}"
     with pytest.raises(MissingFeatureError, match=refused):
         load_settings(path)
-
-
-def test_defaults_that_are_not_built_are_listed_and_not_refused() -> None:
-    written = read(LEAST + "enforcement: {ebpf: Auto}\ndns: {prefetch: true}\nlog: {format: auto}\n")
-    without = read(LEAST + "enforcement: {ebpf: Off}\ndns: {prefetch: false}\nlog: {format: text}\n")
-
-    assert [line.split(":")[0] for line in unbuilt_defaults(written)] == ["log.format"]
-    assert unbuilt_defaults(without) == []
 
 
 def test_load_settings_raises_every_diagnostic(tmp_path: Path) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dnsguard.cli.options import ConfigOption, JsonOption, client, config_path, note_version
-from dnsguard.cli.output import print_facts, print_json, print_table, rounded_duration
+from dnsguard.cli.output import cell_text, print_facts, print_json, print_table, rounded_duration
 from dnsguard.control.calls import DENIED, DONE, USAGE, CallError
 
 if TYPE_CHECKING:
-    from dnsguard.control.calls import Explanation
+    from dnsguard.control.calls import Addition, DenialRow, Explanation, NearRow
 
 RULE_COLUMNS = {"policy": "policy", "action": "action", "peers": "peers", "ports": "ports", "origin": "written at"}
+PAST_COLUMNS = {"subject": "denied", "count": "times", "last": "last", "first": "first", "reason": "reason"}
+NEAR_COLUMNS = {"text": "nearest", "policy": "policy", "ports": "ports", "origin": "written at"}
 LEASE_COLUMNS = {"address": "address", "ports": "ports", "names": "names", "remaining": "ends in"}
 MOST_PEERS = 8
 """Peers of one rule that a table shows; `--json` has them all."""
@@ -25,14 +28,20 @@ MOST_PEERS = 8
 def register(app: typer.Typer) -> None:
     app.command(
         epilog="Examples: dnsguard explain shop/backend-0 db.example.com AAAA; "
-        "dnsguard explain 10.244.0.5 192.0.2.7 5432/tcp. Exit code: 0 allowed, 3 denied."
+        "dnsguard explain 10.244.0.5 192.0.2.7 5432/tcp; dnsguard explain shop/backend-0 (what was denied lately). "
+        "Exit code: 0 allowed, 3 denied."
     )(explain)
 
 
 def explain(
     context: typer.Context,
     pod: Annotated[str, typer.Argument(metavar="POD", help="The pod: its name or one of its addresses.")],
-    subject: Annotated[str, typer.Argument(metavar="NAME|ADDRESS", help="The name it asks for, or where it connects.")],
+    subject: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME|ADDRESS]", help="The name it asks for, or where it connects; without it, what was denied."
+        ),
+    ] = None,
     detail: Annotated[
         str | None,
         typer.Argument(metavar="[TYPE|PORT[/PROTO]]", help="With a name: a DNS type [A]. With an address: the port."),
@@ -46,9 +55,11 @@ def explain(
 ) -> None:
     """Say why a name or a connection is allowed or denied.
 
-    Prints the verdict and the lines of the files that decided it. Asks the daemon, which also knows the leases and how
-    long they have left; without one, reads the files.
+    Prints the verdict, the lines of the files that decided it, and for a denial the rule that came nearest and the line
+    to add. Asks the daemon, which also knows the leases and what was denied before; without one, reads the files.
     """
+    if subject is None:
+        raise typer.Exit(_tell_denials(context, config, pod, json=json))
     arguments = {"pod": pod, **_question(subject, detail)}
     explanation = None
     if not offline and allowlist is None:
@@ -99,15 +110,55 @@ def _print(explanation: Explanation) -> None:
             ("subject", explanation["subject"]),
         ]
     )
-    if explanation["rules"]:
+    _print_part(RULE_COLUMNS, [{**row, "peers": _shortened(row["peers"])} for row in explanation["rules"]])
+    leases = [{**row, "remaining": rounded_duration(row["remaining"])} for row in explanation["leases"]]
+    _print_part(LEASE_COLUMNS, leases)
+    # A daemon of an older version tells none of these.
+    _print_part(PAST_COLUMNS, map(_past, explanation.get("past", ())))
+    _print_advice(explanation.get("nearest", ()), explanation.get("add"))
+
+
+def _print_part(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
+    if rows := list(rows):
         print()
-        print_table(
-            RULE_COLUMNS, [{**row, "peers": _shortened(row["peers"])} for row in explanation["rules"]], empty=""
-        )
-    if explanation["leases"]:
+        print_table(columns, rows, empty="")
+
+
+def _print_advice(nearest: Sequence[NearRow], add: Addition | None) -> None:
+    _print_part(NEAR_COLUMNS, nearest)
+    if add is not None:
+        place = f"{add['file']}:{add['line']}" + (f":{add['column']}" if add["column"] > 1 else "")
+        print(f"\nto allow it, insert before {place}" + (f" ({add['remark']})" if add["remark"] else ""))
+        print(cell_text(add["text"].rstrip("\n")))
+
+
+def _past(row: DenialRow) -> dict[str, Any]:
+    times = {key: f"{rounded_duration(row[key])} ago" for key in ("first", "last")}
+    return {**row, **times}
+
+
+# ---- what was denied before
+
+
+def _tell_denials(context: typer.Context, config: Path | None, pod: str, *, json: bool) -> int:
+    """Every remembered denial, the newest first. Only a running daemon knows them."""
+    daemon = client(context, config)
+    rows: list[DenialRow] = list(daemon.rows("denials", pod=pod))
+    if json:
+        print_json(rows)
+    elif not rows:
+        print(f"nothing was denied to {pod} since the daemon started", file=sys.stderr)
+    for row in () if json else rows:
+        print_facts([("denied", row["subject"]), ("times", _times(row)), ("reason", row["reason"])])
+        _print_advice(row["nearest"], row["add"])
         print()
-        leases = [{**row, "remaining": rounded_duration(row["remaining"])} for row in explanation["leases"]]
-        print_table(LEASE_COLUMNS, leases, empty="")
+    note_version(daemon)
+    return DENIED if rows else DONE
+
+
+def _times(row: DenialRow) -> str:
+    past = _past(row)
+    return f"{row['count']}, last {past['last']}" + (f", first {past['first']}" if row["count"] > 1 else "")
 
 
 def _shortened(peers: list[str]) -> list[str]:

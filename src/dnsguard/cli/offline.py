@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import ip_address
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.settings import read_settings
 from dnsguard.control.calls import CallError, Explanation
-from dnsguard.control.explain import Subject, explain
+from dnsguard.control.explain import Subject
 from dnsguard.core.compile import compile_program
 from dnsguard.core.model import Action, Address
 from dnsguard.core.pods import assign
+from dnsguard.core.policy import effective
 from dnsguard.sources.loader import load_here
 from dnsguard.sources.store import Store
+from dnsguard.why import Case, explain_all
+
+MOST_OTHERS: Final = 2000
+"""Entries of other pods that are looked at for a policy that would allow it."""
 
 
 def explain_files(config: Path, allowlist: Path | None, question: Mapping[str, str]) -> Explanation:
@@ -23,15 +30,17 @@ def explain_files(config: Path, allowlist: Path | None, question: Mapping[str, s
     loaded = load_here(config, allowlist)
     if loaded.store is None or settings is None:
         raise ConfigError(loaded.diagnostics)
-    subject = _subject(loaded.store, question["pod"], settings.default_action.action)
-    return explain(subject, question)
+    case = _case(loaded.store, question["pod"], settings.default_action.action, allowlist or settings.allowlist)
+    return explain_all(case, question)
 
 
-def _subject(store: Store, pod: str, default: Action) -> Subject:
+def _case(store: Store, pod: str, default: Action, allowlist: Path) -> Case:
     addresses = _addresses(store, pod)
     assignment = assign(addresses, store, default)
     program = compile_program(assignment.policy)
-    return Subject(assignment.name or pod, assignment.policy, program, addresses[0])
+    others = tuple(effective(entry.policies, default) for entry in islice(store.entries(), MOST_OTHERS))
+    subject = Subject(assignment.name or pod, assignment.policy, program, addresses[0], others=others)
+    return Case(subject, addresses, allowlist, assignment.origin)
 
 
 def _addresses(store: Store, pod: str) -> list[Address]:

@@ -277,7 +277,8 @@ class Log(Group):
     level: LogLevel = LogLevel.INFO
     """The least that is logged."""
     format: LogFormat = LogFormat.AUTO
-    """`auto` is journald's native protocol under systemd, and text (with colours on a terminal) otherwise."""
+    """`auto` is journald's native protocol when standard error leads to the journal, and text (with colours on a
+    terminal) otherwise."""
     queries: LoggedQueries = LoggedQueries.DENIED
     """Which queries are logged."""
 

@@ -13,19 +13,16 @@ from pydantic.fields import FieldInfo
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
 from dnsguard.config.durations import duration_text
 from dnsguard.config.files import decode, read_text
-from dnsguard.config.groups import Group, LogFormat, Mode, Settings
+from dnsguard.config.groups import Group, Mode, Settings
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
 from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Origin
 
-__all__ = ["Settings", "diagnose", "load_settings", "read_settings", "settings_from_text", "unbuilt_defaults"]
+__all__ = ["Settings", "diagnose", "load_settings", "read_settings", "settings_from_text"]
 
 _FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "Calico"), (0x80, "the AWS VPC CNI"))
 
-UNBUILT = (
-    (("mode",), Mode.AUDIT, "Enforce"),
-    (("log", "format"), LogFormat.JOURNALD, "auto, text or json"),
-)
+UNBUILT = ((("mode",), Mode.AUDIT, "Enforce"),)
 """Values that this build does not have yet: the key, the value, and what to write instead."""
 
 UNREAD = ((("paths", "state"), "learn is not built yet"),)
@@ -74,14 +71,6 @@ def diagnose(content: bytes, file: str) -> list[Diagnostic]:
         return settings_from_text(decode(content, file), file)[1]
     except ConfigError as error:
         return list(error.diagnostics)
-
-
-def unbuilt_defaults(settings: Settings) -> list[str]:
-    """What the settings' defaults ask for and this build leaves out, each as `key: value (what happens instead)`."""
-    left_out = []
-    if settings.log.format is LogFormat.AUTO:
-        left_out.append("log.format: auto under systemd (text instead of journald's native protocol)")
-    return left_out
 
 
 def _no_mapping(root: Node | None) -> str:

@@ -61,6 +61,7 @@ CALLS: Final[Mapping[str, Call]] = {
         required=frozenset({"pod"}),
         optional=frozenset({"name", "type", "address", "port", "protocol"}),
     ),
+    "denials": Call("GET", required=frozenset({"pod"}), rows=True),
     "monitor": Call("GET", optional=frozenset({"type", "pod"}), live=True),
     "reload": Call("POST", limit=120.0),
 }
@@ -154,6 +155,50 @@ class RuleRow(TypedDict):
     """file:line:column."""
 
 
+class NearRow(TypedDict):
+    """A rule that nearly allowed it."""
+
+    miss: str
+    """By what it missed: a `Miss` of core/nearest.py, `ended`, `closed` or `elsewhere`."""
+    policy: str
+    peer: str
+    ports: str
+    origin: str
+    """file:line:column."""
+    text: str
+
+
+class Addition(TypedDict):
+    """What would allow it: `text` is to be inserted where `line` and `column` say, both 1-based."""
+
+    file: str
+    line: int
+    column: int
+    """1: `text` is a line of its own, put before this one."""
+    text: str
+    remark: str
+    """What to think of before; may be empty."""
+
+
+class DenialRow(TypedDict):
+    """Equal denials of the past."""
+
+    pod: str
+    event: str
+    subject: str
+    """`db.example.com A`, `192.0.2.1 tcp/443`, or the limit."""
+    reason: str
+    """Of the last one."""
+    count: int
+    """Packets, or questions that reached the daemon: one that is repeated, the kernel denies by itself for 30 s."""
+    first: float
+    """Seconds ago."""
+    last: float
+    """Seconds ago."""
+    nearest: list[NearRow]
+    add: Addition | None
+
+
 class Explanation(TypedDict):
     pod: str
     policy: str
@@ -167,6 +212,11 @@ class Explanation(TypedDict):
     """The live leases that bear on it; always empty when it was worked out from files."""
     source: str
     """`live` or `files`."""
+    past: list[DenialRow]
+    """The remembered denials of the same, the newest first; always empty when it was worked out from files."""
+    nearest: list[NearRow]
+    """Empty when it is allowed."""
+    add: Addition | None
 
 
 class EventRow(TypedDict, total=False):

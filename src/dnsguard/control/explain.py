@@ -25,8 +25,10 @@ from dnsguard.core.model import (
     ProgramRule,
     Protocol,
     Rule,
+    Seconds,
 )
 from dnsguard.core.names import ancestors, matches, parse_name, pattern_text, to_text
+from dnsguard.core.nearest import has_port
 from dnsguard.core.policy import ROOT, Allowed, EffectivePolicy, EffectiveRule
 from dnsguard.core.wire import Qtype
 
@@ -41,6 +43,13 @@ UNFORWARDED: Final = {
 }
 
 
+class Ended(NamedTuple):
+    """A lease that is over."""
+
+    names: Sequence[Name]
+    ago: Seconds
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """The pod that is asked about, and its leases if they are known (`live`)."""
@@ -51,6 +60,10 @@ class Subject:
     source: Address
     leases: Sequence[LeaseRow] = ()
     live: bool = False
+    others: Sequence[EffectivePolicy] = ()
+    """What other pods have."""
+    ended: Ended | None = None
+    """The lease on the address that is asked about that ended last."""
 
 
 # ---- reading what an operator wrote
@@ -166,17 +179,15 @@ def _undecided(subject: Subject, packet: Packet, leases: Sequence[LeaseRow]) -> 
     """The reason when no rule matched, and the written rules with names that would open this port."""
     if subject.program.default is Action.ACCEPT:
         return "no rule matches, and defaultAction is Allow", []
-    openers = [rule for rule in subject.policy.rules if rule.rule.domains and _has_port(rule.rule.ports, packet)]
+    openers = [rule for rule in subject.policy.rules if rule.rule.domains and has_port(rule.rule.ports, packet)]
     if leases:
         return f"its leases open {', '.join(dict.fromkeys(lease['ports'] for lease in leases))} only", openers
     if not openers:
         return "no rule opens this port", []
+    if subject.ended:
+        return f"the lease of {names_text(subject.ended.names)} ended {subject.ended.ago:.0f} s ago", openers
     known = "no live lease holds this address" if subject.live else "no address block in the files holds it"
     return f"{known}; it opens only as the answer to a name of these rules", openers
-
-
-def _has_port(ports: Ports, packet: Packet) -> bool:
-    return not ports or any(p.protocol == packet.protocol and p.first <= packet.port <= p.last for p in ports)
 
 
 def _holds(networks: Iterable[Network], address: Address) -> bool:
@@ -194,10 +205,18 @@ def _explanation(subject: Subject, title: str, finding: _Finding, leases: Sequen
         "rules": list(finding.rules),
         "leases": list(leases),
         "source": "live" if subject.live else "files",
+        "past": [],
+        "nearest": [],
+        "add": None,
     }
 
 
 # ---- words for rules
+
+
+def names_text(names: Iterable[Name]) -> str:
+    """`a.test, b.test`; leases that an earlier process made may have none that is known."""
+    return ", ".join(sorted(to_text(name) for name in names if name)) or "an earlier process"
 
 
 def ports_text(ports: Ports) -> str:
@@ -238,9 +257,9 @@ def _all_peers(rule: Rule) -> Iterator[str]:
     for peer in rule.domains:
         yield from map(pattern_text, peer.patterns)
         yield from (f"not {pattern_text(pattern)}" for pattern in peer.excepts)
-    yield from map(_block_text, rule.blocks)
+    yield from map(block_text, rule.blocks)
 
 
-def _block_text(block: BlockPeer) -> str:
+def block_text(block: BlockPeer) -> str:
     excepts = ", ".join(map(str, block.excepts))
     return f"{block.cidr} except {excepts}" if excepts else str(block.cidr)

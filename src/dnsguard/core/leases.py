@@ -8,7 +8,8 @@ works out what a new policy leaves of them. It does no I/O: its results are writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
@@ -143,9 +144,19 @@ class Changed:
     purged: list[Lease] = field(default_factory=list)
     refused: int = 0
 
+    def merge(self, more: Changed) -> None:
+        self.write += more.write
+        self.leases += more.leases
+        self.remove += more.remove
+        self.purged += more.purged
+        self.refused += more.refused
+
 
 Checkpoint = list[tuple[Lease, dict[Name, Seconds], Seconds]]
 """A pod's leases with their names and ends, as they were."""
+
+Touch = tuple[Lease, Name | None]
+"""A lease, and a name whose end on it is another now; without a name, all that was known of the lease may be over."""
 
 Justify = Callable[[Name, Address], Collection[str]]
 """The names of the scopes in which a policy opens `address` because of `name`."""
@@ -158,6 +169,10 @@ class Leases:
         self.capacity = capacity
         self.pods: dict[PodId, PodLeases] = {}
         self.elements = 0
+        self.touched: deque[Touch] = deque(maxlen=0)
+        """What happened to the names of leases, in its order. Whoever keeps them puts a deque of its own here."""
+        self.moved: deque[PodId] = deque(maxlen=0)
+        """Pods that came, went or have other addresses, likewise."""
         self._buckets: dict[int, list[Lease]] = {}
 
     def __len__(self) -> int:
@@ -245,6 +260,7 @@ class Leases:
                     self._justify(table, lease, name, ends)
                 elif ends > known:
                     lease.names[name] = ends
+                    self.touched.append((lease, name))
                 if ends > lease.until:
                     lease.until = ends
         return Armed(writes, leases, wait)
@@ -263,14 +279,15 @@ class Leases:
         self.elements += len(table.v4 if len(address) == 4 else table.v6)
         return lease
 
-    @staticmethod
-    def _justify(table: PodLeases, lease: Lease, name: Name, until: Seconds) -> None:
+    def _justify(self, table: PodLeases, lease: Lease, name: Name, until: Seconds) -> None:
         names = lease.names
         if len(names) >= NAMES_PER_LEASE:
             first = min(names, key=names.__getitem__)
             del names[first]
             table.discount(first)
+            self.touched.append((lease, first))
         names[name] = until
+        self.touched.append((lease, name))
         table.per_name[name] = table.per_name.get(name, 0) + 1
 
     @staticmethod
@@ -313,8 +330,7 @@ class Leases:
                     ended.append(lease)
         return ended
 
-    @staticmethod
-    def _age(table: PodLeases, lease: Lease, now: Seconds) -> None:
+    def _age(self, table: PodLeases, lease: Lease, now: Seconds) -> None:
         """Move the names whose time is over to the past."""
         over = [name for name, until in lease.names.items() if until <= now]
         if not over:
@@ -322,10 +338,13 @@ class Leases:
         for name in over:
             del lease.names[name]
             table.discount(name)
-        lease.past = frozenset([*over, *lease.past][:NAMES_PER_LEASE])
+        past = [*over, *lease.past]
+        lease.past = frozenset(past[:NAMES_PER_LEASE])
+        self.touched.extend((lease, name) for name in past[NAMES_PER_LEASE:])
 
     def _end(self, table: PodLeases, lease: Lease, now: Seconds) -> None:
         """Take a lease out of the table; what it stood on is remembered for the flows it let open."""
+        self.touched.extend([(lease, name) for name, until in lease.names.items() if until > now])
         self._age(table, lease, float("inf"))
         # One that is taken back has ended now: a later answer must not find the time that it had left.
         lease.until = min(lease.until, now)
@@ -334,13 +353,13 @@ class Leases:
         lease.written = 0.0
         table.ended[lease.scope, lease.address] = lease
         if len(table.ended) > self.capacity.leases:
-            del table.ended[next(iter(table.ended))]
+            self.touched.append((table.ended.pop(next(iter(table.ended))), None))
 
     def forget_ended(self, pod: PodId, flowing: Collection[Address], before: Seconds) -> None:
         """Drop what ended before `before`, except leases on addresses to which a flow is still open."""
         ended = self.pods[pod].ended
         for key in [k for k, lease in ended.items() if lease.until < before and lease.address not in flowing]:
-            del ended[key]
+            self.touched.append((ended.pop(key), None))
 
     def stood_on(self, pod: PodId) -> dict[Address, set[tuple[str, Name]]]:
         """For each address of a lease, living or ended: the scopes and every name that ever justified it there."""
@@ -377,11 +396,13 @@ class Leases:
 
     def add_pod(self, pod: PodId, addresses: Collection[Address]) -> None:
         self.pods[pod] = PodLeases()
+        self.moved.append(pod)
         self._set_addresses(self.pods[pod], addresses)
 
     def remove_pod(self, pod: PodId) -> list[Element]:
         """Forget everything about a pod; the elements that the enforcer should remove."""
         table = self.pods.pop(pod)
+        self.moved.append(pod)
         gone = [element for lease in table.by_key.values() for element in _elements(table, lease)]
         self.elements -= len(gone)
         return gone
@@ -391,6 +412,7 @@ class Leases:
         table = self.pods[pod]
         before = {e for lease in table.by_key.values() for e in _elements(table, lease)}
         self._set_addresses(table, addresses)
+        self.moved.append(pod)
         changed = Changed()
         for lease in table.by_key.values():
             timeout = int((lease.written - now) * 1000.0)
@@ -428,8 +450,21 @@ class Leases:
         for (scope, address), names in wanted.items():
             self._renew(table, (pod, scope, address), names, changed, now)
         if not same_program:
-            _forget_unknown(table)
+            self._forget_unknown(table)
         return changed
+
+    def _rename(self, table: PodLeases, lease: Lease, names: dict[Name, Seconds]) -> None:
+        if names != lease.names:
+            self.touched.extend([(lease, name) for name in lease.names.keys() | names.keys()])
+            table.rename(lease, names)
+
+    def _forget_unknown(self, table: PodLeases) -> None:
+        """Names that were never known justify nothing under another program, not even flows that are open already."""
+        for leases in (table.by_key, table.ended):
+            for lease in leases.values():
+                if UNKNOWN in lease.past:
+                    lease.past -= {UNKNOWN}
+                    self.touched.append((lease, UNKNOWN))
 
     def _renew(
         self,
@@ -447,7 +482,7 @@ class Leases:
                 return
             lease = self._open(table, pod, scope, address)
         lease.past = frozenset([*(lease.names.keys() - names.keys()), *lease.past][:NAMES_PER_LEASE])
-        table.rename(lease, names)
+        self._rename(table, lease, names)
         until = max(names.values())
         if abs(until - lease.written) > 1e-3 and (until > lease.written or until < lease.until):
             lease.written = until
@@ -469,23 +504,41 @@ class Leases:
             self._end(table, table.by_key[key], now)
         for (scope, address), (names, until) in before.items():
             lease = table.by_key.get((scope, address)) or self._open(table, pod, scope, address)
-            table.rename(lease, names)
+            self._rename(table, lease, names)
             lease.until = lease.written = until
             self._bucket(lease, until)
             _write_out(changed, table, lease, now)
         return changed
 
     def restore(
-        self, pod: PodId, scope: str, address: Address, *, until: Seconds, written: Seconds | None = None
+        self,
+        pod: PodId,
+        scope: str,
+        address: Address,
+        *,
+        names: dict[Name, Seconds],
+        until: Seconds,
+        written: Seconds | None = None,
     ) -> None:
-        """Take up a lease of unknown names that the kernel holds until `until`: kept, and never extended. `written` is
-        earlier when not all its elements last so long (0: one is missing), so that the next answer writes it anew."""
+        """Take up a lease that the kernel holds until `until`, because of `names`. UNKNOWN among them is kept, and
+        never extended. `written` is earlier when not all its elements last so long (0: one is missing), so that the
+        next answer writes it anew."""
         table = self.pods[pod]
         lease = self._open(table, pod, scope, address)
-        table.rename(lease, {UNKNOWN: until})
+        self._rename(table, lease, names)
         lease.until = until
         lease.written = max(REFUSED, until if written is None else written)
         self._bucket(lease, until)
+
+    def restore_past(self, pod: PodId, scope: str, address: Address, names: Mapping[Name, Seconds]) -> None:
+        """These names justified a lease, living or ended, until these times, which are over."""
+        table = self.pods[pod]
+        latest = sorted(names, key=names.__getitem__, reverse=True)[:NAMES_PER_LEASE]
+        lease = table.by_key.get((scope, address))
+        if lease is None:
+            lease = table.ended[scope, address] = Lease(pod, scope, address)
+            lease.until = names[latest[0]]
+        lease.past = frozenset(latest)
 
     def writes(self, now: Seconds) -> list[Write]:
         """Every element that should be in the kernel, with the time it has left: what a repair puts back."""
@@ -523,10 +576,3 @@ def _wanted(
                 names = wanted.setdefault((scope, lease.address), {})
                 names[name] = max(until, names.get(name, 0.0))
     return wanted
-
-
-def _forget_unknown(table: PodLeases) -> None:
-    """Names that were never known justify nothing under another program, not even flows that are open already."""
-    for leases in (table.by_key, table.ended):
-        for lease in leases.values():
-            lease.past -= {UNKNOWN}

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from dnsguard.core.model import Flow, Pair
+from dnsguard.enforce.denials import Audited
 from dnsguard.enforce.lines import Line
 from dnsguard.enforce.writer import OnCommit, Writer
 from dnsguard.enforce.writes import refuse_faults
@@ -47,6 +48,14 @@ class LineEnforcer:
     def uncut(self, flows: Collection[Flow]) -> Awaitable[None]:
         uncut = tuple(flows)
         return self._writer.do(lambda: self._line.uncut(uncut))
+
+    def audit(self, on: bool) -> Awaitable[None]:
+        return self._writer.do(lambda: self._line.audit(on))
+
+    def audited(self) -> Awaitable[Sequence[Audited]]:
+        """What passed in Audit and would have been dropped: each for an hour after its last packet, and while Audit is
+        on. What is beyond a link's share is counted, and not here."""
+        return self._writer.do(lambda: self._line.audited())
 
     def read(self) -> Awaitable[Sequence[Held]]:
         return self._writer.do(lambda: self._line.read())

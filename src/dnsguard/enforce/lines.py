@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from dnsguard.core.model import Flow, Pair
+from dnsguard.enforce.denials import Audited
 from dnsguard.enforce.writer import OnCommit
 from dnsguard.engine.contracts import Desired, Element, Held, Write
 
@@ -34,6 +35,12 @@ class Line(Protocol):
     def cut(self, flows: Collection[Flow]) -> None: ...
 
     def uncut(self, flows: Collection[Flow]) -> None: ...
+
+    def audit(self, on: bool) -> None:
+        """Let through what no rule accepts, or drop it again. When it raises, nothing has changed."""
+
+    def audited(self) -> Sequence[Audited]:
+        """What was let through for no other reason, where the line records it."""
 
     def read(self) -> Sequence[Held]:
         """Every element that is alive."""
@@ -139,6 +146,14 @@ class Both:
             self._second.uncut(flows)
         finally:
             self._first.uncut(flows)
+
+    def audit(self, on: bool) -> None:
+        """The first alone can refuse. In Audit the second is silent: what the first records is all there is."""
+        self._first.audit(on)
+        self._second.audit(on)
+
+    def audited(self) -> Sequence[Audited]:
+        return self._first.audited()
 
     def read(self) -> list[Held]:
         """What both hold, with the shorter time."""

@@ -8,7 +8,7 @@ without root. By itself it settles every call before the call returns; `hold` an
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from dnsguard.core.compile import MOST_RULES, Decision, decide
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Address, Flow, LinkIndex, Packet, Program, Seconds
+from dnsguard.enforce.denials import Audited
 from dnsguard.enforce.writes import refuse_faults
 from dnsguard.engine.contracts import Acknowledge, Desired, Element, Held, Ticket, Write
 
@@ -112,6 +113,8 @@ class MemoryEnforcer:
         self._programs: dict[str, Program] = {}
         self._scopes: frozenset[str] = frozenset()
         self._cut: dict[Flow, Seconds] = {}
+        self._audit = False
+        self._audited: Counter[tuple[Address, Address, int, int, int | None]] = Counter()
 
     # ---- Enforcer
 
@@ -137,6 +140,14 @@ class MemoryEnforcer:
         flows = tuple(flows)
         self.calls.append(("uncut", flows))
         return self._later(lambda: self._do_uncut(flows))
+
+    def audit(self, on: bool) -> Awaitable[None]:
+        self.calls.append(("audit", on))
+        return self._later(lambda: self._do_audit(on))
+
+    def audited(self) -> Awaitable[Sequence[Audited]]:
+        """What `decide` let through for no other reason since Audit began."""
+        return self._later(lambda: [Audited(*each, packets) for each, packets in self._audited.items()])
 
     def read(self) -> Awaitable[Sequence[Held]]:
         self.calls.append(("read",))
@@ -197,8 +208,21 @@ class MemoryEnforcer:
     def decide(self, packet: Packet, link: LinkIndex | None = None) -> Decision:
         """What happens to the first packet of a flow that enters by `link`, or by the link its source is routed to.
 
-        Rule indices are those of the pod's program. A pair that was never applied is dropped.
+        Rule indices are those of the pod's program. A pair that was never applied is dropped. In Audit a packet passes
+        all the same, and is recorded, unless its source is another link's.
         """
+        decision = self._decide(packet, link)
+        if not self._audit or decision.action is Action.ACCEPT or self._is_forged(packet.source, link):
+            return decision
+        self._audited[packet.source, packet.destination, packet.protocol, packet.port, decision.rule] += 1
+        return Decision(Action.ACCEPT, decision.rule)
+
+    def _is_forged(self, source: Address, link: LinkIndex | None) -> bool:
+        """What is known of nobody may be a pod's that has just come to the link."""
+        at = {pair[0] for pair in self.desired.pairs if pair[1] == source}
+        return bool(at) and link is not None and link not in at
+
+    def _decide(self, packet: Packet, link: LinkIndex | None) -> Decision:
         if not self._intact or self._has(self.desired.excluded, packet.source, link):
             return Decision(Action.ACCEPT, None)
         key = packet.source + packet.destination
@@ -208,7 +232,8 @@ class MemoryEnforcer:
         return Decision(Action.DENY, None)
 
     def carries(self, flow: Flow) -> bool:
-        """What happens to a later packet of an open flow, either way: it passes unless cut, and renews the cut."""
+        """What happens to a later packet of an open flow, either way: it passes unless cut, and renews the cut. In
+        Audit it passes, too."""
         since = self._cut.get(flow)
         if since is None:
             return True
@@ -216,7 +241,7 @@ class MemoryEnforcer:
             del self._cut[flow]
             return True
         self._cut[flow] = self._now()
-        return False
+        return self._audit
 
     def held(self) -> list[Held]:
         """Every live element and the time it has left, rounded up to milliseconds."""
@@ -287,6 +312,11 @@ class MemoryEnforcer:
         for program in desired.programs:
             if len(program.rules) > MOST_RULES:
                 raise KernelError(f"program {program.name} has {len(program.rules)} rules, at most {MOST_RULES}")
+
+    def _do_audit(self, on: bool) -> None:
+        if not on:
+            self._audited.clear()
+        self._audit = on
 
     def _do_uncut(self, flows: Iterable[Flow]) -> None:
         for flow in flows:

@@ -31,6 +31,13 @@ SLICE = 20
 Seen = Mapping[LinkIndex, tuple[str, frozenset[Address]] | None]
 """What the node says of links: name and the addresses routed to it; None when it is gone."""
 
+Restore = Callable[[Seconds], Changed]
+"""Takes up leases of an earlier process at this moment; what the enforcer must do to them."""
+
+
+def no_leases(now: Seconds) -> Changed:
+    return Changed()
+
 
 @dataclass(frozen=True, slots=True)
 class ChangeSettings:
@@ -119,7 +126,7 @@ class Changes:
             changed = Changed()
             for item in staged:
                 item.checkpoint = self._leases.checkpoint(item.pod.id)
-                _merge(changed, self._adopt(item))
+                changed.merge(self._adopt(item))
             ticket = self._begin(changed)
             try:
                 await self._enforcer.apply(self._desired(), changed.write, changed.remove)
@@ -185,7 +192,7 @@ class Changes:
             pod = item.pod
             pod.name, pod.entry_origin, pod.policy, pod.program = item.before
             self._feed.forget(pod)
-            _merge(changed, self._leases.roll_back(pod.id, item.checkpoint, self._now()))
+            changed.merge(self._leases.roll_back(pod.id, item.checkpoint, self._now()))
         # Whoever was answered meanwhile is judged by the old policy again, and waits for its leases.
         await self._apply(changed, after=refused)
 
@@ -203,17 +210,17 @@ class Changes:
         self,
         seen: Seen,
         lookup: Lookup,
-        restore: Callable[[Seconds], list[Element]] = lambda now: [],
+        restore: Restore = no_leases,
         running: Mapping[Pair, str] | None = None,
     ) -> None:
         """The first change of a process: all pods at once. `restore` takes up the leases that the kernel still holds,
-        once the pods are known, and names the elements that must go. `running` is what the kernel ran for whom: open
+        once the pods are known, and says what must be done to them. `running` is what the kernel ran for whom: open
         flows are judged where that is another program now, and forgotten where it is another pod."""
         self._lookup = lookup
         self.generation = 1
         before = running or {}
 
-        def take_up(now: Seconds) -> list[Element]:
+        def take_up(now: Seconds) -> Changed:
             # Before the first change is in force: nothing of an older policy is told after it.
             self._feed.adopt(lambda pod: all(before.get(pair) == program for pair, program in pod.pairs()))
             return restore(now)
@@ -225,7 +232,7 @@ class Changes:
         await self._judge([pod for pod in self._pods if not changed.isdisjoint(pod.addresses)])
         await self._forget()
 
-    async def links(self, seen: Seen, restore: Callable[[Seconds], list[Element]] = lambda now: []) -> None:
+    async def links(self, seen: Seen, restore: Restore = no_leases) -> None:
         """Pods came, went, or have other addresses now."""
         async with self._one:
             links = await self._decide(seen)
@@ -233,9 +240,10 @@ class Changes:
             before = {pod.id: (pod.policy, pod.addresses) for pod in self._pods}
             for one in links:
                 self._unforgotten |= self._link(one, changed)
-            changed.remove += restore(self._now())
+            changed.merge(restore(self._now()))
             new = [pod for pod in self._pods if before.get(pod.id) != (pod.policy, pod.addresses)]
             await self._apply(changed, new=new)
+            self._tell_purged(changed)
             self._exchanges.pods_changed()
             await self._judge([pod for pod in new if pod.id in before])
             await self._forget()
@@ -308,8 +316,8 @@ class Changes:
             adopted = self._adopt(_staged(pod, *assigned))
             gone = set(adopted.remove)
             moved.write = [write for write in moved.write if (write.scope, write.key) not in gone]
-            _merge(moved, adopted)
-        _merge(changed, moved)
+            moved.merge(adopted)
+        changed.merge(moved)
         self._tell_pod(EventKind.POD_CHANGED, pod, reason=f"its addresses are {_texts(addresses)}")
 
     def _tell_pod(self, kind: EventKind, pod: Pod, **more: object) -> None:
@@ -401,14 +409,6 @@ class Changes:
 
 def _staged(pod: Pod, assignment: Assignment, program: Program) -> _Staged:
     return _Staged(pod, assignment, program, (pod.name, pod.entry_origin, pod.policy, pod.program))
-
-
-def _merge(into: Changed, more: Changed) -> None:
-    into.write += more.write
-    into.leases += more.leases
-    into.remove += more.remove
-    into.purged += more.purged
-    into.refused += more.refused
 
 
 def _texts(addresses: tuple[Address, ...]) -> str:

@@ -71,6 +71,10 @@ class Enforcer(Protocol):
     def uncut(self, flows: Collection[Flow]) -> Awaitable[None]:
         """Let these flows' packets be decided again. Unknown flows are ignored."""
 
+    def audit(self, on: bool) -> Awaitable[None]:
+        """Let through, from here on, what no rule accepts, but for forged sources; or drop it again. Flows that were
+        open before go on, either way. Raises KernelError with everything as it was before."""
+
     def read(self) -> Awaitable[Sequence[Held]]:
         """Every lease element that the kernel holds and that has time left."""
 
@@ -225,7 +229,11 @@ class EventKind(StrEnum):
     UPSTREAM_UP = "upstream_up"
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
+    STATE_FILE_SET_ASIDE = "state_file_set_aside"
+    STATE_FILE_UNWRITABLE = "state_file_unwritable"
+    STATE_FILE_WRITTEN = "state_file_written"
     EVENTS_SUPPRESSED = "events_suppressed"
+    LOG_LINES_DROPPED = "log_lines_dropped"
     INTERNAL_ERROR = "internal_error"
 
 

@@ -1,4 +1,4 @@
-"""Every event's level, message and advice, as one table.
+"""Every event's level, message, advice and meaning, as one table.
 
 A template's fields are the event's own; `{who}` is the pod's name, else its address. A MESSAGE_ID never changes once
 released: journal catalogs and alert rules refer to it.
@@ -18,13 +18,15 @@ DEBUG, INFO, WARNING, ERROR = logging.DEBUG, logging.INFO, logging.WARNING, logg
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What an operator is told about one kind of event. `limited`: pods can provoke it, so it has a rate limit."""
+    """What an operator is told about one kind of event: the sentence that says what happened, what to do, and what it
+    means. `limited`: pods can provoke it, so it has a rate limit."""
 
     level: int
     template: str
     message_id: UUID
     advice: str
     limited: bool = False
+    meaning: str = ""
 
 
 CATALOG: Final[dict[EventKind, Description]] = {
@@ -33,66 +35,79 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "dnsguard {version} starts",
         UUID("1166f648a0894437bd0271984a02fe38"),
         "Nothing to do.",
+        meaning="The daemon's process runs. Until it is ready, what an earlier one left in the kernel stays in force, "
+        "and nothing more opens.",
     ),
     EventKind.READY: Description(
         INFO,
         "ready: DNS is intercepted and enforcement is in place",
         UUID("2794f5bfe78f426fa9e93e1ac19d74a0"),
         "Nothing to do.",
+        meaning="From here on every governed pod resolves and reaches what its policy names, and no more.",
     ),
     EventKind.STOPPING: Description(
         INFO,
         "stopping: queries in flight are answered first",
         UUID("290ef0046a804e8c9e0b72c430ca9ad5"),
         "Nothing to do.",
+        meaning="The service was told to stop, by systemd or by a person. No new question is taken.",
     ),
     EventKind.STOPPED: Description(
         INFO,
         "stopped; enforcement stays in place",
         UUID("be0b00591a2549d0821460b0037a5f53"),
         "Start dnsguard again, or run `dnsguard cleanup` to take every rule out of the kernel.",
+        meaning="Governed pods keep what is open to them until its lease ends; new names are not resolved.",
     ),
     EventKind.FEATURE_LEFT_OUT: Description(
         INFO,
         "{feature} is left out: {reason}",
         UUID("a6b0e218ec3e43fe819e081b6843bb02"),
         "Set the key explicitly to silence this, or use a version that has the feature.",
+        meaning="The configuration leaves it to the daemon whether to use this, and it cannot be used here. "
+        "Enforcement is whole without it.",
     ),
     EventKind.POLICY_LOADED: Description(
         INFO,
         "policy generation {generation} is in force",
         UUID("9f2c3dc6747b450591d9f75bc7eb2999"),
         "Nothing to do.",
+        meaning="The allowlist was read without error, and all that it no longer justifies is closed.",
     ),
     EventKind.POLICY_REJECTED: Description(
         ERROR,
         "{reason}",
         UUID("fbe581fd20204c8a849a43cab186e10f"),
         "The policy before stays in force. Correct the file at the place named and run `dnsguard reload`.",
+        meaning="The new allowlist is in no part in force: either all of it is, or nothing.",
     ),
     EventKind.POLICY_WARNING: Description(
         WARNING,
         "{reason}",
         UUID("91aeaae4436f4caaa57ef3eed168302f"),
         "Look at the place named: the file is valid, but probably does not mean what was intended.",
+        meaning="The allowlist is in force as it is written.",
     ),
     EventKind.POD_CAME: Description(
         INFO,
         "{who} came on {link}",
         UUID("ee434c7f412a48c8a4d6b5540078c9a2"),
         "Nothing to do.",
+        meaning="A link with the pod's addresses was found on this node. From now on the pod is governed.",
     ),
     EventKind.POD_CHANGED: Description(
         INFO,
         "{who} on {link} changed: {reason}",
         UUID("653bb0e5e6aa43dc9abcfd6c9a0cb559"),
         "Nothing to do.",
+        meaning="Its addresses, its entry or its policy are others than before; what is open to it was adapted.",
     ),
     EventKind.POD_WENT: Description(
         INFO,
         "{who} went from {link}",
         UUID("bdb01abef66041c7aa74a60c12c88ebf"),
         "Nothing to do.",
+        meaning="Its link or its addresses have gone. Everything that was open to it is closed.",
     ),
     EventKind.POD_CONFLICT: Description(
         ERROR,
@@ -100,12 +115,16 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("f077373a53ff4fdbb03168aa0ba5467b"),
         "Give all addresses of the pod the same name and policies where two lines are named; else raise the limit or "
         "give more rules the same ports.",
+        meaning="The pod's entries contradict each other or make more rules than the kernel can hold. So long nothing "
+        "is let through.",
     ),
     EventKind.NODE_PROBLEM: Description(
         WARNING,
         "{reason}",
         UUID("5c0f4f3e2b1d4f0c9e57a1d2b8c36e04"),
         "Look at the link, route or rule named: something on this node is not as dnsguard needs it.",
+        meaning="Something around dnsguard can keep it from working as promised. What could not be ensured is closed, "
+        "not open.",
     ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
@@ -113,6 +132,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("5142958dbce14b00944e008113bca5c2"),
         "Nothing to do. Set log.queries to Denied to write fewer lines.",
         limited=True,
+        meaning="A rule of the pod allows the name. Its addresses open to the pod on that rule's ports when the "
+        "answer is given.",
     ),
     EventKind.QUERY_DENIED: Description(
         INFO,
@@ -120,6 +141,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("7a46d40837fd4be587dd2d463afaf428"),
         "If the pod needs this name, add it to one of the pod's policies; `dnsguard explain` shows what decided.",
         limited=True,
+        meaning="No rule of the pod allows the name, or one denies it. The pod was told so at once, and no upstream "
+        "was asked.",
     ),
     EventKind.QUERY_REFUSED: Description(
         WARNING,
@@ -127,6 +150,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("24c8198cf8af46abbf7f2ab0791ffbdf"),
         "Look at what the pod sends to port 53: only ordinary DNS questions are answered.",
         limited=True,
+        meaning="The packet was malformed, or no plain question. It got an error or no reply, and was not forwarded.",
     ),
     EventKind.QUERY_LIMITED: Description(
         WARNING,
@@ -134,6 +158,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("08c11733c41b409b9eedc97e8c84358e"),
         "Find out why the pod asks so much, or raise the limit of that name under `limits`.",
         limited=True,
+        meaning="What the pod asks beyond its share is not served, so that other pods keep theirs.",
     ),
     EventKind.QUERY_FAILED: Description(
         WARNING,
@@ -141,6 +166,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("455da5bb2e47482ebfe1c757a62e908a"),
         "Check the upstreams (`dnsguard status`) and the kernel's log.",
         limited=True,
+        meaning="The name is allowed, but there was no usable answer in time. The pod got SERVFAIL and opens nothing.",
     ),
     EventKind.QUERY_UNKNOWN_SOURCE: Description(
         WARNING,
@@ -148,6 +174,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("c266135249ff467c8f9b040dbe917920"),
         "The address is not routed to that link: a forged source, or a pod that is just being set up.",
         limited=True,
+        meaning="Whoever sends it is not known as a pod of that link, so no policy is known for it.",
     ),
     EventKind.FORWARDING_LOOP: Description(
         ERROR,
@@ -155,6 +182,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("702a313950bf4b23a3531c0c65c986b9"),
         "Add the DNS server's pod to pods.exclude.",
         limited=True,
+        meaning="A DNS server that dnsguard asks is itself governed: its own questions come back here.",
     ),
     EventKind.ANSWER_WITHHELD: Description(
         WARNING,
@@ -162,6 +190,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("4e8116b48d2b4bbca4032fa4f655a219"),
         "If the address is meant to be reachable by name, change answers.protected or the rule that closes it.",
         limited=True,
+        meaning="The answer named addresses that the pod must not get by name, or that could not be opened in time. "
+        "It never saw them.",
     ),
     EventKind.ANSWER_STALE: Description(
         WARNING,
@@ -169,6 +199,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("49f7e1a6cd5647569ce8e4f788e52a10"),
         "Check the upstreams: none answered in time.",
         limited=True,
+        meaning="No upstream answered, and the pod got the last known answer rather than none, within dns.serveStale.",
     ),
     EventKind.LEASE_OPENED: Description(
         DEBUG,
@@ -176,6 +207,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("f0ccb39c0e544d8faa7ffbb4e88e65a5"),
         "Nothing to do.",
         limited=True,
+        meaning="An answer named the address, and the pod may connect to it on the ports of the rule until the lease "
+        "ends.",
     ),
     EventKind.LEASE_ENDED: Description(
         DEBUG,
@@ -183,6 +216,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("dd5e0abd2a1c4ee0a787b07d1b7b4b11"),
         "Nothing to do.",
         limited=True,
+        meaning="The answer's time is over. Connections that are open go on; new ones need a new answer.",
     ),
     EventKind.LEASE_REFUSED: Description(
         ERROR,
@@ -191,12 +225,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Their addresses are closed, and whoever asked for them got SERVFAIL. Raise the limit or the table size named, "
         "or look at the kernel's log.",
         limited=True,
+        meaning="The kernel or a limit did not take the addresses. An answer is given only when its addresses are "
+        "open, so these were not.",
     ),
     EventKind.LEASES_PURGED: Description(
         INFO,
         "{count} leases that the policy no longer justifies were removed",
         UUID("ba41b1e651cd407f99d195b7d3e3f89e"),
         "Nothing to do.",
+        meaning="The policy changed, and these addresses are no longer allowed to the pods that had them.",
     ),
     EventKind.FLOW_DENIED: Description(
         INFO,
@@ -204,42 +241,85 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("3937973878234fcaa62b3f130bd99087"),
         "If the pod needs it, allow its name or address block on that port; `dnsguard explain` shows what decided.",
         limited=True,
+        meaning="The pod sent a packet to an address that is neither allowed by a block nor open by an answer. It was "
+        "dropped.",
     ),
     EventKind.FLOWS_CUT: Description(
         INFO,
         "{count} flows that the policy no longer justifies were cut",
         UUID("1f530db563394edd8e526aef60d8aad5"),
         "Nothing to do.",
+        meaning="The policy changed, and these connections are no longer allowed. Their packets are dropped in both "
+        "directions.",
     ),
     EventKind.UPSTREAM_DOWN: Description(
         WARNING,
         "upstream {upstream} does not answer: {reason}",
         UUID("b11dbb9ca77b47c38015e751d6c5274d"),
         "Check that the server runs and is reachable from this node.",
+        meaning="It did not answer several times in a row. The other upstreams are asked instead; this one is tried "
+        "every second.",
     ),
     EventKind.UPSTREAM_UP: Description(
         INFO,
         "upstream {upstream} answers again",
         UUID("ae17d0deb8d944508e3e54f70867c15c"),
         "Nothing to do.",
+        meaning="It is asked again as before.",
     ),
     EventKind.KERNEL_STATE_REPAIRED: Description(
         WARNING,
         "somebody else's change is undone: {what}",
         UUID("c0aabd943a824de3a73436189ee14ca2"),
         "Find out what edits or flushes the node's rules; dnsguard's own must be left alone.",
+        meaning="Another program or person removed or changed what dnsguard had put into the kernel, and it was put "
+        "back.",
     ),
     EventKind.KERNEL_STATE_DAMAGED: Description(
         ERROR,
         "{what} is not as it should be and could not be repaired yet: {reason}",
         UUID("1ec81b391bb3470cbb0c7fb1bac55e86"),
         "Pods may be cut off until it is repaired. Look at `nft list table inet dnsguard` and the kernel's log.",
+        meaning="What dnsguard had put into the kernel was changed, and putting it back failed. It is tried again.",
+    ),
+    EventKind.STATE_FILE_SET_ASIDE: Description(
+        WARNING,
+        "{path} cannot be used and is now {aside}: {reason}",
+        UUID("b67b4382-17f4-4a5a-b75c-eb853fb39521"),
+        "Nothing to do now. Delete the file set aside once you know what damaged it.",
+        meaning="A file that dnsguard keeps for its next start is not what was written, or is another version's. The "
+        "kernel says what is open, so nothing opens and nothing closes because of it; a new file is begun.",
+    ),
+    EventKind.STATE_FILE_UNWRITABLE: Description(
+        WARNING,
+        "{path} cannot be written: {reason}",
+        UUID("d60cd3bc-559d-4b50-b908-8b81671d8b08"),
+        "Make room on that file system, or let dnsguard write there; it tries again by itself.",
+        meaning="What dnsguard keeps for its next start is not kept now. Queries and packets do not notice. A restart "
+        "meanwhile keeps what is open until its lease ends, and closes it when a policy changes.",
+    ),
+    EventKind.STATE_FILE_WRITTEN: Description(
+        INFO,
+        "{path} is written again",
+        UUID("58bf544d-b1d0-4c9b-9dbd-262468fbea97"),
+        "Nothing to do.",
+        meaning="The file holds all that it should again; the next restart finds everything.",
     ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,
         "{lines} more lines about {who} were left out: {kinds}",
         UUID("0522d1847b9240419e886aa5190a6049"),
         "Raise limits.logLines to see each of them.",
+        meaning="Each pod has a share of log lines. These were left out and counted; the metrics hold all that "
+        "happened.",
+    ),
+    EventKind.LOG_LINES_DROPPED: Description(
+        WARNING,
+        "{lines} log lines were dropped: whoever takes the log took none",
+        UUID("045b1edc998b4dfbbae22048baff6eda"),
+        "If it happens again, look at journald (`systemctl status systemd-journald`) or at what reads standard error.",
+        meaning="Whoever takes the log, journald or what reads standard error, stood still. Nothing waited for it: "
+        "what did not fit into 1 MiB of memory is lost, and the metrics hold all that happened.",
     ),
     EventKind.INTERNAL_ERROR: Description(
         ERROR,
@@ -247,5 +327,6 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("0e15d307ae1940af96db27ac3dc8f437"),
         "A defect in dnsguard: please report it with this line. Only the query concerned failed, with SERVFAIL.",
         limited=True,
+        meaning="Something happened that the code did not expect. It was contained where it happened.",
     ),
 }

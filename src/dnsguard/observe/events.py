@@ -17,6 +17,7 @@ from dnsguard.core.names import to_text
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.catalog import CATALOG, INFO, Description
 from dnsguard.observe.ratelimit import LeftOut, LineLimiter
+from dnsguard.observe.recent import Recent
 from dnsguard.observe.text import printable
 
 FieldValue = str | int | float
@@ -37,6 +38,8 @@ class Event:
     description: Description
     message: str
     fields: Mapping[str, FieldValue]
+    exception: BaseException | None = None
+    """What an unexpected error was, with where it came from."""
 
 
 Sink = Callable[[Event], None]
@@ -108,6 +111,8 @@ class EventLog:
         level: int = INFO,
     ) -> None:
         self.watchers: tuple[Watcher, ...] = ()
+        self.recent = Recent(clock)
+        """The last denials of each pod, said or not."""
         self.suppressed = 0
         """Lines left out by the rate limit since the start."""
         self.failed = 0
@@ -134,6 +139,7 @@ class EventLog:
         self.all_leases = EventKind.LEASE_OPENED in said
 
     def emit(self, kind: EventKind, /, **fields: object) -> None:
+        self.recent.note(kind, fields)
         if kind in self._watched:
             self._show(kind, fields)
         description = self._described.get(kind)
@@ -171,8 +177,10 @@ class EventLog:
     def _hand(self, kind: EventKind, fields: Mapping[str, object], sinks: Iterable[Sink]) -> None:
         description = CATALOG[kind]
         try:
-            texts = {key: field_value(key, value) for key, value in fields.items() if value is not None}
-            event = Event(kind, description, describe(description, texts), texts)
+            texts = {k: field_value(k, v) for k, v in fields.items() if v is not None and k != "exc_info"}
+            error = fields.get("exc_info")
+            exception = error if isinstance(error, BaseException) else None
+            event = Event(kind, description, describe(description, texts), texts, exception)
             for sink in sinks:
                 sink(event)
         except Exception:

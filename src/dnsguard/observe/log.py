@@ -1,7 +1,7 @@
-"""The log: events and the libraries' own messages as lines of text or JSON on standard error.
+"""The log: events and the libraries' own messages as entries of the journal, or lines on standard error.
 
 Text is for people: coloured on a terminal, `key=value` after the sentence. JSON is for programs, one object a line.
-Writing never waits (see `outlet`). Under systemd `auto` is text for now; a native journal sender is not built yet.
+Entries of the journal carry every field as one of their own (see `journal`). Writing never waits (see `outlet`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import structlog
 from structlog.typing import Processor
 
-from dnsguard.core.errors import MissingFeatureError
+from dnsguard.engine.contracts import EventKind
+from dnsguard.observe import journal
 from dnsguard.observe.catalog import CATALOG
-from dnsguard.observe.events import Event
-from dnsguard.observe.outlet import Outlet
+from dnsguard.observe.events import Event, Sink
+from dnsguard.observe.outlet import Outlet, open_stream
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.text import printable
 
@@ -35,14 +37,17 @@ LIBRARY_LINES: Final = 10
 """Lines a second from one logger of the standard library's `logging`."""
 
 
+LOST: Final = CATALOG[EventKind.LOG_LINES_DROPPED]
+
+
 class _Lines:
-    """What structlog calls last: a rendered line into the outlet."""
+    """What structlog calls last: a rendered line, or an entry of the journal, into the outlet."""
 
     def __init__(self, outlet: Outlet) -> None:
         self._outlet = outlet
 
-    def msg(self, line: str) -> None:
-        self._outlet.write(line.encode("utf-8", "backslashreplace") + b"\n")
+    def msg(self, line: str | bytes) -> None:
+        self._outlet.write(line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace") + b"\n")
 
     debug = info = warning = error = critical = msg
 
@@ -53,23 +58,20 @@ class Log:
 
     logger: structlog.typing.FilteringBoundLogger
     outlet: Outlet
-
-    def write(self, event: Event) -> None:
-        """One line for `event`; a text line carries no MESSAGE_ID, a program finds it in JSON."""
-        self.logger.log(event.description.level, event.message, _event=event.kind.value, **event.fields)
+    write: Sink
 
 
 def open_log(form: str, level: str, fd: int = 2) -> Log:
-    """Start logging to `fd`, the standard library's `logging` too (its debug lines are left out).
+    """Start logging to the journal or to `fd`, the standard library's `logging` too (its debug lines are left out).
 
-    `form` and `level` are `log.format` and `log.level` of the configuration.
-    Raises MissingFeatureError for `journald`.
+    `form` and `level` are `log.format` and `log.level` of the configuration; `auto` is the journal when `fd` leads
+    there, else text.
     """
-    if form == "journald":
-        raise MissingFeatureError("log.format: journald is not built yet; use auto, text or json")
-    renderer = _json() if form == "json" else _text(colours=os.isatty(fd))
-    # The outlet's own line is rendered by a logger that needs the outlet: tie the knot through a late call.
-    outlet = Outlet(fd, lambda count: _lost_line(renderer, count))
+    if form == "auto":
+        form = "journald" if journal.is_standard_error(fd) else "text"
+    renderer = {"json": _json, "journald": _journal}.get(form, lambda: _text(colours=os.isatty(fd)))()
+    channel = journal.JournalChannel(journal.SOCKET) if form == "journald" else open_stream(fd)
+    outlet = Outlet(channel, lambda count: _lost_line(renderer, count))
     logger = structlog.wrap_logger(
         _Lines(outlet),
         processors=renderer,
@@ -77,7 +79,28 @@ def open_log(form: str, level: str, fd: int = 2) -> Log:
         cache_logger_on_first_use=True,
     )
     _redirect_logging(logger, max(LEVELS[level], logging.INFO))
-    return Log(logger, outlet)
+    return Log(logger, outlet, partial(_to_journal, outlet) if form == "journald" else partial(_to_lines, logger))
+
+
+def _to_journal(outlet: Outlet, event: Event) -> None:
+    outlet.write(journal.event_entry(event))
+
+
+def _to_lines(logger: structlog.typing.FilteringBoundLogger, event: Event) -> None:
+    """A text line carries no MESSAGE_ID; a program finds it in JSON and in the journal."""
+    exception = {"exc_info": event.exception} if event.exception is not None else {}
+    logger.log(event.description.level, event.message, _event=event.kind.value, **event.fields, **exception)
+
+
+def _journal() -> list[Processor]:
+    return [
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        _printable_exception,
+        structlog.processors.EventRenamer("message", "_event"),
+        _message_id,
+        journal.render,
+    ]
 
 
 def _json() -> list[Processor]:
@@ -122,15 +145,12 @@ def _message_id(logger: Any, method: str, fields: structlog.typing.EventDict) ->
 
 
 def _lost_line(processors: list[Processor], count: int) -> bytes:
-    """The line that says how many lines a blocked standard error has cost."""
-    fields: Any = {
-        "event": f"{count} log lines were dropped: standard error was blocked",
-        "_event": "log_lines_dropped",
-    }
+    """The line that says how many lines a reader that took none has cost."""
+    fields: Any = {"event": LOST.template.format(lines=count), "_event": EventKind.LOG_LINES_DROPPED.value}
     fields["lines"] = count
     for process in processors:
         fields = process(None, "warning", fields)
-    return str(fields).encode("utf-8", "backslashreplace") + b"\n"
+    return fields if isinstance(fields, bytes) else str(fields).encode("utf-8", "backslashreplace") + b"\n"
 
 
 class _Redirect(logging.Handler):

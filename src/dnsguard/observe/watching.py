@@ -118,5 +118,4 @@ class Watching:
 
 def _row(at: float, event: Event) -> Row:
     told = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-    fields = {key: value for key, value in event.fields.items() if key != "exc_info"}
-    return {"time": told, "event": event.kind.value, "message": event.message, **fields}
+    return {"time": told, "event": event.kind.value, "message": event.message, **event.fields}

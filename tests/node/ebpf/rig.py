@@ -62,6 +62,7 @@ class Rig:
             "report_burst_ns": SECOND,
             "flows_per_pod": 1000,
             "intercept_any": 1,
+            "audit": 0,
         }
         self._set()
         self.vouch(FAR)
@@ -93,6 +94,9 @@ class Rig:
 
     def flows_per_pod(self, most: int) -> None:
         self._set(flows_per_pod=most)
+
+    def audit(self, on: bool = True) -> None:
+        self._set(audit=on)
 
     def close_blocks(self) -> None:
         self.maps["blocks"].delete_many(list(self.maps["blocks"].keys()))

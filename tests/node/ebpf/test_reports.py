@@ -35,8 +35,10 @@ class Reported:
 
     def budget(self, *, every_ns: int, burst_ns: int = 0) -> None:
         settings, key = self.rig.maps["settings"], layout.U32.pack(0)
-        *idle, query_ns, query_burst_ns, _, _, flows, intercept = layout.SETTINGS.unpack(settings.lookup(key) or b"")
-        packed = layout.SETTINGS.pack(*idle, query_ns, query_burst_ns, every_ns, burst_ns, flows, intercept)
+        *idle, query_ns, query_burst_ns, _, _, flows, intercept, audit = layout.SETTINGS.unpack(
+            settings.lookup(key) or b""
+        )
+        packed = layout.SETTINGS.pack(*idle, query_ns, query_burst_ns, every_ns, burst_ns, flows, intercept, audit)
         settings.update(key, packed)
 
     def new(self) -> list[Denial]:

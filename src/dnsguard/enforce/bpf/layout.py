@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from dnsguard.core.model import Address
 
-LAYOUT = 1
+LAYOUT = 2
 
 MOST_RULES = 64
 TIERS = 3
@@ -97,7 +97,8 @@ FLOW = Record("ends_ns:Q state:I link:I")
 FRAGMENT_KEY = Record("source:I slot:I")
 FRAGMENT = Record("ends_ns:Q id:I protocol:I peer:20s pad:4x")
 SETTINGS = Record(
-    f"idle_ns:{len(Idle)}Q query_ns:Q query_burst_ns:Q report_ns:Q report_burst_ns:Q flows_per_pod:I intercept_any:I"
+    f"idle_ns:{len(Idle)}Q query_ns:Q query_burst_ns:Q report_ns:Q report_burst_ns:Q flows_per_pod:I intercept_any:I "
+    "audit:I pad:4x"
 )
 LINK = Record("queries_until_ns:Q reports_until_ns:Q")
 COUNT_KEY = Record("link:I what:H rule:H")

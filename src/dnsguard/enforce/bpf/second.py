@@ -49,6 +49,7 @@ class EbpfLayout:
     query_burst: int = 20_000
     reports: int = 10
     intercept: tuple[Address, ...] | None = None
+    audit: bool = False
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -81,6 +82,7 @@ class EbpfLayout:
             2 * _SECOND_NS,
             self.flows_per_pod,
             self.intercept is None,
+            self.audit,
         )
 
 

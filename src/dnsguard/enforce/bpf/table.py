@@ -16,6 +16,7 @@ from functools import partial
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Flow, Pair
+from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.flows import Flows
 from dnsguard.enforce.bpf.leases import Ends, Leases
 from dnsguard.enforce.bpf.pairs import Pairs, Runs
@@ -23,7 +24,10 @@ from dnsguard.enforce.bpf.program import Entries, entries
 from dnsguard.enforce.bpf.programs import Programs
 from dnsguard.enforce.bpf.sweep import Sweep
 from dnsguard.enforce.bpf.syscall import Map
+from dnsguard.enforce.denials import Audited
 from dnsguard.engine.contracts import Desired, Element, Held, Write
+
+_ONLY = layout.U32.pack(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class BpfTable:
     """
 
     def __init__(self, maps: Mapping[str, Map]) -> None:
+        self._settings = maps["settings"]
         self._pairs = Pairs(maps)
         self._programs = Programs(maps)
         self._leases = Leases(maps["leases"], self._pairs, self._programs.scopes)
@@ -99,6 +104,17 @@ class BpfTable:
     def sweep(self) -> bool:
         """Take out a slice of what has ended: some milliseconds. False when that was the last slice of a turn."""
         return self._sweep.step()
+
+    # Audit
+
+    def audit(self, on: bool) -> None:
+        """Drop nothing but forged sources and what cannot be read, without a word; or decide again."""
+        fields = layout.SETTINGS.unpack(self._settings.lookup(_ONLY) or bytes(layout.SETTINGS.size))
+        self._settings.update(_ONLY, layout.SETTINGS.pack(*fields[:-1], on))
+
+    def audited(self) -> Sequence[Audited]:
+        """Nothing: what passes in Audit is the other line's to record."""
+        return ()
 
     # Programs and pairs
 

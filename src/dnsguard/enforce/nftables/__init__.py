@@ -6,6 +6,6 @@ another table, nor a packet of a link that is not governed.
 """
 
 from dnsguard.enforce.nftables.enforcer import NftEnforcer, remove_table
-from dnsguard.enforce.nftables.ruleset import Layout
+from dnsguard.enforce.nftables.layout import Layout
 
 __all__ = ["Layout", "NftEnforcer", "remove_table"]

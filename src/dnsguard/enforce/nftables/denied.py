@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import WITH_PORTS, Address, LinkIndex
 from dnsguard.enforce.denials import Denial, Dropped, OnDenial
-from dnsguard.enforce.nftables import elements, netlink, ruleset
+from dnsguard.enforce.nftables import elements, netlink
+from dnsguard.enforce.nftables.endings import LINK_REASONS
 from dnsguard.enforce.nftables.session import Session
 
 _ULOG = 4
@@ -140,24 +141,16 @@ def _port(packet: bytes, protocol: int, start: int) -> int:
 
 def dropped(session: Session, names: Iterable[str]) -> list[Dropped]:
     """What the counting sets among these sets of the table have counted."""
-    counts = []
+    found = []
     for name in names:
         kind, _, rest = name.partition("_")
-        if kind == "dropped" and rest in ruleset.LINK_REASONS:
-            counts += [Dropped(rest, None, None, _link(key), n) for key, n in _counters(session, name)]
+        if kind == "dropped" and rest in LINK_REASONS:
+            found += [Dropped(rest, None, None, _link(key), n) for key, n in elements.counters(session, name)]
         elif kind == "denied":
             reason, rule = reason_of(rest[:-2])
-            counts += [Dropped(reason, rule, Address(key), None, n) for key, n in _counters(session, name)]
-    return counts
+            found += [Dropped(reason, rule, Address(key), None, n) for key, n in elements.counters(session, name)]
+    return found
 
 
 def _link(key: bytes) -> LinkIndex:
     return LinkIndex(int.from_bytes(key, sys.byteorder))
-
-
-def _counters(session: Session, name: str) -> Iterator[tuple[bytes, int]]:
-    """Key and packets of each element: NFTA_SET_ELEM_EXPR { NAME, DATA { BYTES, PACKETS } }."""
-    for element in elements.dump_set(session, name):
-        expression = netlink.attributes(element.get(7, b""))
-        data = netlink.attributes(expression.get(2, b""))
-        yield elements.element_key(element), int.from_bytes(data.get(2, b""), "big")

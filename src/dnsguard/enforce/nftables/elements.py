@@ -287,6 +287,14 @@ def remaining_ms(element: Mapping[int, bytes]) -> Milliseconds:
     return int.from_bytes(element.get(_EXPIRATION, b""), "big")
 
 
+def counters(session: Session, name: SetName) -> Iterator[tuple[Key, int]]:
+    """Key and packets of each element: NFTA_SET_ELEM_EXPR { NAME, DATA { BYTES, PACKETS } }."""
+    for element in dump_set(session, name):
+        expression = netlink.attributes(element.get(7, b""))
+        data = netlink.attributes(expression.get(2, b""))
+        yield element_key(element), int.from_bytes(data.get(2, b""), "big")
+
+
 def goto_chain(element: Mapping[int, bytes]) -> str:
     """The chain that an element of a verdict map goes to; empty when it goes to none."""
     verdict = netlink.attributes(netlink.attributes(element.get(_DATA, b"")).get(2, b""))

@@ -16,8 +16,8 @@ from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.lines import Both, Line, Second
 from dnsguard.enforce.nftables.denied import DenialReader, dropped
 from dnsguard.enforce.nftables.inventory import inventory, sets
+from dnsguard.enforce.nftables.layout import Layout
 from dnsguard.enforce.nftables.probe import Abilities, probe
-from dnsguard.enforce.nftables.ruleset import Layout
 from dnsguard.enforce.nftables.session import Session, delete_table
 from dnsguard.enforce.nftables.table import Table
 from dnsguard.enforce.nftables.watch import OnDamage, Watch

@@ -20,7 +20,7 @@ from itertools import groupby
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Action, Network, Ports, Program, ProgramRule, Protocol
-from dnsguard.enforce.nftables.ruleset import Chains
+from dnsguard.enforce.nftables.layout import Chains
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]{0,119}\Z")
 _ENTRY = "program_"

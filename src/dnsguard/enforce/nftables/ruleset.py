@@ -15,16 +15,12 @@ listener, and its port, which only TPROXY may reach.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address
 
-from dnsguard.core.model import Address
+from dnsguard.enforce.nftables.endings import FORGED, LINK_REASONS, ending, ending_sets
+from dnsguard.enforce.nftables.layout import ADDRESS_TYPE, IP, Chains, Layout, Sets
 from dnsguard.enforce.nftables.session import TABLE
-
-Chains = dict[str, tuple[str, ...]]
-Sets = dict[str, str]
 
 BASE_CHAINS: Mapping[str, str] = {
     "fragments": "type filter hook prerouting priority -450; policy accept;",
@@ -34,69 +30,16 @@ BASE_CHAINS: Mapping[str, str] = {
     "to_pod": "type filter hook postrouting priority -150; policy accept;",
     "replies": "type filter hook output priority -300; policy accept;",
 }
-LINK_REASONS = ("source", "unknown", "listener", "cut")
-"""Why a packet is dropped before its pod's program is asked; counted by link."""
-
-_PATTERN = re.compile(r"[^\s\"'/*\\]{1,15}\*?\Z|\*\Z")
-_ADDRESS_TYPE = {"4": "ipv4_addr", "6": "ipv6_addr"}
-_IP = {"4": "ip", "6": "ip6"}
-_COUNTERS = "flags dynamic,timeout; timeout 1h;"
-# Connection tracking comes before the check of the source, and takes what is dropped later for an answer, or an end.
-_FORGED = "fib saddr . iif oif missing"
 _FRAGMENTS = ("ip frag-off & 0x3fff != 0", "exthdr frag exists")
 _NOT_NEW = "tcp flags & (syn | ack) != syn"
 # An INIT is the only chunk of its packet (RFC 9260, 6.10). Kernels before 5.14 cannot be asked for chunks by name.
 _NO_INIT = "@th,96,8 != 1"
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What the table is built for. Interface patterns may end in `*`; `intercept` None is every address.
-
-    `leases`, `flows` and `pods` are the node's totals (`tables` in the configuration); `log_rate` is in packets a
-    second for each pod link, 0 for none.
-    """
-
-    interfaces: tuple[str, ...]
-    listen_port: int = 15353
-    mark: int = 0x1000
-    reply_mark: int = 0x2000
-    intercept: tuple[Address, ...] | None = None
-    nflog_group: int = 5353
-    leases: int = 100_000
-    flows: int = 200_000
-    pods: int = 1_000
-    log_rate: int = 10
-
-    def __post_init__(self) -> None:
-        for pattern in self.interfaces:
-            if not _PATTERN.match(pattern):
-                raise ValueError(f"{pattern!r} is no interface pattern: up to 15 characters, at most a `*` at the end")
-
-    @property
-    def lease_set_size(self) -> int:
-        """A quarter more than there may be leases: expired elements count for up to two seconds."""
-        return self.leases + self.leases // 4 + 1024
-
-    @property
-    def cuts(self) -> int:
-        """Cut flows that have ports; each of the two sets has room for 1024 more."""
-        return self.flows
-
-    @property
-    def portless_cuts(self) -> int:
-        return self.flows // 16
-
-    @property
-    def counter_set_size(self) -> int:
-        return 4 * self.pods + 1024
-
-
 def static_sets(layout: Layout) -> Sets:
     """Every set that is always there, by name."""
-    sets = {f"dropped_{why}": _counters("iface_index", layout) for why in LINK_REASONS}
-    sets["logged"] = f"set {{ type iface_index; flags dynamic,timeout; timeout 1m; size {layout.counter_set_size}; }}"
-    for family, kind in _ADDRESS_TYPE.items():
+    sets = ending_sets(layout)
+    for family, kind in ADDRESS_TYPE.items():
         flow = f"{kind} . {kind} . inet_proto"
         timed = "flags dynamic,timeout; timeout 10m;"
         sets[f"pods{family}"] = f"map {{ type iface_index . {kind} : verdict; }}"
@@ -121,20 +64,23 @@ def static_chains(layout: Layout) -> Chains:
         "replies": _replies(layout),
         "raw_pod": (
             *_excluded("iif", "saddr", "return"),
-            *(f"{dns} notrack" for dns in _intercepted(layout)),
-            f"{_FORGED} notrack",
+            *(f"{dns} {'jump raw_dns' if layout.audit else 'notrack'}" for dns in _intercepted(layout)),
+            f"{FORGED} notrack",
         ),
-        "fragment_of_pod": (f"{_FORGED} goto drop_source",),
+        "fragment_of_pod": (f"{FORGED} goto drop_source",),
         "pod": _pod(layout),
         "dns": _dns(layout),
         "flows": _flows(),
-        "toward_pod": _toward_pod(),
+        "toward_pod": _toward_pod(layout),
     }
-    for family in _IP:
+    if layout.audit:
+        chains["raw_dns"] = _listened_for(layout, "notrack")
+    for family in IP:
         for way in ("out", "back"):
-            chains[f"cut{family}_{way}"] = _cut(family, way)
-            chains[f"cut_portless{family}_{way}"] = _cut_portless(family, way)
-    chains.update((f"drop_{why}", _drop_by_link(why, layout)) for why in LINK_REASONS)
+            end = () if layout.audit else (_END_OF_CUT[way],)
+            chains[f"cut{family}_{way}"] = (_renewed(family, way), *end)
+            chains[f"cut_portless{family}_{way}"] = (_renewed_portless(family, way), *end)
+    chains.update((f"drop_{why}", ending(why, layout)) for why in LINK_REASONS)
     return chains
 
 
@@ -184,13 +130,20 @@ def _dns(layout: Layout) -> tuple[str, ...]:
     mark = f"meta mark set meta mark or {layout.mark:#x}"
     return (
         "ip6 saddr fe80::/10 goto drop_source",
-        f"{_FORGED} goto drop_source",
-        *(
-            f"meta nfproto ipv{family} {protocol} dport 53 tproxy {_IP[family]} to :{layout.listen_port} {mark} accept"
-            for family in _IP
-            for protocol in ("udp", "tcp")
-        ),
+        f"{FORGED} goto drop_source",
+        *_listened_for(layout, f"{mark} accept"),
         "goto drop_listener",
+    )
+
+
+def _listened_for(layout: Layout, then: str) -> tuple[str, ...]:
+    """What becomes of a query that somebody listens for: where nobody does, the rule ends at its `tproxy`. That is how
+    in Audit a query without a listener is tracked, and so reaches the server that stands behind a service's address.
+    """
+    return tuple(
+        f"meta nfproto ipv{family} {protocol} dport 53 tproxy {ip} to :{layout.listen_port} {then}"
+        for family, ip in IP.items()
+        for protocol in ("udp", "tcp")
     )
 
 
@@ -204,11 +157,11 @@ def _flows() -> tuple[str, ...]:
     return (
         *(
             f"{ip} saddr . {ip} daddr . meta l4proto . th sport . th dport @cut{family} goto cut{family}_out"
-            for family, ip in _IP.items()
+            for family, ip in IP.items()
         ),
         *(
             f"{ip} saddr . {ip} daddr . meta l4proto @cut_portless{family} goto cut_portless{family}_out"
-            for family, ip in _IP.items()
+            for family, ip in IP.items()
         ),
         "ct direction original ct status & seen-reply == 0 return",
         f"meta l4proto tcp {_NOT_NEW} ct state established accept",
@@ -219,35 +172,39 @@ def _flows() -> tuple[str, ...]:
     )
 
 
-def _toward_pod() -> tuple[str, ...]:
+def _toward_pod(layout: Layout) -> tuple[str, ...]:
     """What leaves by a pod link. After a cut the peer's next packet would begin an inbound flow, in whose replies
-    everything passes (conntrack's tcp_loose); so an inbound TCP flow begins with a SYN."""
+    everything passes (conntrack's tcp_loose); so an inbound TCP flow begins with a SYN, in Audit too: as the pod's
+    own it can be judged when it is over. A flow to a server that was asked when nobody listened may be cut; its port
+    may be used for a query that is answered here."""
     return (
         *_excluded("oif", "daddr", "accept"),
+        f"{_marked(layout)} meta l4proto {{ tcp, udp }} th sport 53 accept",
         *(
             f"{ip} daddr . {ip} saddr . meta l4proto . th dport . th sport @cut{family} goto cut{family}_back"
-            for family, ip in _IP.items()
+            for family, ip in IP.items()
         ),
         *(
             f"{ip} daddr . {ip} saddr . meta l4proto @cut_portless{family} goto cut_portless{family}_back"
-            for family, ip in _IP.items()
+            for family, ip in IP.items()
         ),
         f"meta l4proto tcp ct state new {_NOT_NEW} counter drop",
     )
 
 
-def _cut(family: str, way: str) -> tuple[str, ...]:
-    """Renew the element, then drop in a rule of its own: a failed update ends only its rule."""
+def _renewed(family: str, way: str) -> str:
+    """Only this: what ends the packet is a rule of its own, for a failed update ends its rule. In Audit none does, and
+    the pod's program decides."""
     pod, peer = _ENDS[way]
-    ip = _IP[family]
+    ip = IP[family]
     key = f"{ip} {pod}addr . {ip} {peer}addr . meta l4proto . th {pod}port . th {peer}port"
-    return f"update @cut{family} {{ {key} }}", _END_OF_CUT[way]
+    return f"update @cut{family} {{ {key} }}"
 
 
-def _cut_portless(family: str, way: str) -> tuple[str, ...]:
+def _renewed_portless(family: str, way: str) -> str:
     pod, peer = _ENDS[way]
-    ip = _IP[family]
-    return f"update @cut_portless{family} {{ {ip} {pod}addr . {ip} {peer}addr . meta l4proto }}", _END_OF_CUT[way]
+    ip = IP[family]
+    return f"update @cut_portless{family} {{ {ip} {pod}addr . {ip} {peer}addr . meta l4proto }}"
 
 
 _ENDS = {"out": ("s", "d"), "back": ("d", "s")}
@@ -256,12 +213,16 @@ _END_OF_CUT = {"out": "goto drop_cut", "back": "counter drop"}
 
 
 def _replies(layout: Layout) -> tuple[str, ...]:
-    marked = f"meta mark and {layout.reply_mark:#x} == {layout.reply_mark:#x}"
+    marked = _marked(layout)
     return (
         f"{marked} udp sport {layout.listen_port} notrack",
         f"{marked} udp sport {layout.listen_port} udp sport set 53",
         f"{marked} tcp sport 53 notrack",
     )
+
+
+def _marked(layout: Layout) -> str:
+    return f"meta mark and {layout.reply_mark:#x} == {layout.reply_mark:#x}"
 
 
 def _intercept(layout: Layout) -> tuple[str, ...]:
@@ -283,7 +244,7 @@ def _for_links(direction: str, layout: Layout, verdict: str) -> tuple[str, ...]:
 
 
 def _excluded(link: str, address: str, verdict: str) -> tuple[str, ...]:
-    return tuple(f"{link} . {ip} {address} @excluded{family} {verdict}" for family, ip in _IP.items())
+    return tuple(f"{link} . {ip} {address} @excluded{family} {verdict}" for family, ip in IP.items())
 
 
 def _intercepted(layout: Layout) -> tuple[str, ...]:
@@ -295,40 +256,13 @@ def _intercepted(layout: Layout) -> tuple[str, ...]:
     for family, octets in (("4", 4), ("6", 16)):
         asked = sorted({str(ip_address(address)) for address in layout.intercept if len(address) == octets})
         if asked:
-            matches.append(f"{_IP[family]} daddr {{ {', '.join(asked)} }} {port}")
+            matches.append(f"{IP[family]} daddr {{ {', '.join(asked)} }} {port}")
     return tuple(matches)
 
 
-def _drop_by_link(why: str, layout: Layout) -> tuple[str, ...]:
-    return (f"update @dropped_{why} {{ iif counter }}", *logged(why, layout), "drop")
-
-
-def logged(why: str, layout: Layout) -> tuple[str, ...]:
-    """The rule that reports a dropped packet, so many a second for each pod link."""
-    if not layout.log_rate:
-        return ()
-    rate = f"limit rate {layout.log_rate}/second burst {2 * layout.log_rate} packets"
-    report = f'log prefix "dnsguard {why}" group {layout.nflog_group} snaplen 128'
-    return (f"update @logged {{ iif {rate} }} {report}",)
-
-
-def denial_sets(why: str, layout: Layout) -> Sets:
-    """Denied packets by the pod's address, of one rule."""
-    return {f"denied_{why}_{family}": _counters(kind, layout) for family, kind in _ADDRESS_TYPE.items()}
-
-
-def denial_chain(why: str, layout: Layout) -> tuple[str, ...]:
-    counted = (f"update @denied_{why}_{family} {{ {ip} saddr counter }}" for family, ip in _IP.items())
-    return (*counted, *logged(why, layout), "drop")
-
-
 def lease_set_definition(name: str, layout: Layout) -> str:
-    kind = _ADDRESS_TYPE[name[-1]]
+    kind = ADDRESS_TYPE[name[-1]]
     return f"set {{ type {kind} . {kind}; flags timeout; size {layout.lease_set_size}; }}"
-
-
-def _counters(key: str, layout: Layout) -> str:
-    return f"set {{ type {key}; {_COUNTERS} size {layout.counter_set_size}; }}"
 
 
 def add_sets(sets: Mapping[str, str]) -> list[str]:

@@ -17,12 +17,14 @@ from typing import TypedDict, TypeVar
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Flow, Pair
-from dnsguard.enforce.nftables import elements, netlink, ruleset
+from dnsguard.enforce.denials import Audited
+from dnsguard.enforce.nftables import elements, endings, netlink, ruleset
+from dnsguard.enforce.nftables.audited import audited
 from dnsguard.enforce.nftables.elements import Key, LeaseSets, SetName
-from dnsguard.enforce.nftables.inventory import Inventory, deletions, inventory
+from dnsguard.enforce.nftables.inventory import Inventory, deletions, inventory, sets
+from dnsguard.enforce.nftables.layout import Chains, Layout, Sets
 from dnsguard.enforce.nftables.netlink import Part
 from dnsguard.enforce.nftables.program import Compiled, compiled, program_of
-from dnsguard.enforce.nftables.ruleset import Chains, Layout, Sets
 from dnsguard.enforce.nftables.session import TABLE, Session, delete_table
 from dnsguard.engine.contracts import Desired, Element, Held, Write
 
@@ -55,10 +57,9 @@ class Table:
 
     def __init__(self, session: Session, layout: Layout, own: bool, refreshes: bool) -> None:
         self._session = session
-        self._layout = layout
         self._own = own
         self._leases = LeaseSets(session, refreshes)
-        self._static = (ruleset.static_chains(layout), ruleset.static_sets(layout))
+        self._describe(layout)
         self._installed: Wanted | None = None
         self._ends: dict[SetName, Ends] = {}
         self._cuts: dict[SetName, dict[Key, None]] = {}
@@ -66,6 +67,10 @@ class Table:
         self.owned = False
         if session.table():
             self._adopt()
+
+    def _describe(self, layout: Layout) -> None:
+        self._layout = layout
+        self._static = (ruleset.static_chains(layout), ruleset.static_sets(layout))
 
     def _adopt(self) -> None:
         """Take over what an earlier process left: its leases are ours from here on."""
@@ -204,15 +209,22 @@ class Table:
     def _wanted(self, desired: Desired) -> Wanted:
         known = self._installed.programs if self._installed else {}
         programs = {each.name: known.get(each.name) or compiled(each) for each in desired.programs}
+        return self._whole(programs, *_pairs(desired, programs))
+
+    def _whole(
+        self,
+        programs: dict[str, Compiled],
+        pairs: dict[SetName, dict[Key, str]],
+        excluded: dict[SetName, frozenset[Key]],
+    ) -> Wanted:
         chains, sets = dict(self._static[0]), dict(self._static[1])
         for why in sorted({why for each in programs.values() for why in each.denials}):
-            chains[f"denied_{why}"] = ruleset.denial_chain(why, self._layout)
-            sets.update(ruleset.denial_sets(why, self._layout))
+            chains[f"denied_{why}"] = endings.denial_chain(why, self._layout)
+            sets.update(endings.denial_sets(why, self._layout))
         lease_sets = frozenset(name for each in programs.values() for name in each.lease_sets)
         sets.update((name, ruleset.lease_set_definition(name, self._layout)) for name in lease_sets)
         for each in programs.values():
             chains.update(each.chains)
-        pairs, excluded = _pairs(desired, programs)
         return Wanted(chains, sets, lease_sets, pairs, excluded, programs)
 
     def _begin(self, wanted: Wanted, undo: list[Callable[[], None]]) -> Wanted:
@@ -310,6 +322,34 @@ class Table:
         chains = self._pairs_in_kernel()["pairs"]
         known = [each for pairs in chains.values() for each in pairs.items() if each[0] != elements.EVERY]
         return {elements.pair_of(key): program_of(chain) for key, chain in known}
+
+    # Audit
+
+    def audit(self, on: bool) -> None:
+        """Let through, from here on, what no rule accepts; or drop it again. When it raises, nothing has changed."""
+        before, earlier = self._installed, self._layout
+        self._describe(replace(earlier, audit=on))
+        if before is None:
+            return
+        wanted = self._whole(before.programs, before.pairs, before.excluded)
+        try:
+            self._despite_damage(partial(self._rewrite, before, wanted))
+        except KernelError:
+            self._describe(earlier)
+            raise
+        self._installed = wanted
+        self._finish(before, wanted, (), everything=False)
+
+    def _rewrite(self, before: Wanted, wanted: Wanted) -> None:
+        """In one transaction, so that each packet meets the old chains or the new ones."""
+        changed = {name: rules for name, rules in wanted.chains.items() if before.chains.get(name) != rules}
+        commands = [f"flush chain inet {TABLE} {name}" for name in changed if name in before.chains]
+        commands += ruleset.add_sets({name: kind for name, kind in wanted.sets.items() if name not in before.sets})
+        self._session.run("\n".join(commands + ruleset.add_chains(changed)))
+
+    def audited(self) -> list[Audited]:
+        """What was let through in Audit and would have been dropped."""
+        return audited(self._session, sets(self._session))
 
     # Damage
 

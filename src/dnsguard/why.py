@@ -1,0 +1,144 @@
+"""`explain` as a whole: the verdict, what was denied before, what came nearest to allowing it, and the line to add.
+
+Reads immutable objects and the allowlist's lines, so it runs in a thread beside the daemon's loop; the CLI uses it for
+an answer from files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from dnsguard.control.advice import Advice, Wanted, advise_name, advise_packet
+from dnsguard.control.calls import Addition, DenialRow, Explanation
+from dnsguard.control.explain import Ended, Subject, explain, read_address, read_port
+from dnsguard.core.model import Address, Name, Origin, Packet, Seconds
+from dnsguard.core.names import parse_name, to_text
+from dnsguard.enforce.denials import POLICY_REASONS, PROTOCOLS, WHY
+from dnsguard.engine.contracts import EventKind
+from dnsguard.observe.events import field_value
+from dnsguard.observe.recent import Denial
+from dnsguard.sources.edits import Edit, add_name, add_pod, add_rule
+
+UNSURE: Final = "the file has changed or cannot be read: put it in front of the rule that stood there"
+_NUMBERS: Final = {text: number for number, text in PROTOCOLS.items()}
+_NOT_OF_POLICY: Final = frozenset(text for reason, text in WHY.items() if reason not in POLICY_REASONS) | {"multicast"}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A pod, and all that bears on its denials. `sources` are the pod's addresses; `entry` is where the allowlist has
+    it; `ended` is what each address was leased for last."""
+
+    subject: Subject
+    sources: Sequence[Address]
+    allowlist: Path
+    entry: Origin | None = None
+    ended: Mapping[Address, Ended] = field(default_factory=dict)
+    past: Sequence[Denial] = ()
+    now: Seconds = 0.0
+
+    def towards(self, peer: Address) -> Subject:
+        """The subject as it is for packets to `peer`."""
+        source = next((one for one in self.sources if len(one) == len(peer)), self.sources[0])
+        return replace(self.subject, source=source, ended=self.ended.get(peer))
+
+
+def explain_all(case: Case, question: Mapping[str, str]) -> Explanation:
+    """The parameters of the `explain` call. Raises InvalidNameError, or CallError (usage)."""
+    if "name" in question:
+        explanation = explain(case.subject, question)
+        name = parse_name(question["name"])
+        advice, related = advise_name(case.subject, name), _about_name(case, name)
+    else:
+        subject = case.towards(read_address(question["address"])) if "address" in question else case.subject
+        explanation = explain(subject, question)
+        peer = read_address(question["address"])
+        protocol, port = read_port(question["port"], question.get("protocol", "tcp"))
+        advice = advise_packet(subject, Packet(subject.source, peer, protocol, port))
+        related = [one for one in case.past if one.fields.get("address") == peer]
+    explanation["past"] = [_row(case, one, Advice([])) for one in related]
+    explanation["nearest"] = advice.nearest
+    explanation["add"] = _addition(case, advice.wanted)
+    return explanation
+
+
+def denial_rows(case: Case) -> list[DenialRow]:
+    """Every remembered denial of the pod, each with what would have allowed it."""
+    return [_row(case, one, _advise(case, one)) for one in case.past]
+
+
+def _about_name(case: Case, name: Name) -> Iterable[Denial]:
+    """Denials of the name, and of connections to what it was leased for."""
+    text = to_text(name)
+    leased = {read_address(lease["address"]) for lease in case.subject.leases if text in lease["names"]}
+    leased |= {address for address, ended in case.ended.items() if name in ended.names}
+    return [one for one in case.past if one.fields.get("name") == name or one.fields.get("address") in leased]
+
+
+def _advise(case: Case, denial: Denial) -> Advice:
+    fields = denial.fields
+    if denial.kind is EventKind.QUERY_DENIED and isinstance(name := fields["name"], bytes):
+        return advise_name(case.subject, Name(name))
+    if denial.kind is EventKind.FLOW_DENIED and denial.reason not in _NOT_OF_POLICY:
+        protocol, port, peer = fields["protocol"], fields["port"], fields["address"]
+        number = _NUMBERS.get(protocol) if isinstance(protocol, str) else protocol
+        if isinstance(number, int) and isinstance(port, int) and isinstance(peer, bytes):
+            subject = case.towards(Address(peer))
+            return advise_packet(subject, Packet(subject.source, Address(peer), number, port))
+    return Advice([])
+
+
+def _row(case: Case, denial: Denial, advice: Advice) -> DenialRow:
+    return {
+        "pod": case.subject.pod,
+        "event": denial.kind.value,
+        "subject": _subject_text(denial),
+        "reason": str(field_value("reason", denial.reason or "no reason given")),
+        "count": denial.count,
+        "first": round(case.now - denial.first, 1),
+        "last": round(case.now - denial.last, 1),
+        "nearest": advice.nearest,
+        "add": _addition(case, advice.wanted),
+    }
+
+
+def _subject_text(denial: Denial) -> str:
+    texts = {key: str(field_value(key, value)) for key, value in denial.fields.items()}
+    match denial.kind:
+        case EventKind.FLOW_DENIED:
+            return f"{texts['address']} {texts['protocol']}/{texts['port']}"
+        case EventKind.QUERY_LIMITED:
+            return f"limit {texts['limit']}"
+        case EventKind.QUERY_REFUSED:
+            return "a packet to port 53"
+        case _:
+            return f"{texts['name']} {texts.get('type', '')}".rstrip()
+
+
+# ---- the line to add
+
+
+def _addition(case: Case, wanted: Wanted | None) -> Addition | None:
+    edit = _edit(case, wanted) if wanted is not None else None
+    if wanted is None or edit is None:
+        return None
+    remark = wanted.remark if edit.sure else "; ".join(filter(None, (wanted.remark, UNSURE)))
+    return {"file": edit.file, "line": edit.line, "column": edit.column, "text": edit.text, "remark": remark}
+
+
+def _edit(case: Case, wanted: Wanted) -> Edit | None:
+    policies = case.subject.policy.key.policies
+    if not policies:
+        # With an entry, it names no policy: which one it should have is not ours to say.
+        first = str(ip_address(case.sources[0]))
+        return add_pod(wanted.rule, case.allowlist, first) if case.entry is None else None
+    named = wanted.before.policy if wanted.before is not None else ""
+    policy = next((one for one in policies if one.name == named), policies[0])
+    before = wanted.before.rule.origin if wanted.before is not None else None
+    if policy.origin == case.entry:
+        return add_name(wanted.rule, policy.rules[0].origin)
+    return add_rule(wanted.rule, policy, before)

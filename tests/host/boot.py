@@ -1,0 +1,81 @@
+"""What stands between a test and its machine: makes the throw-away disk and runs systemd-nspawn on it.
+
+Run as `python -m tests.host.boot`, by Machine, in a mount namespace of its own, which is where the disk is: it is gone
+with this process. As long as the machine asks for a reboot it is booted again, on the same disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.host.groups import hierarchies
+
+REBOOT = 133
+"""How systemd-nspawn ends when the machine wants to be booted again."""
+DISK_SIZE = "1g"
+CAPABILITIES = "CAP_NET_ADMIN,CAP_NET_RAW,CAP_BPF,CAP_PERFMON"
+"""Beyond what nspawn gives anyway."""
+JOURNAL = "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\n"
+STARTED = ("systemd.unit=basic.target", "systemd.mask=timers.target", "systemd.mask=systemd-modules-load.service")
+"""Nothing of what the underlying machine has installed."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--uuid", required=True)
+    parser.add_argument("--disk", type=Path, required=True, help="a folder, empty")
+    parser.add_argument("--layers", nargs="*", type=Path, default=[], help="trees laid over this machine's root")
+    parser.add_argument("--boot", nargs="*", default=[], help="more options of systemd-nspawn, without their dashes")
+    given = parser.parse_args(argv)
+    for hierarchy in hierarchies():
+        (hierarchy / given.name).mkdir(exist_ok=True)
+        (hierarchy / given.name / "cgroup.procs").write_text("0")
+    root = make_disk(given.disk, given.layers, given.uuid)
+    command = nspawn(given.name, given.uuid, root, [f"--{option}" for option in given.boot])
+    while (code := subprocess.run(command, check=False).returncode) == REBOOT:
+        pass
+    return code
+
+
+def make_disk(disk: Path, layers: Sequence[Path], uuid: str) -> Path:
+    """Mount an overlay that writes to a tmpfs; returns its root, with an identity and an empty journal of its own."""
+    _mount("tmpfs", disk, "tmpfs", f"size={DISK_SIZE},mode=755")
+    upper, work, root = (disk / part for part in ("upper", "work", "root"))
+    for folder in (upper, work, root):
+        folder.mkdir()
+    for layer in reversed(layers):
+        # Copied: a folder of the root cannot be a layer above it (ELOOP).
+        subprocess.run(["cp", "--archive", "--no-target-directory", str(layer), str(upper)], check=True)
+    _mount("overlay", root, "overlay", f"lowerdir=/,upperdir={upper},workdir={work}")
+    (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
+    _write(root / "etc/machine-id", uuid.replace("-", "") + "\n")
+    _write(root / "etc/systemd/journald.conf.d/machine.conf", JOURNAL)
+    return root
+
+
+def nspawn(name: str, uuid: str, root: Path, options: Sequence[str]) -> list[str]:
+    return [
+        *("setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "--boot", f"--directory={root}"),
+        *(f"--machine={name}", f"--uuid={uuid}", "--register=no", "--keep-unit", "--link-journal=no"),
+        *("--resolv-conf=off", "--timezone=off", "--console=pipe", "--notify-ready=yes"),
+        *(f"--capability={CAPABILITIES}", "--system-call-filter=bpf", *options, *STARTED),
+    ]
+
+
+def _mount(source: str, target: Path, kind: str, options: str) -> None:
+    subprocess.run(["mount", "-t", kind, "-o", options, source, str(target)], check=True)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.write_text(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

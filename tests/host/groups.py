@@ -1,0 +1,52 @@
+"""The control groups that hold a machine: by them it is ended, whole, whatever it started.
+
+A group is called `<prefix>-<pid of the test run>-<random>`, so that what SIGKILL leaves is found by the next run.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+TOP = Path("/sys/fs/cgroup")
+PREFIX = "dghost"
+REMOVAL_SECONDS = 5.0
+"""The kernel needs a moment to bury what was killed in a group."""
+
+
+def hierarchies() -> list[Path]:
+    """Those that systemd keeps its units in: one under cgroup v2, two in the mixed set-up."""
+    return [TOP / name for name in ("systemd", "unified") if (TOP / name).is_dir()] or [TOP]
+
+
+def sweep() -> list[str]:
+    """End the machines of test runs that are dead; returns their names."""
+    names = {path.name for top in hierarchies() for path in top.glob(f"{PREFIX}-*-*")}
+    dead = sorted(name for name in names if not Path("/proc", name.split("-")[1]).exists())
+    for name in dead:
+        remove(name)
+    return dead
+
+
+def remove(name: str) -> None:
+    """Kill every process of the group and of those under it, and remove them."""
+    for top in hierarchies():
+        if (kill := top / name / "cgroup.kill").exists():  # cgroup v2 only; it holds the same processes
+            kill.write_text("1")
+    for top in hierarchies():
+        for folder, _, _ in os.walk(top / name, topdown=False):
+            _remove_empty(Path(folder))
+
+
+def _remove_empty(folder: Path) -> None:
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    while folder.exists():
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)

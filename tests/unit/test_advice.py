@@ -1,0 +1,185 @@
+"""What `explain` advises: applied to the file, it allows exactly what was denied."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnsguard.cli import main
+from dnsguard.control.calls import Addition
+
+BLOCK = """\
+apiVersion: dnsguard/v1
+kind: Allowlist
+policies:
+  backend:
+    egress:
+      - to:
+          - domainNames: [db.example.com, "*.s3.amazonaws.com"]
+            except: [secret.s3.amazonaws.com]
+        ports: [{protocol: TCP, port: 5432}]
+      - to:
+          - ipBlock: {cidr: 10.0.0.0/16, except: [10.0.5.0/24]}
+        ports: [{protocol: TCP, port: 80, endPort: 90}]
+  empty:
+    egress: []
+  mail:
+    egress:
+      - to: [{domainNames: [mail.example.org]}]
+      - to: [{ipBlock: {cidr: 192.0.2.0/28}}]
+pods:
+  10.244.0.5: {name: shop/backend-0, policies: [backend]}
+  fd00:10:244::5: {name: shop/backend-0, policies: [backend]}
+  10.244.0.6: [github.com]
+  10.244.0.7: {policies: [empty]}
+  10.244.0.8:
+    - github.com
+  10.244.0.9: {policies: [mail]}
+"""
+FLOW = """\
+{apiVersion: dnsguard/v1, kind: Allowlist, policies: {backend: {egress: [{to: [{domainNames: [db.example.com]}]}]},
+  spread: {egress: [
+    {to: [{domainNames: [a.example.com]}],
+     ports: [{protocol: TCP, port: 443}]}]}},
+ pods: {10.244.0.5: {policies: [backend]}, 10.244.0.6: {policies: [spread]}}}
+"""
+
+
+class Files:
+    def __init__(self, folder: Path) -> None:
+        self.config, self.allowlist = folder / "config.yaml", folder / "allowlist.yaml"
+        self.config.write_text(f"upstreams: [10.96.0.10]\nallowlist: {self.allowlist}\npaths: {{runtime: {folder}}}\n")
+
+    def told(self, capsys: pytest.CaptureFixture[str], *question: str) -> Any:
+        code = main(["explain", *question, "--config", str(self.config), "--json", "--offline"])
+        out, err = capsys.readouterr()
+        assert code in (0, 3), err
+        return json.loads(out)
+
+    def add(self, addition: Addition) -> None:
+        """Do what the advice says."""
+        assert addition["file"] == str(self.allowlist)
+        lines = self.allowlist.read_text().splitlines(keepends=True)
+        at, column = addition["line"] - 1, addition["column"] - 1
+        if at == len(lines):
+            lines.append("")
+        lines[at] = lines[at][:column] + addition["text"] + lines[at][column:]
+        self.allowlist.write_text("".join(lines))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    files = Files(tmp_path)
+    files.allowlist.write_text(BLOCK)
+    return files
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [
+        (BLOCK, ("10.244.0.5", "dx.example.com")),
+        (BLOCK, ("10.244.0.5", "secret.s3.amazonaws.com")),
+        (BLOCK, ("10.244.0.5", "s3.amazonaws.com")),
+        (BLOCK, ("10.244.0.5", "elsewhere.test")),
+        (BLOCK, ("10.244.0.5", "_srv.odd\\.label.test")),
+        (BLOCK, ("10.244.0.5", "10.0.5.1", "80")),
+        (BLOCK, ("10.244.0.5", "10.0.4.1", "443")),
+        (BLOCK, ("10.244.0.5", "10.0.4.1", "53/udp")),
+        (BLOCK, ("shop/backend-0", "203.0.113.9", "443")),
+        (BLOCK, ("fd00:10:244::5", "2001:db8::9", "443")),
+        (BLOCK, ("10.244.0.6", "api.github.com")),
+        (BLOCK, ("10.244.0.7", "first.test")),
+        (BLOCK, ("10.244.0.7", "203.0.113.9", "443")),
+        (BLOCK, ("10.244.0.8", "api.github.com")),
+        (BLOCK, ("10.244.0.77", "new.test")),
+        (BLOCK, ("fd00:10:244::77", "new.test")),
+        (FLOW, ("10.244.0.5", "dx.example.com")),
+        (FLOW, ("10.244.0.5", "203.0.113.9", "443")),
+        (FLOW, ("10.244.0.6", "aa.example.com")),
+    ],
+)
+def test_what_is_advised_allows_what_was_denied_and_the_file_stays_valid(
+    text: str, question: tuple[str, ...], files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files.allowlist.write_text(text)
+    before = files.told(capsys, *question)
+    files.add(before["add"])
+
+    assert before["verdict"] == "denied"
+    after = files.told(capsys, *question)
+    assert (after["verdict"], after["nearest"], after["add"]) == ("allowed", [], None)
+
+
+@pytest.mark.parametrize(
+    ("question", "miss", "text"),
+    [
+        (("10.244.0.5", "s3.amazonaws.com"), "apex", "*.s3.amazonaws.com matches the names under s3.amazonaws.com"),
+        (("10.244.0.5", "secret.s3.amazonaws.com"), "excepted", "the except secret.s3.amazonaws.com takes it out"),
+        (("10.244.0.5", "x.db.example.com"), "below", "db.example.com matches itself only"),
+        (("10.244.0.5", "db.example.co"), "typo", "db.example.com is one letter away"),
+        (("10.244.0.5", "web.example.com"), "label", "db.example.com differs in one label"),
+        (("10.244.0.5", "db.example.com.shop.svc.cluster.local"), "searched", "if a search list put shop.svc"),
+        (("10.244.0.5", "mail.example.org"), "elsewhere", "policy mail allows it, and this pod does not have"),
+        (("10.244.0.5", "10.0.4.1", "443"), "port", "holds 10.0.4.1, but opens tcp/80-90, not tcp/443"),
+        (("10.244.0.5", "10.0.5.1", "80"), "excepted", "10.0.0.0/16 holds 10.0.5.1, and its except 10.0.5.0/24"),
+        (("10.244.0.5", "10.1.0.1", "80"), "beside", "10.0.0.0/16 ends close to 10.1.0.1"),
+        (("10.244.0.5", "192.0.2.1", "9"), "elsewhere", "policy mail allows it"),
+    ],
+)
+def test_the_rule_that_came_nearest_is_told_with_how_it_missed(
+    question: tuple[str, ...], miss: str, text: str, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nearest = files.told(capsys, *question)["nearest"][0]
+
+    assert nearest["miss"] == miss
+    assert text in nearest["text"]
+    assert nearest["origin"].startswith(f"{files.allowlist}:")
+
+
+def test_a_name_that_a_search_list_made_longer_needs_no_rule(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert files.told(capsys, "10.244.0.5", "db.example.com.cluster.local")["add"] is None
+
+
+def test_a_new_rule_has_the_ports_of_the_one_that_came_nearest(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    addition = files.told(capsys, "10.244.0.5", "dx.example.com")["add"]
+
+    line = "      - {to: [{domainNames: [dx.example.com]}], ports: [{protocol: TCP, port: 5432}]}\n"
+    assert (addition["line"], addition["column"], addition["text"]) == (6, 1, line)
+
+
+def test_a_port_that_nobody_knows_is_called_a_guess(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "443 is a guess" in files.told(capsys, "10.244.0.5", "elsewhere.test")["add"]["remark"]
+
+
+def test_the_short_form_of_a_pod_cannot_express_an_address(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert files.told(capsys, "10.244.0.6", "203.0.113.9", "443")["add"] is None
+
+
+def test_people_see_the_nearest_rule_and_the_line_with_its_place(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["explain", "10.244.0.5", "dx.example.com", "--config", str(files.config), "--offline"])
+    out = capsys.readouterr().out
+
+    assert code == 3
+    assert f"to allow it, insert before {files.allowlist}:6 (" in out
+    assert "\n      - {to: [{domainNames: [dx.example.com]}]" in out
+
+
+def test_without_a_daemon_there_is_no_past(files: Files) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dnsguard", "explain", "10.244.0.5", "--config", str(files.config)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the daemon is not running" in done.stderr
