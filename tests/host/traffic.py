@@ -1,8 +1,9 @@
 """What a busy pod does, as a program of its own inside the pod, and what became of it.
 
-`python -m tests.host.traffic RESOLVER` runs until its standard input ends, then prints one JSON object. Standard
-library only. Queries are sent as glibc sends them: a socket each, a second try after 5 s, given up after 10. Nothing
-here is allowed to hurry a retry: what is counted as answered at the first try was answered by the node, not by luck.
+`python -m tests.host.traffic RESOLVER FIRST` runs until its standard input ends, then prints one JSON object. Standard
+library only. Fresh names are numbered from FIRST on. Queries are sent as glibc sends them: a socket each, a second try
+after 5 s, given up after 10. Nothing here hurries a retry: what is counted as answered at the first try was answered by
+the node, not by luck.
 
     udp          a question every 5 ms, half of them for a name never asked before
     tcp          the same, pipelined on one connection that is made again when it breaks
@@ -100,10 +101,10 @@ class _Asking(asyncio.DatagramProtocol):
 class Traffic:
     """All of it, from `run` until `stop` is set."""
 
-    def __init__(self, resolver: str, stop: asyncio.Event) -> None:
+    def __init__(self, resolver: str, first: int, stop: asyncio.Event) -> None:
         self._resolver = resolver
         self._stop = stop
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(first)
         self._begun: set[asyncio.Task[None]] = set()
         self.udp, self.tcp = Queries(), Queries()
         self.connections: Counter[str] = Counter()
@@ -289,4 +290,4 @@ async def until_told(run: Callable[[asyncio.Event], Awaitable[dict[str, Any]]]) 
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(until_told(lambda stop: Traffic(sys.argv[1], stop).run()))))
+    print(json.dumps(asyncio.run(until_told(lambda stop: Traffic(sys.argv[1], int(sys.argv[2]), stop).run()))))
