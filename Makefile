@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit test-kernels lint lock bpf bench fuzz clean
+.PHONY: help setup venv demo test test-unit test-kernels lint lock bpf deb bench fuzz clean
 
 PYTHON ?= /usr/bin/python3
 KEEP ?=
@@ -60,6 +60,10 @@ lock: venv ## Resolve the dependencies anew into the two lock files, with hashes
 
 bpf: ## Compile the eBPF program into the package (clang, llvm, libbpf-dev). The object is committed: nobody else needs this
 	$(PYTHON) bpf/build.py
+
+deb: setup ## Build the Debian package for this machine's Debian into dist/, and have lintian look at it
+	@$(MACHINE) deb
+	package=$$(/usr/bin/python3 packaging/build.py) && lintian --allow-root --fail-on error,warning "$$package" && echo "$$package"
 
 bench: setup ## dnsguard beside its peers: tables, docs/benchmarks.md, plots (root). ARGS=--quick for a minute's run
 	@$(MACHINE) bench

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import dnsguard_alone, path, report, scale, told
+from benchmarks import dnsguard_alone, memory, memory_report, path, report, scale, told
 from benchmarks.bed import RESOLVER, UPSTREAM, Bed, Cores
 from benchmarks.kernel import bpffs
 from benchmarks.load import Order
@@ -54,6 +54,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--names", type=int, default=10_000, help="fresh names resolved and connected to at once")
     parser.add_argument("--pods", type=int, default=scale.FULL.pods, help="of the full node")
     parser.add_argument("--minutes", type=float, default=scale.FULL.minutes, help="what the full node may take at most")
+    parser.add_argument(
+        "--memory", action="store_true", help="instead of all else, dnsguard's memory over a long run: docs/memory.md"
+    )
     parser.add_argument("--server-cpu", type=int, default=0)
     parser.add_argument("--load-cpu", type=int, default=1)
     parser.add_argument(
@@ -156,6 +159,18 @@ def profile(bed: Bed, pace: Pace, cores: Cores) -> None:
         pstats.Stats(str(out)).sort_stats("tottime").print_stats(40)
 
 
+def memory_alone(cores: Cores, *, quick: bool) -> int:
+    """The exit code: 1 when an aim was missed."""
+    load, _, _ = os.getloadavg()
+    with tempfile.TemporaryDirectory(prefix="dnsguard-bench-") as folder:
+        found = memory.measure(Path(folder), cores, memory.QUICK if quick else memory.FULL)
+    for line in memory_report.lines(found, load):
+        print(line)
+    if not quick:
+        memory_report.write(found, load, command())
+    return int(not memory_report.met(found))
+
+
 def main() -> int:
     options = arguments()
     pace = QUICK if options.quick else dataclasses.replace(FULL, rounds=options.rounds)
@@ -164,6 +179,8 @@ def main() -> int:
     if os.cpu_count() == 1 or not {cores.server, cores.load} <= os.sched_getaffinity(0):
         sys.exit("two cores are needed: one for the server, one for load and upstream")
     try:
+        if options.memory:
+            return memory_alone(cores, quick=options.quick)
         with (
             tempfile.TemporaryDirectory(prefix="dnsguard-bench-") as folder,
             bpffs(Path(folder) / "bpf"),
@@ -180,7 +197,7 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"{' '.join(error.cmd)} ended with {error.returncode}: {error.stderr}", file=sys.stderr)
         return 1
-    except (WrongElementsError, RuntimeError) as error:
+    except (WrongElementsError, TooSlowError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
     report.show(results)

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.kernel import Runs, runs_on
 from benchmarks.load import Order, Outcome
 from benchmarks.names import WORLD_NETWORK
+from benchmarks.upstream import TTL
 from dnsguard.demo.lab import Lab, Pod
 
 TOP = Path(__file__).resolve().parent.parent
@@ -102,7 +103,7 @@ class Bed:
         self._upstream: subprocess.Popen[str] | None = None
         self._cores: Cores | None = None
 
-    def start_upstream(self, cores: Cores) -> None:
+    def start_upstream(self, cores: Cores, ttl: int = TTL) -> None:
         """Start the upstream on the load's core; one that already runs there is kept."""
         if self._cores == cores:
             return
@@ -110,7 +111,8 @@ class Bed:
             self._upstream.kill()
             self._upstream.wait()
         self._cores = cores
-        self._upstream = self.popen(self.lab.world, cores.load, sys.executable, "-m", "benchmarks.upstream", UPSTREAM)
+        argv = (sys.executable, "-m", "benchmarks.upstream", UPSTREAM, str(ttl))
+        self._upstream = self.popen(self.lab.world, cores.load, *argv)
         self.wait_for_answer(UPSTREAM)
 
     def popen(self, place: str, cpu: int, *argv: str, **options: object) -> subprocess.Popen[str]:

@@ -1,8 +1,9 @@
-"""Many pods at once: each asks for the same names from a link of its own, until every question is answered.
+"""Many pods at once, each asking from a link of its own, until every question is answered.
 
-`python -m benchmarks.crowd PODS NAMES SECONDS` runs in the namespace that holds the pods' ends of all links and prints
-a JSON object. The ends have no addresses: frames are made here and sent by one packet socket, which also sees the
-replies; nobody else looks at them.
+`python -m benchmarks.crowd PODS NAMES SECONDS [FIRST LAST]` runs in the namespace that holds the pods' ends of all
+links and prints a JSON object. Every pod asks for every name; with FIRST and LAST these turns are taken, in each of
+which another name is asked for, and by another pod than the last time. The ends have no addresses: frames are made here
+and sent by one packet socket, which also sees the replies; nobody else looks at them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Iterator
 from itertools import islice
 
 from benchmarks.names import Kind, query
@@ -62,16 +64,30 @@ def _end(pod: int) -> socket.socket:
     return opened
 
 
-class Crowd:
-    """Asks in the order of the names, so that ever another pod is asking; what failed or was lost is asked again."""
+Asking = tuple[int, int]
+"""A pod and the number of a name."""
 
-    def __init__(self, pods: int, names: int) -> None:
+
+def everything(pods: int, names: int) -> Iterator[Asking]:
+    """In the order of the names, so that ever another pod is asking."""
+    return ((pod, number) for number in range(names) for pod in range(pods))
+
+
+def turns(pods: int, names: int, first: int, last: int) -> Iterator[Asking]:
+    """Round and round through the names; in each round another pod asks for a name."""
+    return (((turn + turn // names) % pods, turn % names) for turn in range(first, last))
+
+
+class Crowd:
+    """Asks in this order; what failed or was lost is asked again."""
+
+    def __init__(self, pods: int, left: Iterator[Asking]) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_IP4))
         self._socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
         self._socket.settimeout(0.05)
         self._ends = [_end(pod) for pod in range(pods)]
-        self._left = ((pod, number) for number in range(names) for pod in range(pods))
-        self._waiting: dict[tuple[int, int], float] = {}
+        self._left = left
+        self._waiting: dict[Asking, float] = {}
         self.answered = self.failed = 0
 
     def run(self, seconds: float) -> dict[str, float]:
@@ -123,5 +139,6 @@ class Crowd:
 
 
 if __name__ == "__main__":
-    pods, names, seconds = map(int, sys.argv[1:])
-    json.dump(Crowd(pods, names).run(seconds), sys.stdout)
+    pods, names, seconds, *between = map(int, sys.argv[1:])
+    asked = turns(pods, names, *between) if between else everything(pods, names)
+    json.dump(Crowd(pods, asked).run(seconds), sys.stdout)

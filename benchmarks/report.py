@@ -62,16 +62,20 @@ QUIET = 1.0
 
 def machine(results: Results) -> list[str]:
     """What it is, when it was, and whether something else was using it."""
+    busy = "" if results.load_before < QUIET else " THE MACHINE WAS NOT QUIET: do not rely on these figures."
+    return [machine_line(results.load_before) + busy]
+
+
+def machine_line(load: float) -> str:
     facts = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    busy = "" if results.load_before < QUIET else " THE MACHINE WAS NOT QUIET: do not rely on these figures."
-    return [
+    return (
         f"Machine: {facts[0] if facts else platform.machine()}, {os.cpu_count()} cores, {memory:.0f} GiB; "
         f"Linux {platform.release()}; Python {platform.python_version()}. Date: {datetime.date.today()}. "
-        f"Load average before the run: {results.load_before:.1f}.{busy}",
-    ]
+        f"Load average before the run: {load:.1f}."
+    )
 
 
 INTRODUCTION = f"""# Benchmarks

@@ -78,15 +78,15 @@ def measure(folder: Path, cores: Cores, size: Size) -> Scale:
     with kernel.bpffs(folder / "scale/bpf"), Lab("dnsguard-bench") as lab:
         bed = Bed(lab, folder / "scale")
         bed.start_upstream(cores)
-        _make_links(bed, size)
-        node = _Node(bed, size, cores)
+        make_links(bed, size)
+        node = Node(bed, size, cores, config(bed, size))
         try:
             return _measure(node, deadline)
         finally:
             node.stop()
 
 
-def _measure(node: _Node, deadline: float) -> Scale:
+def _measure(node: Node, deadline: float) -> Scale:
     started = node.start(deadline)
     resident, memory = node.server.resident(), kernel.memory()
     asked = node.ask(deadline)
@@ -105,18 +105,22 @@ def _measure(node: _Node, deadline: float) -> Scale:
     )
 
 
-class _Node:
+class Node:
     """dnsguard on the bed's node, told of all pods."""
 
     server: Server
 
-    def __init__(self, bed: Bed, size: Size, cores: Cores) -> None:
+    def __init__(self, bed: Bed, size: Size, cores: Cores, config: str) -> None:
         self.bed, self.size, self._cores = bed, size, cores
         self.control = ControlClient(bed.folder / "run")
         self._config, self._allowlist = bed.folder / "config.yaml", bed.folder / "allowlist.yaml"
         self._log = bed.folder / "log"
-        self._config.write_text(_config(bed, size))
+        self._config.write_text(config)
         self._write_allowlist(range(0))
+
+    @property
+    def pid(self) -> int:
+        return self.server.process.pid
 
     def start(self, deadline: float) -> float:
         begun = time.monotonic()
@@ -142,9 +146,10 @@ class _Node:
     def _said(self) -> str:
         return self._log.read_text()[-2000:]
 
-    def ask(self, deadline: float) -> dict[str, float]:
+    def ask(self, deadline: float, *turns: int) -> dict[str, float]:
+        """Every name for every pod, or these turns of `crowd.turns`."""
         seconds = max(1, int(deadline - time.monotonic()))
-        numbers = (str(self.size.pods), str(self.size.names), str(seconds))
+        numbers = map(str, (self.size.pods, self.size.names, seconds, *turns))
         argv = ("taskset", "-c", str(self._cores.load), sys.executable, "-m", "benchmarks.crowd", *numbers)
         ran = self.bed.lab.run(self.bed.pod.namespace, *argv, cwd=TOP, timeout=seconds + 30)
         asked: dict[str, float] = json.loads(ran.stdout)
@@ -170,7 +175,7 @@ class _Node:
         self.bed.lab.run(self.bed.lab.node, *cleanup, check=False, timeout=120)
 
 
-def _config(bed: Bed, size: Size) -> str:
+def config(bed: Bed, size: Size) -> str:
     leases = size.pods * size.names
     return f"""apiVersion: dnsguard/v1
 kind: Configuration
@@ -183,7 +188,7 @@ limits: {{queriesPerSecond: 1000000, burst: 1000000, inFlight: 60000, uniqueName
 tables: {{pods: {size.pods}, leases: {leases}}}
 log: {{format: json, queries: None}}
 metrics: {{listen: null}}
-paths: {{runtime: {bed.folder}/run, bpffs: {bed.pins}}}
+paths: {{runtime: {bed.folder}/run, bpffs: {bed.pins}, state: {bed.folder}/state}}
 """
 
 
@@ -206,7 +211,7 @@ def _dotted(pod: int) -> str:
     return ".".join(map(str, crowd.address(pod)))
 
 
-def _make_links(bed: Bed, size: Size) -> None:
+def make_links(bed: Bed, size: Size) -> None:
     """Each pod's link, its other end in the namespace of the bed's pod. Without IPv6, which would chatter on each."""
     lab, there = bed.lab, bed.pod.namespace
     for place in (lab.node, there):

@@ -157,7 +157,7 @@ tables: {{leases: {LEASES}, answers: {2 * KERNEL_ANSWERS}, flows: {2 * FLOWS}}}
 cache: {{entries: {CACHE_ENTRIES // 10}}}
 log: {{format: json, queries: None}}
 metrics: {{listen: "127.0.0.1:9353"}}
-paths: {{runtime: {folder}/run, bpffs: {folder.parent}/bpf/dnsguard}}
+paths: {{runtime: {folder}/run, bpffs: {folder.parent}/bpf/dnsguard, state: {folder}/state}}
 """
     )
     rules = "".join(

@@ -1,6 +1,6 @@
 """The upstream of every server under test: answers names of `benchmarks.names` from tables, far faster than they ask.
 
-`python -m benchmarks.upstream ADDRESS`. Any question other than an A of a known kind gets an empty answer.
+`python -m benchmarks.upstream ADDRESS [TTL]`. Any question other than an A of a known kind gets an empty answer.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ KIND_AT = DIGITS.stop + 1
 POINTER_TO_QUESTION = b"\xc0\x0c"
 
 
-def _record(owner: bytes, kind: int, data: bytes) -> bytes:
-    return owner + struct.pack("!HHIH", kind, 1, TTL, len(data)) + data
+def _record(owner: bytes, kind: int, data: bytes, ttl: int) -> bytes:
+    return owner + struct.pack("!HHIH", kind, 1, ttl, len(data)) + data
 
 
-def _answers(kind: Kind) -> list[bytes]:
+def _answers(kind: Kind, ttl: int) -> list[bytes]:
     """What stands behind the question, for each turn of the pool."""
     turns = range(POOL // kind.records)
     if kind is not Kind.CHAIN:
-        return [b"".join(_record(POINTER_TO_QUESTION, 1, a) for a in addresses(n, kind)) for n in turns]
+        return [b"".join(_record(POINTER_TO_QUESTION, 1, a, ttl) for a in addresses(n, kind)) for n in turns]
     # the target stands behind the CNAME record's own pointer and ten fixed octets
     target = struct.pack("!H", 0xC000 | QUESTION_END + 12)
     return [
-        _record(POINTER_TO_QUESTION, 5, wire_name(name(n, Kind.TARGET)))
-        + b"".join(_record(target, 1, a) for a in addresses(n, kind))
+        _record(POINTER_TO_QUESTION, 5, wire_name(name(n, Kind.TARGET)), ttl)
+        + b"".join(_record(target, 1, a, ttl) for a in addresses(n, kind))
         for n in turns
     ]
 
 
-def serve(address: str) -> None:
+def serve(address: str, ttl: int = TTL) -> None:
     """Answer on `address`, port 53, until killed. One loop, no branch that is not needed: it shares the load's core."""
     opened = datagram_socket()
     opened.bind((address, 53))
@@ -45,7 +45,7 @@ def serve(address: str) -> None:
     buffer, lengths = batch.buffer, batch.lengths
     # by the first letter of the kind: flags and counts, and what follows the question for each turn
     known = {
-        ord(kind[0]): (struct.pack("!5H", 0x8580, 1, records, 0, 0), _answers(kind))
+        ord(kind[0]): (struct.pack("!5H", 0x8580, 1, records, 0, 0), _answers(kind, ttl))
         for kind, records in ((Kind.ONE_A, 1), (Kind.CHAIN, 3), (Kind.TARGET, 2))
     }
     starts = range(0, SLOTS * SIZE, SIZE)
@@ -69,4 +69,4 @@ def serve(address: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], *map(int, sys.argv[2:]))

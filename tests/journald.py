@@ -58,8 +58,12 @@ class Journald:
         self.path.unlink(missing_ok=True)
 
     def entries(self) -> list[Mapping[str, str]]:
-        """All that waits."""
-        return [dict(fields(octets)) for octets in self._received()]
+        """All that waits; of a field that is there several times the last."""
+        return [dict(one) for one in self.raw()]
+
+    def raw(self) -> list[list[tuple[str, str]]]:
+        """All that waits, each entry's fields in their order."""
+        return [fields(octets) for octets in self._received()]
 
     def _received(self) -> Iterator[bytes]:
         while True:

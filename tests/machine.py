@@ -24,10 +24,14 @@ BASE = (
     "util-linux",
 )
 COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
-TEST = ("bind9-dnsutils", *COMPILER, "netcat-openbsd", "postgresql", "postgresql-client", "systemd-container")
+DEB = ("debhelper", "dpkg-dev", "lintian")
+TEST = (
+    *("bind9-dnsutils", *COMPILER, *DEB, "fish", "mandoc", "netcat-openbsd", "postgresql", "postgresql-client"),
+    *("prometheus", "systemd-container", "zsh"),
+)
 BENCH = ("dnsdist", "dnsmasq-base", "iperf3", "unbound")
 KERNELS = ("busybox-static", "file", "qemu-system-x86")
-PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH, "kernels": BASE + KERNELS}
+PURPOSES = {"base": BASE, "test": BASE + TEST, "bench": BASE + BENCH, "deb": BASE + DEB, "kernels": BASE + KERNELS}
 TARGETS = {"kernels": "test-kernels"}
 """Those named otherwise than their purpose."""
 NEEDS_ROOT = {"test", "bench", "kernels"}

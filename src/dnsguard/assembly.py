@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from hashlib import sha256
 from math import ceil
 
-from dnsguard.config.groups import DenyResponse, OnExceed, Revocation, Settings
+from dnsguard.config.groups import DenyResponse, Mode, OnExceed, Revocation, Settings
 from dnsguard.core.answers import DEFAULT_PROTECTED, Protected
-from dnsguard.core.leases import Capacity
+from dnsguard.core.book import Capacity
 from dnsguard.core.limits import REFUSED_BEFORE_DROPPING, Limits
 from dnsguard.core.model import Address
 from dnsguard.core.wire import Rcode
@@ -16,8 +16,8 @@ from dnsguard.enforce.bpf.second import EbpfLayout
 from dnsguard.enforce.nftables.layout import Layout
 from dnsguard.engine.change import ChangeSettings
 from dnsguard.engine.engine import EngineSettings
-from dnsguard.engine.exchange import ExchangeSettings
 from dnsguard.engine.fetches import FetchLimits
+from dnsguard.engine.refusals import ExchangeSettings
 from dnsguard.node.routing import InterceptionRoute
 
 _DENY_RCODES = {
@@ -57,6 +57,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         cache_entries=settings.cache.entries,
         drain=settings.enforcement.revocation is Revocation.DRAIN,
         prefetch=settings.dns.prefetch,
+        audit=settings.mode is Mode.AUDIT,
     )
 
 
@@ -73,6 +74,7 @@ def table_layout(settings: Settings) -> Layout:
         flows=settings.tables.flows,
         pods=settings.tables.pods,
         log_rate=settings.limits.log_lines,
+        audit=settings.mode is Mode.AUDIT,
     )
 
 
@@ -92,13 +94,14 @@ def ebpf_layout(settings: Settings) -> EbpfLayout:
         queries=limits.queries_per_second * refused,
         query_burst=limits.burst * refused,
         reports=limits.log_lines,
+        audit=settings.mode is Mode.AUDIT,
         intercept=tuple(Address(address.packed) for address in settings.dns.intercept) or None,
     )
 
 
 def answers_fingerprint(settings: Settings, own: Iterable[Address]) -> int:
     """Stands for all that decides what an answer may contain and how long it is told, besides the policies."""
-    content = [settings.ttl, settings.answers, settings.dns.deny_response, sorted(own)]
+    content = [settings.mode, settings.ttl, settings.answers, settings.dns.deny_response, sorted(own)]
     return int.from_bytes(sha256(repr(content).encode()).digest()[:8], "big")
 
 

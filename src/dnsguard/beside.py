@@ -174,25 +174,27 @@ class Beside:
 
     # ---- what runs until the stop
 
-    def background(self, every: Every, drops: Drops, answers: AnsweredInKernel) -> list[Coroutine[Any, Any, None]]:
+    def background(self, every: Every, drops: Drops) -> list[Coroutine[Any, Any, None]]:
         async def vouch() -> None:
             self._vouch()
 
-        async def count() -> None:
-            counts = self._counts()
-            drops.count(dropped(counts), LINE)
-            answers.count(answered(counts))
-            quiet = await asyncio.to_thread(left_over, self._line.maps["drops"], time.monotonic_ns())
-            for denial in quiet:
+        async def tell_left_over() -> None:
+            for denial in await asyncio.to_thread(left_over, self._line.maps["drops"], time.monotonic_ns()):
                 drops.tell(denial)
 
         return [
             every(VOUCH, "vouching", vouch),
             every(VERIFY, "eBPF links", self._verify),
             every(SWEEP, "eBPF maps", self._sweep),
-            every(SWEEP, "eBPF counters", count),
+            every(SWEEP, "eBPF reports", tell_left_over),
             every(0.0, "eBPF on a new link", self._follow_one),
         ]
+
+    async def count(self, drops: Drops, answers: AnsweredInKernel) -> None:
+        """Bring in what the programs have counted; one call at a time."""
+        counts = await asyncio.to_thread(self._counts)
+        drops.count(dropped(counts), LINE)
+        answers.count(answered(counts))
 
     def adopt_counters(self, drops: Drops, answers: AnsweredInKernel) -> None:
         """What an earlier process has counted is not of this one."""

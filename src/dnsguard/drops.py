@@ -14,7 +14,7 @@ from typing import Final
 
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import Pod
-from dnsguard.enforce.denials import PROTOCOLS, WHY, Answered, Denial, Dropped
+from dnsguard.enforce.denials import PASSED_IN_AUDIT, PROTOCOLS, WHY, Answered, Denial, Dropped
 from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.engine.counters import ANY_FAMILY, OTHER, UNSEEN_RCODE
 from dnsguard.engine.engine import Engine
@@ -37,26 +37,41 @@ class Growth:
 
 
 class Drops:
-    """Dropped packets; `by_pod` is how many of each pod, by its name."""
+    """Dropped packets; `by_pod` is how many of each pod, by its name. In Audit most of them have passed: these are
+    told and counted as audited. `on_denial` hears of each report, too."""
 
-    def __init__(self, engine: Engine, events: Events, now: Callable[[], Seconds]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        events: Events,
+        now: Callable[[], Seconds],
+        on_denial: Callable[[Denial], None] = lambda denial: None,
+    ) -> None:
+        self._on_denial = on_denial
         self._engine = engine
         self._events = events
         self._now = now
         self._growth: defaultdict[str, Growth] = defaultdict(Growth)
         self.by_pod: dict[str, int] = {}
+        self.audited: dict[str, int] = {}
+
+    def _passed(self, reason: str) -> bool:
+        return self._engine.exchanges.audit and reason in PASSED_IN_AUDIT
 
     def tell(self, denial: Denial) -> None:
         """The event of one packet, or of several of a kind."""
+        passed = self._passed(denial.reason)
+        self._on_denial(denial)
         pod = self._engine.pods.by_link.get(denial.link)
+        kind = EventKind.FLOW_AUDITED if passed else EventKind.FLOW_DENIED
         self._events.emit(
-            EventKind.FLOW_DENIED,
+            kind,
             pod=pod.name if pod else None,
             pod_ip=denial.pod,
             address=denial.peer,
             port=denial.port,
             protocol=PROTOCOLS.get(denial.protocol, denial.protocol),
-            verdict="denied",
+            verdict="audited" if passed else "denied",
             reason=self._reason(pod, denial),
             rule=denial.rule,
             policy=_policy(pod, denial.rule) if pod else None,
@@ -78,10 +93,20 @@ class Drops:
         grown = self._growth[enforcer].of(_by_key(found))
         for one in {one[:-1]: one for one in found}.values():
             more = grown[one[:-1]]
-            self._engine.counters.egress_denied[one.reason] += more
+            counts, by_pod = self._tallies(one.reason)
+            counts[one.reason] += more
             pod = _on(self._engine, one.link) if one.pod is None else owners.get(one.pod)
             if pod is not None and more and one.reason != _NO_FAULT:
-                self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + more
+                by_pod[pod.name] = by_pod.get(pod.name, 0) + more
+        _forget_gone(self.by_pod, self._engine)
+        _forget_gone(self.audited, self._engine)
+
+    def _tallies(self, reason: str) -> tuple[dict[str, int], dict[str, int]]:
+        """By reason and by pod, for packets of this reason."""
+        counters = self._engine.counters
+        if self._passed(reason):
+            return counters.egress_audited, self.audited
+        return counters.egress_denied, self.by_pod
 
 
 class AnsweredInKernel:
@@ -109,6 +134,7 @@ class AnsweredInKernel:
             self._add(answered, denied)
             if (pod := _on(self._engine, link)) is not None:
                 self.by_pod[pod.name] = self.by_pod.get(pod.name, 0) + answered + denied
+        _forget_gone(self.by_pod, self._engine)
 
     def _grown(self, found: Sequence[Answered]) -> dict[LinkIndex, tuple[int, int]]:
         numbers: dict[Hashable, int] = {(one.link, "answered"): one.answered for one in found}
@@ -130,6 +156,12 @@ def _by_key(found: Sequence[Dropped]) -> dict[Hashable, int]:
 
 def _on(engine: Engine, link: LinkIndex | None) -> Pod | None:
     return None if link is None else engine.pods.by_link.get(link)
+
+
+def _forget_gone(by_pod: dict[str, int], engine: Engine) -> None:
+    """Nobody asks for the counts of pods that went, and ever others come."""
+    for name in by_pod.keys() - {pod.name for pod in engine.pods}:
+        del by_pod[name]
 
 
 def _policy(pod: Pod, rule: int | None) -> str:

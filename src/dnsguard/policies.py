@@ -1,4 +1,5 @@
-"""The policy in force, and how another one takes its place: read in a child process, then put in force, or not at all.
+"""The policy and the mode in force, and how others take their place: read, the policy in a child process, then put in
+force, or not at all.
 
 Needs the engine only for a reload: the first policy is put in force by whoever restores the leases with it.
 """
@@ -10,7 +11,9 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from dnsguard.config.diagnostics import Diagnostic, Severity, exit_code
+from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
+from dnsguard.config.groups import Mode
+from dnsguard.config.live import read_again
 from dnsguard.config.settings import Settings
 from dnsguard.control.calls import CallError, Reloaded
 from dnsguard.core.model import Address
@@ -29,7 +32,8 @@ def print_all(diagnostics: Sequence[Diagnostic]) -> int:
 
 
 class Policies:
-    """Owns the loaded allowlist. `own` tells the node's addresses, which a warning of the loader is about."""
+    """Owns the loaded allowlist. `own` tells the node's addresses, which a warning of the loader is about;
+    `on_settings` hears of what a reload has changed in the configuration, once policy and mode are in force."""
 
     def __init__(
         self,
@@ -39,7 +43,9 @@ class Policies:
         counters: Counters,
         *,
         own: Callable[[], Collection[Address]],
+        on_settings: Callable[[Settings], None] = lambda settings: None,
     ) -> None:
+        self._on_settings = on_settings
         self._config = config
         self._settings = settings
         self._events = events
@@ -47,31 +53,70 @@ class Policies:
         self._own = own
         self._store: Store | None = None
         self._reloading = asyncio.Lock()
+        self.rejected = False
+        """Whether the last policy read is not the one in force."""
 
     async def first(self) -> Store:
         """The policy to start with. Raises CallError, with every diagnostic printed, when it cannot be used."""
-        loaded = await self._load()
+        loaded = await self._load(self._settings)
         code = print_all(loaded.diagnostics)
         if loaded.store is None:
             raise CallError(f"{self._settings.allowlist} cannot be used; the errors are above", code)
         self._keep(loaded.store)
-        self._tell(loaded)
+        self._tell(loaded.diagnostics)
         return loaded.store
 
     async def reload(self, changes: Changes) -> Reloaded:
-        """Read the allowlist again and go over to it. Raises CallError, with the old one in force, when it cannot."""
+        """Read both files again and go over to what they say. Raises CallError, with all as it was, when it cannot."""
         async with self._reloading:
-            loaded = await self._load()
-            self._tell(loaded)
+            settings, late = self._read_settings()
+            loaded = await self._load(settings)
+            found = [*late, *loaded.diagnostics]
+            self._tell(found)
             if loaded.store is None:
-                self._counters.reloads["rejected"] += 1
-                raise CallError("\n".join(map(str, loaded.diagnostics)), exit_code(loaded.diagnostics))
-            changed = await self._put_in_force(loaded.store, changes)
-            return {
+                raise self._rejected(found)
+            before, changed = self._settings.mode, await self._go_over(settings, loaded.store, changes)
+            told: Reloaded = {
                 "generation": changes.generation,
-                "diagnostics": [str(one) for one in loaded.diagnostics],
+                "diagnostics": [str(one) for one in found],
                 "changed": changed,
             }
+            if settings.mode is not before:
+                told["mode"] = settings.mode.value
+            return told
+
+    def _read_settings(self) -> tuple[Settings, list[Diagnostic]]:
+        try:
+            return read_again(self._config, self._settings)
+        except ConfigError as error:
+            self._tell(error.diagnostics)
+            raise self._rejected(error.diagnostics) from error
+
+    def _rejected(self, found: Sequence[Diagnostic]) -> CallError:
+        self._reject()
+        return CallError("\n".join(map(str, found)), exit_code(found))
+
+    async def _go_over(self, settings: Settings, store: Store, changes: Changes) -> int:
+        """Policy and mode. What the new policy allows is open before anything is closed, and Audit begins before the
+        new policy could close anything. Returns how many pods the policy changes."""
+        mode = settings.mode if settings.mode is not self._settings.mode else None
+        if mode is Mode.AUDIT:
+            await self._go_to(mode, changes)
+        try:
+            changed = await self._put_in_force(store, changes)
+        except BaseException:
+            if mode is Mode.AUDIT:
+                await self._go_to(self._settings.mode, changes)
+            raise
+        if mode is Mode.ENFORCE:
+            await self._go_to(mode, changes)
+        self._settings = settings
+        self._on_settings(settings)
+        return changed
+
+    async def _go_to(self, mode: Mode, changes: Changes) -> None:
+        cut = await changes.audit(mode is Mode.AUDIT)
+        self._events.emit(EventKind.MODE_CHANGED, mode=mode.value, count=cut)
 
     async def _put_in_force(self, store: Store, changes: Changes) -> int:
         """Returns how many pods it changes."""
@@ -79,10 +124,11 @@ class Policies:
             outcome = await changes.policy(store)
         except BaseException as error:
             store.close()
-            self._counters.reloads["rejected"] += 1
+            self._reject()
             self._events.emit(EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {error}")
             raise
         self._keep(store)
+        self.rejected = False
         self._counters.reloads["loaded"] += 1
         self._events.emit(
             EventKind.POLICY_LOADED,
@@ -94,8 +140,11 @@ class Policies:
         )
         return outcome.pods
 
-    async def _load(self) -> Loaded:
-        settings = self._settings
+    def _reject(self) -> None:
+        self.rejected = True
+        self._counters.reloads["rejected"] += 1
+
+    async def _load(self, settings: Settings) -> Loaded:
         return await load(self._config, settings.allowlist, settings.paths.runtime, own=frozenset(self._own()))
 
     def _keep(self, store: Store | None) -> None:
@@ -106,7 +155,7 @@ class Policies:
     def close(self) -> None:
         self._keep(None)
 
-    def _tell(self, loaded: Loaded) -> None:
+    def _tell(self, diagnostics: Sequence[Diagnostic]) -> None:
         kinds = {Severity.ERROR: EventKind.POLICY_REJECTED, Severity.WARNING: EventKind.POLICY_WARNING}
-        for one in loaded.diagnostics:
+        for one in diagnostics:
             self._events.emit(kinds[one.severity], reason=str(one))

@@ -9,14 +9,14 @@ import asyncio
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dnsguard import __version__
 from dnsguard.config.groups import Settings
 from dnsguard.control.calls import CallError, DenialRow, Explanation, Gap, LeaseRow, PodRow, Status, Version
 from dnsguard.control.explain import Ended, Subject, ports_text
-from dnsguard.core.leases import Lease
+from dnsguard.core.lease import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, address_text
@@ -25,9 +25,9 @@ from dnsguard.observe.recent import Recent
 from dnsguard.why import Case, denial_rows, explain_all
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Configured:
-    """What the daemon was told: its settings, the file they came from, and when it started."""
+    """What the daemon was told: its settings (others after a reload), the file they came from, and when it started."""
 
     settings: Settings
     file: Path
@@ -38,7 +38,7 @@ class Configured:
 class Reports:
     """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name, and
     `answered` its questions that the kernel answered; `missing` is what readiness waits for, empty when
-    ready; `recent` remembers what was denied."""
+    ready; `recent` remembers what was denied; `totals` are the metrics' counters."""
 
     engine: Engine
     configured: Configured
@@ -48,7 +48,10 @@ class Reports:
     now: Callable[[], Seconds]
     recent: Recent
     enforcers: Sequence[str] = ("nftables",)
+    audited: Mapping[str, int] = field(default_factory=dict)
+    """Packets of each pod that passed in Audit only, by its name."""
     gaps: Callable[[], Sequence[Gap]] = tuple
+    totals: Callable[[], Mapping[str, int]] = dict
 
     async def version(self) -> Version:
         return {"version": __version__}
@@ -66,9 +69,16 @@ class Reports:
             "allowlist": str(settings.allowlist),
             "generation": engine.changes.generation,
             "pods": len(engine.pods),
+            "pods_limit": settings.tables.pods,
             "leases": len(engine.leases),
+            "lease_elements": engine.leases.elements,
+            "leases_limit": settings.tables.leases,
+            "in_flight": len(engine.exchanges),
+            "held_answers": engine.exchanges.gate.holding,
+            "totals": dict(self.totals()),
             "queries": sum(engine.counters.requests.values()),
             "denied": engine.counters.verdicts["denied"],
+            "audited": engine.counters.verdicts["audited"],
             "enforcers": list(self.enforcers),
             "gaps": list(self.gaps()),
             "upstreams": [{"address": to, "up": up} for to, up in self.upstreams().items()],
@@ -102,8 +112,9 @@ class Reports:
             "policy": pod.policy.label,
             "default": pod.program.default.value,
             "rules": len(pod.program.rules),
-            "leases": len(self.engine.leases.pods[pod.id].by_key),
+            "leases": len(self.engine.leases.pods[pod.id]),
             "denied": self.dropped.get(pod.name, 0),
+            "audited": self.audited.get(pod.name, 0),
             "answered_in_kernel": self.answered.get(pod.name, 0),
             "origin": str(pod.entry_origin or ""),
         }
@@ -115,7 +126,7 @@ class Reports:
     def _leases_of(self, pod: Pod) -> list[LeaseRow]:
         ports = {rule.scope.name: ports_text(rule.ports) for rule in pod.program.rules if rule.scope is not None}
         now = self.now()
-        living = (lease for lease in self.engine.leases.pods[pod.id].by_key.values() if lease.until > now)
+        living = (lease for lease in self.engine.leases.pods[pod.id] if lease.until > now)
         rows = [self._lease_row(pod, lease, ports.get(lease.scope, lease.scope), now) for lease in living]
         return sorted(rows, key=lambda row: (row["names"], row["address"], row["scope"]))
 
@@ -157,8 +168,8 @@ class Reports:
     def _ended_of(self, pod: Pod, now: Seconds) -> dict[Address, Ended]:
         """What each address was leased for last; not those that are leased now."""
         table = self.engine.leases.pods[pod.id]
-        over = [lease for lease in (*table.ended.values(), *table.by_key.values()) if lease.until <= now]
-        living = {lease.address for lease in table.by_key.values() if lease.until > now}
+        over = [lease for lease in (*table.ended.values(), *table) if lease.until <= now]
+        living = {lease.address for lease in table if lease.until > now}
         latest = sorted(over, key=lambda lease: lease.until)
         return {
             lease.address: Ended(tuple(dict.fromkeys((*lease.names, *lease.past))), now - lease.until)

@@ -4,7 +4,7 @@ In: the lease elements read back, which program each (link, address) was running
 lease. Out: leases in the books, what their addresses stood on before, and what the enforcer must do. What is open is
 what the kernel says, never the file: a name lasts no longer than its element. A lease is kept when a name of it still
 justifies it under the policy of now; one whose names are unknown, or end before it does, when its pod runs the very
-program it ran then: that is never extended and goes at the first change of the program.
+program it ran then and nothing was taken back: that is never extended and goes at the first change of the program.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from dnsguard.core.leases import UNKNOWN, Changed, Element, Held, Leases
+from dnsguard.core.lease import UNKNOWN, Element, Held
+from dnsguard.core.leases import Changed, Leases
 from dnsguard.core.model import Address, Name, Pair, PodId, Seconds
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.engine.revoke import justify
@@ -63,7 +64,7 @@ class _Restoring:
         for scope, key, remaining in self._left.held:
             source, peer = Address(key[: len(key) // 2]), Address(key[len(key) // 2 :])
             pod = owners.get(source)
-            if pod is not None and (self._still_runs(pod, source, scope) or self._is_named(pod, source, scope, peer)):
+            if pod and (self._is_named(pod, source, scope, peer) or self._may_stay(pod, source, scope, peer)):
                 found[pod.id, scope, peer][source] = self._now + remaining / 1000.0
             else:
                 changed.remove.append(Element(scope, key))
@@ -80,18 +81,23 @@ class _Restoring:
         last = max(names, key=names.__getitem__, default=UNKNOWN)
         if names and until - names[last] < SLACK:
             names[last] = until
-        elif all(self._still_runs(pod, source, scope) for source in ends):
+        elif all(self._may_stay(pod, source, scope, peer) for source in ends):
             names[UNKNOWN] = until
         self._leases.restore(pod.id, scope, peer, names=names, until=until, written=written)
 
     def _remember(self, pod: Pod) -> None:
         """What living and ended leases stood on, for the flows that they let open."""
-        same = all(self._left.running.get(pair) == program for pair, program in pod.pairs())
-        living = self._leases.pods[pod.id].by_key
-        for (scope, peer), known in self._known[pod.id].leases.items():
-            lease = living.get((scope, peer))
+        known_then = self._known[pod.id]
+        same = known_then.program == pod.program.name
+        living = self._leases.pods[pod.id]
+        for (scope, peer), known in known_then.leases.items():
+            lease = living.get(scope, peer)
             now_named = lease.names if lease is not None else {}
-            past = {n: min(end, self._now) for n, end in known.items() if n not in now_named and (n or same)}
+            past = {
+                name: min(abs(end), self._now)
+                for name, end in known.items()
+                if name not in now_named and (name or (same and end > 0))
+            }
             if past:
                 self._leases.restore_past(pod.id, scope, peer, past)
 
@@ -100,13 +106,16 @@ class _Restoring:
         names: Mapping[Name, Seconds] = known.leases.get((scope, peer), {})
         return source in known.addresses and any(end > self._now and name for name, end in names.items())
 
-    def _still_runs(self, pod: Pod, source: Address, scope: str) -> bool:
-        return self._left.running.get((pod.link, source)) == pod.program.name and any(
-            rule.scope is not None and rule.scope.name == scope for rule in pod.program.rules
-        )
+    def _may_stay(self, pod: Pod, source: Address, scope: str, peer: Address) -> bool:
+        """Whether names that nobody knows may hold it open: the program is the one that it was opened under."""
+        known = self._known[pod.id]
+        taken_back = any(end < 0 for end in known.leases.get((scope, peer), {}).values())
+        ran = {self._left.running.get((pod.link, source)), known.program or pod.program.name}
+        scopes = {rule.scope.name for rule in pod.program.rules if rule.scope is not None}
+        return ran == {pod.program.name} and scope in scopes and not taken_back
 
 
 def _names_of(pod: Pod, names: Names) -> PodNames:
     """What was kept for this very pod: on its link, under an address that it still has."""
     known = names.get(pod.link)
-    return known if known is not None and not known.addresses.isdisjoint(pod.addresses) else PodNames(frozenset())
+    return known if known is not None and not known.addresses.isdisjoint(pod.addresses) else PodNames()

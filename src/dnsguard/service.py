@@ -26,7 +26,7 @@ from dnsguard import __version__, assembly
 from dnsguard.background import Background
 from dnsguard.beside import LINE, Beside, open_line, remove_line
 from dnsguard.config.diagnostics import ConfigError
-from dnsguard.config.groups import Ebpf
+from dnsguard.config.groups import Ebpf, Revocation
 from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import Gap, Reloaded, exit_code_of
@@ -40,10 +40,12 @@ from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, Surroundings
 from dnsguard.kernel_events import KernelEvents
+from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
-from dnsguard.listen.transparent import ListenSockets, open_sockets
+from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import UdpListener
 from dnsguard.lock import only_one
+from dnsguard.names_file.content import Names
 from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
 from dnsguard.node.links import Links
@@ -51,16 +53,19 @@ from dnsguard.node.routing import Interception, unusable_sysctls
 from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
-from dnsguard.observe.health import HealthServer
+from dnsguard.observe.health import Health, HealthServer
 from dnsguard.observe.log import LEVELS, open_log
-from dnsguard.observe.metrics import Gauges, Metrics, build_registry
+from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
-from dnsguard.process import raise_descriptors, tune_interpreter
+from dnsguard.process import raise_descriptors, return_memory, tell_stacks_on_abort, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
+from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
+from dnsguard.seen import FLUSH, LOOK, Seen, Sources
 from dnsguard.sources.store import Store
+from dnsguard.supervision import Supervision
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
 from dnsguard.upstream.transport import Transport
@@ -69,10 +74,10 @@ TICK: Final[Seconds] = 0.05
 """Between two looks at deadlines."""
 AFTERWARDS: Final[Seconds] = 0.5
 """What queries in flight get at a stop beyond their deadline."""
-REMEMBER: Final[Seconds] = 60.0
-"""Between two looks at which open flows still need what ended leases stood on."""
-DROPPED: Final[Seconds] = 5.0
-"""Between two readings of the kernel's counters of dropped packets."""
+FORGET: Final[Seconds] = 2.0
+"""Between two looks at what may be forgotten."""
+COUNTED: Final[Seconds] = 5.0
+"""Between two readings of the kernel's counters when nobody scrapes."""
 AGAIN: Final[Seconds] = 1.0
 """What never ends by itself is begun again after a defect."""
 
@@ -82,6 +87,7 @@ def run(config: Path) -> int:
     try:
         settings = load_settings(config)
         with only_one(settings.paths.runtime):
+            tell_stacks_on_abort()
             tune_interpreter()
             raise_descriptors()
             return uvloop.run(Service(config, settings).run())
@@ -105,19 +111,23 @@ class Service:
             time.monotonic,
             queries=settings.log.queries.value,
             level=LEVELS[settings.log.level.value],
+            pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
-        self._systemd = Systemd.from_environment(os.environ)
+        self._supervision = Supervision(Systemd.from_environment(os.environ))
         self._counters = Counters()
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
-        self._started = time.monotonic()
+        self._configured = Configured(settings, config, time.monotonic())
         self._missing = "starting"
         self._kernel = KernelEvents(self._events, self._counters)
         self._background = Background(self._events, self._counters)
-        self._policies = Policies(config, settings, self._events, self._counters, own=lambda: self._own)
+        self._policies = Policies(
+            config, settings, self._events, self._counters, own=lambda: self._own, on_settings=self._settings_are
+        )
+        self._book = Book()
         self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
@@ -141,7 +151,8 @@ class Service:
         try:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.
-                background = await self._start(rooms)
+                async with self._supervision.starting():
+                    background = await self._start(rooms)
                 async with asyncio.TaskGroup() as tasks:
                     owned = [tasks.create_task(work) for work in background]
                     await self._stop.wait()
@@ -164,17 +175,23 @@ class Service:
         )
         watch = Watch([links, interception], self._kernel.problem)
         rooms.callback(watch.stop)
-        sockets = open_sockets(settings.dns.listen_port, settings.interception.reply_mark)
+        sockets = self._supervision.listen(settings.dns.listen_port, settings.interception.reply_mark, self._events)
         rooms.callback(sockets.close)
         await self._open_kernel(rooms)
         engine, servers = self._build_engine()
         rooms.callback(self._transport.close)
+        rooms.push_async_callback(self._kernel_counters.close)
         await watch.start()
         if self._beside is not None and await self._enforcer.stands():
             # What an earlier process intercepted is intercepted again: queries wait in the listeners' sockets.
             await interception.install()
             self._beside.intercepting()
-        await self._restore(await self._policies.first())
+        policy, names = await self._policies.first(), await self._names.read()
+        await self._sightings.begin()
+        rooms.push_async_callback(self._sightings.close)
+        await self._restore(policy, names)
+        if self._enforcer.owned:
+            self._supervision.hold_table(self._enforcer.owner)
         rooms.push_async_callback(self._names.close)
         await interception.install()
         self._listen(sockets)
@@ -183,20 +200,24 @@ class Service:
             await self._beside.begin(engine.pods, self._conntrack, engine.revocation)
         rooms.callback(self._udp.close)
         rooms.callback(self._tcp.close)
+        return_memory()
         await self._tcp.start()
         self._udp.start()
         await self._open_control(rooms)
         self._missing = ""
-        self._systemd.ready()
+        self._supervision.ready(self._status())
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         probes = Probes(settings.upstreams, servers, back=self._upstream_back)
-        beside = self._beside.background(self._background.every, self._drops, self._answers) if self._beside else []
+        beside = self._beside.background(self._background.every, self._drops) if self._beside else []
         return [
             *beside,
             self._background.every(TICK, "time", self._tick),
+            self._background.every(self._supervision.interval, "watchdog", self._look),
             self._background.every(TICK, "names behind leases", self._names.tick),
-            self._background.every(REMEMBER, "memory of flows", self._remember),
-            self._background.every(DROPPED, "counters of drops", self._count_dropped),
+            self._background.every(FORGET, "memory", self._forget),
+            self._background.every(COUNTED, "kernel counters", self._kernel_counters.read),
+            self._background.every(LOOK, "flows seen", self._sightings.look),
+            self._background.every(FLUSH, "what was seen", self._sightings.flush),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
             self._background.every(AGAIN, "probes", probes.run),
             self._background.whenever(self._links_changed, "links", self._follow_links),
@@ -217,6 +238,7 @@ class Service:
             on_commit=self._kernel.committed,
             beside=line.table if line is not None else None,
             on_beside=self._kernel.committed_beside,
+            before_claim=self._supervision.release_table,
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
@@ -245,18 +267,25 @@ class Service:
             time.monotonic,
             servers,
             [str(upstream) for upstream in settings.upstreams],
+            witness=self._book,
         )
         if (line := self._line) is not None:
             around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
-        self._drops = Drops(engine, self._events, time.monotonic)
+        layout = assembly.table_layout(settings)
+        sources = Sources(engine.pods, engine.leases, self._conntrack, self._enforcer.audited, layout.intercept)
+        self._sightings = Seen(self._book, sources, settings.paths.state, self._events)
+        self._drops = Drops(engine, self._events, time.monotonic, self._sightings.denied)
         self._answers = AnsweredInKernel(engine)
+        self._kernel_counters = KernelCounters(
+            (self._count_dropped, self._count_beside), time.monotonic, self._background.defect
+        )
         reports = UpstreamReports(engine.fetches.answered, engine.fetches.failed, self._counters.upstream_discarded)
         self._transport = Transport(settings.upstreams, reports)
         engine.connect(self._transport)
         return engine, servers
 
-    async def _restore(self, policy: Store) -> None:
+    async def _restore(self, policy: Store, names: Names) -> None:
         """The first change: every pod of this node, with the leases that the kernel still holds for it."""
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
@@ -268,7 +297,7 @@ class Service:
             assembly.answers_fingerprint(self._settings, self._own)
         ):
             self._line.answers.adopt(())
-        left = Left(held, running, await self._names.read())
+        left = Left(held, running, names)
         seen, self._seen = self._seen, {}
         await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
         self._names.begin(engine.pods, engine.leases)
@@ -286,18 +315,20 @@ class Service:
         )
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
-        configured = Configured(self._settings, self._config, self._started)
         reports = Reports(
             self._engine,
-            configured,
+            self._configured,
             self._drops.by_pod,
             self._answers.by_pod,
             self._missing_now,
             time.monotonic,
             self._events.recent,
             ("nftables", LINE) if self._line is not None else ("nftables",),
+            self._drops.audited,
             self._gaps,
+            lambda: metrics.totals(),
         )
+        metrics = Metrics(self._counters, list(reports.upstreams()), gauges(self._rooms(reports)))
         control = ControlServer(
             self._settings.paths.runtime,
             {
@@ -308,6 +339,7 @@ class Service:
                 "explain": reports.explain,
                 "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
+                "learn": self._sightings.rows,
                 "reload": self._reload,
             },
             lambda call, error: self._background.defect("control socket", error),
@@ -315,10 +347,27 @@ class Service:
         await control.start()
         rooms.push_async_callback(control.stop)
         if (listen := self._settings.metrics.listen) is not None:
-            registry = build_registry(self._metrics(reports))
-            health = HealthServer(str(listen), registry, lambda: self._missing_now() or None)
+            health = HealthServer(str(listen), build_registry(metrics), self._health())
             await health.start()
             rooms.push_async_callback(health.stop)
+
+    def _rooms(self, reports: Reports) -> Rooms:
+        return Rooms(
+            self._settings,
+            self._engine,
+            self._enforcer,
+            self._udp,
+            self._tcp,
+            self._events,
+            self._log.outlet,
+            self._kernel_counters,
+            self._policies,
+            reports,
+            time.monotonic,
+        )
+
+    def _health(self) -> Health:
+        return Health(self._missing_now, lambda: stuck(self._enforcer, time.monotonic()), self._kernel_counters.fresh)
 
     def _gaps(self) -> list[Gap]:
         failures = self._beside.failures if self._beside else {}
@@ -332,6 +381,7 @@ class Service:
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""
         self._missing = "stopping"
+        self._supervision.stopping()
         self._events.emit(EventKind.STOPPING)
         self._udp.stop()
         self._tcp.stop()
@@ -341,13 +391,30 @@ class Service:
         self._engine.fetches.abandon_all()
 
     async def _reload(self) -> Reloaded:
-        return await self._policies.reload(self._engine.changes)
+        with self._supervision.reloading(self._status):
+            return await self._policies.reload(self._engine.changes)
+
+    def _settings_are(self, settings: Settings) -> None:
+        """A reload has put these in force."""
+        self._settings = self._configured.settings = settings
+        self._events.tune(settings.log.queries.value, LEVELS[settings.log.level.value])
+        self._engine.revocation.drain = settings.enforcement.revocation is Revocation.DRAIN
+        if self._line is not None:
+            self._line.answers_made_by(assembly.answers_fingerprint(settings, self._own))
 
     # ---- what runs until the stop
 
     async def _tick(self) -> None:
         self._engine.tick(time.monotonic())
         self._events.tick()
+
+    async def _look(self) -> None:
+        self._supervision.look([self._enforcer.busy_since], self._status())
+
+    def _status(self) -> str:
+        """What `systemctl status` shows."""
+        state = f"not ready: {missing}" if (missing := self._missing_now()) else "ready"
+        return f"{state}: {len(self._engine.pods)} pods, generation {self._engine.changes.generation}"
 
     async def _follow_links(self) -> None:
         seen, self._seen = self._seen, {}
@@ -358,8 +425,8 @@ class Service:
         with contextlib.suppress(DnsguardError):
             await self._reload()
 
-    async def _remember(self) -> None:
-        await self._engine.revocation.remember(self._engine.pods, time.monotonic())
+    async def _forget(self) -> None:
+        await self._engine.forget(time.monotonic())
 
     async def _apply_again(self) -> None:
         if self._engine.changes.unapplied:
@@ -367,6 +434,10 @@ class Service:
 
     async def _count_dropped(self) -> None:
         self._drops.count(await self._enforcer.dropped())
+
+    async def _count_beside(self) -> None:
+        if self._beside is not None:
+            await self._beside.count(self._drops, self._answers)
 
     # ---- what the rooms tell
 
@@ -399,24 +470,3 @@ class Service:
     def _upstream_back(self, server: int) -> None:
         if self._engine.servers.answered(server, time.monotonic()):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=str(self._settings.upstreams[server]))
-
-    def _metrics(self, reports: Reports) -> Metrics:
-        engine, log = self._engine, self._log
-        gauges = Gauges(
-            pods=lambda: len(engine.pods),
-            leases=lambda: engine.leases.elements,
-            held_answers=lambda: engine.exchanges.gate.holding,
-            in_flight=lambda: len(engine.exchanges),
-            cache_entries=lambda: len(engine.cache),
-            tcp_connections=lambda: len(self._tcp.connections),
-            policy_generation=lambda: engine.changes.generation,
-            log_lines_dropped=lambda: log.outlet.dropped,
-            log_lines_suppressed=lambda: self._events.suppressed,
-            log_events_failed=lambda: self._events.failed,
-            udp_discarded=lambda: sum(each.discarded for each in self._udp.counts),
-            udp_unsent=lambda: sum(each.unsent for each in self._udp.counts),
-            tcp_cut=lambda: self._tcp.cut,
-            drop_reports_lost=lambda: self._enforcer.reports_lost,
-            upstreams_up=reports.upstreams,
-        )
-        return Metrics(self._counters, list(reports.upstreams()), gauges)

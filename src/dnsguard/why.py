@@ -24,6 +24,8 @@ from dnsguard.observe.recent import Denial
 from dnsguard.sources.edits import Edit, add_name, add_pod, add_rule
 
 UNSURE: Final = "the file has changed or cannot be read: put it in front of the rule that stood there"
+_QUERIES: Final = (EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED)
+_FLOWS: Final = (EventKind.FLOW_DENIED, EventKind.FLOW_AUDITED)
 _NUMBERS: Final = {text: number for number, text in PROTOCOLS.items()}
 _NOT_OF_POLICY: Final = frozenset(text for reason, text in WHY.items() if reason not in POLICY_REASONS) | {"multicast"}
 
@@ -81,9 +83,9 @@ def _about_name(case: Case, name: Name) -> Iterable[Denial]:
 
 def _advise(case: Case, denial: Denial) -> Advice:
     fields = denial.fields
-    if denial.kind is EventKind.QUERY_DENIED and isinstance(name := fields["name"], bytes):
+    if denial.kind in (EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED) and isinstance(name := fields["name"], bytes):
         return advise_name(case.subject, Name(name))
-    if denial.kind is EventKind.FLOW_DENIED and denial.reason not in _NOT_OF_POLICY:
+    if denial.kind in (EventKind.FLOW_DENIED, EventKind.FLOW_AUDITED) and denial.reason not in _NOT_OF_POLICY:
         protocol, port, peer = fields["protocol"], fields["port"], fields["address"]
         number = _NUMBERS.get(protocol) if isinstance(protocol, str) else protocol
         if isinstance(number, int) and isinstance(port, int) and isinstance(peer, bytes):
@@ -109,7 +111,7 @@ def _row(case: Case, denial: Denial, advice: Advice) -> DenialRow:
 def _subject_text(denial: Denial) -> str:
     texts = {key: str(field_value(key, value)) for key, value in denial.fields.items()}
     match denial.kind:
-        case EventKind.FLOW_DENIED:
+        case EventKind.FLOW_DENIED | EventKind.FLOW_AUDITED:
             return f"{texts['address']} {texts['protocol']}/{texts['port']}"
         case EventKind.QUERY_LIMITED:
             return f"limit {texts['limit']}"

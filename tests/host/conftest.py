@@ -30,6 +30,13 @@ def machine(image: Path) -> Iterator[Machine]:
         yield booted
 
 
+@pytest.fixture(scope="module")
+def standing(image: Path) -> Iterator[Host]:
+    """A node whose dnsguard is ready, with two pods: for tests of one file that leave it so."""
+    with hosting([image]) as running:
+        yield running
+
+
 @pytest.fixture
 def host(image: Path) -> Iterator[Host]:
     """A node whose dnsguard is ready, with two pods."""

@@ -24,7 +24,7 @@ TOP = Path(__file__).resolve().parent.parent.parent
 CACHE = TOP / ".cache/host"
 PYTHON = "/usr/bin/python3"
 UNIT = "dnsguard.service"
-UNITS = (UNIT,)
+UNITS = ("dnsguard.socket", UNIT)
 CONFIG = "/etc/dnsguard/config.yaml"
 SETTINGS = {
     "pods": {"interfaces": ["veth-*"]},

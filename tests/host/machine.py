@@ -16,10 +16,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,6 +39,39 @@ BPFFS = (
     " && mount -o remount,ro /sys"
 )
 """systemd mounts it on a real machine, but not in a container."""
+
+
+class Notices:
+    """What arrives by sd_notify(3), read as it comes: systemd waits for a reader, with everything it has to do."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._messages: SimpleQueue[str] = SimpleQueue()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._thread = threading.Thread(target=self._read, name="notices", daemon=True)
+
+    def _read(self) -> None:
+        while message := self._socket.recv(4096).decode():
+            if "READY=1" in message or "X_NSPAWN" in message or "ERRNO" in message:
+                self._messages.put(message)
+
+    def next(self, seconds: float) -> list[str]:
+        """The lines of the next message that counts; none when there is none so soon."""
+        try:
+            return self._messages.get(timeout=seconds).splitlines()
+        except Empty:
+            return []
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", str(self._path))
+        self._thread.join()
+        self._socket.close()
 
 
 class Machine:
@@ -76,8 +111,7 @@ class Machine:
         self._ending.callback(groups.remove, self.name)
         (folder / "disk").mkdir()
         self._console = folder / "console"
-        self._notified = self._ending.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-        self._notified.bind(str(folder / "notify"))
+        self._notices = self._ending.enter_context(Notices(folder / "notify"))
         self._process = self._boot(folder)
         self._ending.callback(self._kill)
         self._wait_until_up()
@@ -114,12 +148,8 @@ class Machine:
 
     def _next_notice(self, deadline: float) -> list[str]:
         """The lines of one message of sd_notify(3). Raises RuntimeError with the console when none comes."""
-        self._notified.settimeout(0.2)
         while True:
-            try:
-                lines = self._notified.recv(4096).decode().splitlines()
-            except TimeoutError:
-                lines = []
+            lines = self._notices.next(0.2)
             failed = any(line.startswith("ERRNO=") for line in lines) or self._process.poll() is not None
             if failed or time.monotonic() > deadline:
                 raise RuntimeError(f"systemd did not come up: {lines}\n{self.console()}")

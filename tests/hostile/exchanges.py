@@ -299,7 +299,7 @@ class Node(Stage):
         assert all(0 <= pod.share.in_flight <= IN_FLIGHT for pod in engine.pods)
         assert len(engine.cache) <= CACHED
         assert engine.leases.elements <= LEASES
-        assert all(len(table.by_key) <= LEASES_PER_POD for table in engine.leases.pods.values())
+        assert all(len(table) <= LEASES_PER_POD for table in engine.leases.pods.values())
         assert len(engine.exchanges._strangers) <= len(PODS)
         fields = [getattr(engine.counters, field) for field in engine.counters.__slots__]
         assert sum(len(field) for field in fields if isinstance(field, dict)) <= MOST_COUNTERS
@@ -328,7 +328,7 @@ class Node(Stage):
         self.advance(4000.0, 4)
         assert len(engine.leases) == 0 and engine.leases.elements == 0
         assert self.enforcer.held() == []
-        assert not engine.leases._buckets
+        assert not engine.leases._turns
         self.check()
 
     def advance(self, seconds: float, steps: int) -> None:

@@ -63,6 +63,11 @@ class Dnsguard:
         assert self._process is not None
         return self._process.wait(15)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -131,7 +136,7 @@ def running_dnsguard(
         "upstreams": list(upstreams),
         "ttl": {"floor": "1s", "cap": "1h", "grace": "1s"},
         "metrics": {"listen": None},
-        "paths": {"runtime": str(folder / "run"), "bpffs": str(folder / "bpf")},
+        "paths": {"runtime": str(folder / "run"), "bpffs": str(folder / "bpf"), "state": str(folder / "state")},
         **config,
     }
     daemon.write("config.yaml", "Configuration", settings)

@@ -25,6 +25,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dnsguard import __version__
+from dnsguard.scrape import FRESH, PATIENCE
 from tests.node.daemon import Dnsguard, wait_for
 from tests.node.scene import A6, ALLOWLIST, DB, OTHER, PORT, WRONG_PORT, A, B, Scene, playing
 
@@ -188,14 +189,6 @@ def test_reload_prints_json_and_warnings_of_the_file(scene: Scene) -> None:
     assert said.stderr.splitlines() == told["diagnostics"]
 
 
-@pytest.mark.parametrize("command", ["learn"])
-def test_what_is_not_built_yet_exits_with_77_and_says_so(scene: Scene, command: str) -> None:
-    done = scene.daemon.call(command)
-
-    assert done.returncode == 77
-    assert "not built yet" in done.stderr
-
-
 @pytest.mark.parametrize("command", [("nonsense",), ("status", "--nonsense"), ("explain", "shop/a", DB)])
 def test_wrong_usage_exits_with_2(scene: Scene, command: tuple[str, ...]) -> None:
     assert scene.daemon.call(*command).returncode == 2
@@ -276,6 +269,26 @@ def test_a_scrape_counts_what_pods_did(scene: Scene) -> None:
     assert after["dnsguard_enforce_commit_duration_seconds_count", (("enforcer", "nftables"),)] >= 1
     assert after["dnsguard_policy_generation", ()] >= 1
     assert not [key for key in after if key[0] == "dnsguard_internal_errors_total"]
+
+
+def test_a_scrape_reads_the_kernels_own_counters(scene: Scene) -> None:
+    key = "dnsguard_egress_denied_total", (("reason", "default"),)
+    before = samples(scene).get(key, 0.0)
+
+    scene.opens(scene.a, OTHER)
+
+    wait_for(lambda: samples(scene)[key] > before, FRESH + PATIENCE)
+    assert samples(scene)["dnsguard_kernel_counters_age_seconds", ()] < FRESH + PATIENCE
+
+
+def test_no_label_holds_what_a_pod_has_sent(scene: Scene) -> None:
+    scene.ask(scene.a, "smuggled.example.net", "TYPE4711")
+
+    text = get(scene, "/metrics")[1]
+
+    assert "smuggled" not in text
+    assert "4711" not in text
+    assert "shop/a" not in text
 
 
 def test_a_datagram_that_is_no_message_is_counted(scene: Scene) -> None:

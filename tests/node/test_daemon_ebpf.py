@@ -229,7 +229,8 @@ def test_the_status_names_both_enforcers(scene: Scene) -> None:
 def test_without_a_bpffs_auto_goes_on_with_nftables_and_on_refuses(scene: Scene) -> None:
     scene.daemon.stop()
     elsewhere = str(scene.daemon.folder / "no-bpffs")
-    configure(scene, paths={"runtime": str(scene.daemon.folder / "run"), "bpffs": elsewhere})
+    folder = scene.daemon.folder
+    configure(scene, paths={"runtime": str(folder / "run"), "bpffs": elsewhere, "state": str(folder / "state")})
     scene.daemon.start()
     left_out = scene.daemon.told("feature_left_out", feature="enforcement.ebpf: Auto")
     assert elsewhere in left_out["reason"]

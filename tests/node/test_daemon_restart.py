@@ -4,7 +4,9 @@ a start that fails says why, in one line a reason ......... a_start_that_..., a_
 SIGTERM answers what is in flight ......................... a_stop_answers_...
 enforcement stays after a stop ............................ after_a_stop_...
 leases are restored before READY, none is lost ............ after_a_restart_..., a_thousand_leases_...
-a policy changed while it was down ........................ a_policy_that_changed_...
+a policy changed while it was down ........................ a_policy_that_changed_..., what_a_changed_policy_...
+which names justify a lease is known again ................ a_restored_lease_has_its_name, a_flow_whose_lease_...
+the file of names is damaged, full, or gone ............... a_file_of_names_...
 pods that changed while it was down ....................... a_pod_that_was_replaced_...
 a second run is refused ................................... a_second_run_...
 cleanup refuses while it runs, then removes everything .... cleanup_...
@@ -12,16 +14,25 @@ cleanup refuses while it runs, then removes everything .... cleanup_...
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import socket
+import sqlite3
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.node.daemon import wait_for
-from tests.node.scene import ALLOWLIST, DB, MAIL, OTHER, PORT, A, B, Scene, playing, rcode
+from dnsguard.core.names import parse_name
+from dnsguard.core.pods import address_text
+from dnsguard.enforce.bpf.layout import U64, LeaseKey
+from dnsguard.enforce.bpf.syscall import Map, get_pinned
+from tests.node.daemon import BPFFS, wait_for
+from tests.node.scene import ALLOWLIST, DB, MAIL, OTHER, PORT, WRONG_PORT, A, B, Scene, playing, rcode
 
 pytestmark = pytest.mark.node
 
@@ -202,6 +213,153 @@ def test_a_policy_that_changed_while_it_was_down_is_applied_before_it_is_ready(
         assert rcode(scene.ask(scene.a, "db.example.com")) == "NXDOMAIN"
         assert scene.opens(scene.b, MAIL)
         assert another.alive()
+
+
+@ENDS
+def test_what_a_changed_policy_still_justifies_stays_in_both_lines_and_is_extended_later(
+    scene: Scene, end: signal.Signals
+) -> None:
+    """The program of shop/a is another; of its two names one is allowed no longer."""
+    scene.resolve(scene.a, "db.example.com")
+    scene.zone.put("gone.fresh.example.com", "A", "198.18.3.1")
+    scene.resolve(scene.a, "gone.fresh.example.com")
+    names_written(scene, "gone.fresh.example.com")
+    with (
+        scene.connect(scene.a, DB) or pytest.fail("closed") as flow,
+        scene.connect(scene.a, "198.18.3.1") or pytest.fail("closed") as another,
+    ):
+        left = scene.elements(A)[DB]
+        scene.daemon.stop(end)
+        rule = {
+            "to": [{"domainNames": ["db.example.com", "other.example.com"]}],
+            "ports": [{"protocol": "TCP", "port": PORT}],
+        }
+        changed = {**ALLOWLIST, "policies": {**ALLOWLIST["policies"], "web": {"egress": [rule]}}}
+        scene.daemon.write("allowlist.yaml", "Allowlist", changed)
+
+        scene.daemon.start()
+
+        held = scene.elements(A)
+        assert held.keys() == {DB}
+        assert held[DB] <= left
+        assert leased(scene) == {DB}
+        assert flow.alive()
+        assert another.dead()
+        assert scene.opens(scene.a, DB)
+        assert not scene.opens(scene.a, "198.18.3.1")
+        assert scene.daemon.told("leases_purged")["count"] == 1
+    scene.zone.put("db.example.com", "A", DB, ttl=600)
+    scene.resolve(scene.a, "db.example.com")
+    assert scene.elements(A)[DB] > 500
+
+
+@ENDS
+def test_a_restored_lease_has_its_name(scene: Scene, end: signal.Signals) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    names_written(scene, "db.example.com")
+
+    scene.daemon.stop(end)
+    scene.daemon.start()
+
+    assert [row["names"] for row in scene.daemon.ask("leases") if row["address"] == DB] == [["db.example.com"]]
+
+
+def test_a_planned_stop_keeps_the_name_of_the_last_answer(scene: Scene) -> None:
+    scene.resolve(scene.a, "db.example.com")
+
+    scene.daemon.stop()
+
+    assert parse_name("db.example.com") in (scene.daemon.folder / "run" / "names.sqlite").read_bytes()
+
+
+def test_a_flow_whose_lease_ended_before_the_restart_is_judged_by_its_name_after_it(scene: Scene) -> None:
+    scene.zone.put("db.example.com", "A", DB, ttl=1)
+    scene.resolve(scene.a, "db.example.com")
+    with scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
+        wait_for(lambda: DB not in scene.elements(A), 10)
+        scene.daemon.stop(signal.SIGKILL)
+        scene.daemon.start()
+
+        scene.daemon.reload(allowing("db.example.com", PORT, WRONG_PORT))
+        kept = flow.alive()
+        scene.daemon.reload(allowing("other.example.com"))
+
+        assert kept
+        assert flow.dead()
+
+
+@pytest.mark.parametrize("damage", ["garbage", "a folder", "gone", "newer"])
+def test_a_file_of_names_that_is_no_good_is_set_aside_and_the_kernel_is_believed(scene: Scene, damage: str) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    scene.daemon.stop()
+    path = scene.daemon.folder / "run" / "names.sqlite"
+    if damage == "newer":
+        with contextlib.closing(sqlite3.connect(path)) as file:
+            file.execute("PRAGMA user_version = 99")
+    else:
+        path.unlink()
+    if damage == "garbage":
+        path.write_bytes(b"names" * 5000)
+    if damage == "a folder":
+        path.mkdir()
+
+    scene.daemon.start()
+
+    assert scene.opens(scene.a, DB)
+    assert len(scene.daemon.events("state_file_set_aside")) == (damage != "gone")
+    assert path.with_name("names.sqlite.corrupt-1").exists() == (damage != "gone")
+    scene.resolve(scene.b, "mail.example.com")
+    names_written(scene, "mail.example.com")
+    scene.daemon.reload(allowing("other.example.com"))
+    assert not scene.opens(scene.a, DB)
+
+
+def test_a_full_disk_costs_the_names_and_nothing_else_and_is_told_once(scene: Scene) -> None:
+    run = scene.daemon.folder / "run"
+    scene.daemon.stop()
+    with small_disk(run):
+        scene.daemon.start()
+        with contextlib.suppress(OSError), (run / "full").open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        for number in range(300):
+            scene.zone.put(f"n{number}.fresh.example.com", "A", f"198.18.5.{number % 250}")
+            scene.resolve(scene.a, f"n{number}.fresh.example.com")
+        scene.daemon.told("state_file_unwritable")
+        assert scene.opens(scene.a, "198.18.5.7")
+
+        (run / "full").unlink()
+
+        scene.daemon.told("state_file_written")
+        assert len(scene.daemon.events("state_file_unwritable")) == 1
+        names_written(scene, "n7.fresh.example.com")
+        scene.daemon.stop()
+
+
+def names_written(scene: Scene, name: str) -> None:
+    """Return when the daemon's file has this name."""
+    path = scene.daemon.folder / "run" / "names.sqlite"
+    wait_for(lambda: path.exists() and parse_name(name) in path.read_bytes(), 10)
+
+
+def leased(scene: Scene) -> set[str]:
+    """The peers of all leases in the eBPF map that have not ended."""
+    pinned = Map(get_pinned(scene.daemon.folder / "bpf" / "maps" / "leases"))
+    try:
+        ends = {LeaseKey.unpack(key).peer: U64.unpack(value)[0] for key, value in pinned.items()}
+    finally:
+        pinned.close()
+    return {address_text(peer) for peer, end in ends.items() if end > time.monotonic_ns()}
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """A file system of 4 MB there. What a killed test leaves is unmounted with its bpffs by the next."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", f"{BPFFS}-{os.getpid()}", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("ports", [(), (PORT,)], ids=["other ports", "the same ports"])

@@ -21,7 +21,7 @@ from dnsguard.assembly import engine_settings, protected
 from dnsguard.config.settings import settings_from_text
 from dnsguard.core.attempts import Servers
 from dnsguard.core.compile import closed, decide
-from dnsguard.core.leases import UNKNOWN
+from dnsguard.core.lease import UNKNOWN
 from dnsguard.core.model import Action, Address, Flow, LinkIndex, Name, Packet, Pair, PodEntry, Protocol
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import Lookup, Pod
@@ -298,6 +298,8 @@ class Stage:
         self.enforcer = MemoryEnforcer(self._acknowledge, self.clock)
         parts, self.config = settings(config)
         self.servers = Servers(len(self.config.upstreams))
+        if parts.audit:
+            self.enforcer.audit(True)
         self.answers = MemoryAnswers() if kernel else None
         self._numbers: dict[Pair, int] = {}
         self._given = count(1)
@@ -497,7 +499,7 @@ class Stage:
                 promise = Promise(pod, name, address(str(rr.rdata)), self.clock.now + rr.ttl)
                 self.promises.append(promise)
                 self._check(promise)
-                if self._closed(promise):
+                if not self.engine.exchanges.audit and self._closed(promise):
                     self.broken.append(f"{pod.name} was told of {rr.rdata}, which earlier rules close")
 
     def look(self) -> None:
@@ -560,7 +562,7 @@ class Stage:
             if remaining / 1000 <= self.slack:
                 continue
             pod = owners.get(Address(key[:half]))
-            lease = self.engine.leases.pods[pod.id].by_key.get((scope, Address(key[half:]))) if pod else None
+            lease = self.engine.leases.pods[pod.id].get(scope, Address(key[half:])) if pod else None
             if pod is None or lease is None:
                 self.broken.append(f"{scope} {key!r} is open for {remaining} ms and in no book")
                 continue
@@ -596,7 +598,7 @@ class Stage:
         assert engine.leases.elements == 0
         assert self.enforcer.held() == []
         assert all(not table.per_name for table in engine.leases.pods.values())
-        assert not engine.leases._buckets
+        assert not engine.leases._turns
         self.check()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dnsguard.core.leases import Element, Held
+from dnsguard.core.lease import Element, Held
 from dnsguard.names_file.content import Names
 from dnsguard.restore import Left, restore
 from dnsguard.upstream.scripted import Answer

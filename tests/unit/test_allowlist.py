@@ -24,8 +24,8 @@ from dnsguard.core.model import (
     Tier,
 )
 from dnsguard.core.names import parse_pattern
+from dnsguard.core.ports import merge_ports
 from dnsguard.sources.allowlist import AllowlistReader, Surroundings, diagnose
-from dnsguard.sources.peers import merge_ports
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from dnslib import DNSRecord
 
 
 def message(number: int, kind: Kind, records: int) -> DNSRecord:
-    asked, tails = query(number, kind), _answers(kind)
+    asked, tails = query(number, kind), _answers(kind, 3600)
     return DNSRecord.parse(
         asked[:2] + struct.pack("!5H", 0x8580, 1, records, 0, 0) + asked[12:] + tails[number % len(tails)]
     )

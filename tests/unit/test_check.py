@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from dnsguard.cli import main
 from dnsguard.cli.check import check
 
 LEAST = "upstreams: [10.96.0.10]\n"
@@ -71,13 +69,6 @@ def test_a_missing_configuration_is_an_error_of_the_same_form(tmp_path: Path) ->
     assert result.stderr.startswith(f"{tmp_path}/config.yaml:1:1: error: there is no such file")
 
 
-def test_a_value_that_is_not_built_exits_77_and_is_named(tmp_path: Path) -> None:
-    result = run(*files(tmp_path, LEAST + "mode: Audit\n", "pods: {}\n"))
-
-    assert result.exit_code == 77
-    assert "config.yaml:2:7: error: mode: Audit is not built yet; write Enforce" in result.stderr
-
-
 def test_json_is_one_object_a_line_on_standard_output(tmp_path: Path) -> None:
     result = run(*files(tmp_path, LEAST + "a: 1\n", "pods: {10.0.0.1: []}\n"), "--json")
 
@@ -94,11 +85,3 @@ def test_an_address_of_this_machine_is_warned_about(tmp_path: Path) -> None:
 
     assert result.exit_code == 0
     assert "127.0.0.1 is an address of the node itself" in result.stderr
-
-
-@pytest.mark.parametrize("arguments", [["--system"], ["--system", "--json"]])
-def test_looking_at_the_node_is_not_built_yet(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["check", *arguments])
-
-    assert code == 77
-    assert capsys.readouterr().err.startswith("check --system is not built yet")

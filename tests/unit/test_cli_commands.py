@@ -38,9 +38,16 @@ STATUS = {
     "allowlist": "/etc/dnsguard/allowlist.yaml",
     "generation": 3,
     "pods": 2,
+    "pods_limit": 1000,
     "leases": 1,
+    "lease_elements": 2,
+    "leases_limit": 100_000,
+    "in_flight": 3,
+    "held_answers": 1,
+    "totals": {"cache_hits": 5, "limited": 0, "egress_denied": 7, "kernel_repairs": 2, "internal_errors": 0},
     "queries": 10,
     "denied": 4,
+    "audited": 0,
     "enforcers": ["nftables", "ebpf"],
     "gaps": [{"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before from_pod by tcx"}],
     "upstreams": [{"address": "10.96.0.10:53", "up": True}, {"address": "10.96.0.11:53", "up": False}],
@@ -54,6 +61,7 @@ POD = {
     "rules": 2,
     "leases": 1,
     "denied": 4,
+    "audited": 0,
     "answered_in_kernel": 9,
     "origin": "allowlist.yaml:9:3",
 }
@@ -148,6 +156,13 @@ def test_status_is_told_in_words(daemon: Daemon, capsys: pytest.CaptureFixture[s
     assert "running:  2h07m as process 42" in lines
     assert "gap:      ebpf does not decide on veth1: program 7 stands before from_pod by tcx" in lines
     assert "upstream: 10.96.0.11:53 DOWN" in lines
+    assert "pods:     2 of 1000" in lines
+    assert "leases:   1, 2 of 100000 elements" in lines
+    assert "queries:  10, 4 denied, 5 from a cache, 0 over a limit, 0 withheld" in lines
+    assert "now:      3 being answered, 1 of them held for the kernel" in lines
+    assert "dropped:  7 packets" in lines
+    assert "repaired: 2 changes of others to the kernel undone" in lines
+    assert not [line for line in lines if line.startswith("errors:")]
 
 
 def test_status_is_one_json_object(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,14 +298,6 @@ def test_a_named_configuration_that_is_missing_is_an_error(capsys: pytest.Captur
     assert capsys.readouterr().err.startswith("/absent/config.yaml:1:1: error:")
 
 
-@pytest.mark.parametrize("command", [["learn"]])
-def test_what_is_not_built_yet_ends_with_77_and_its_name(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(command) == 77
-    assert capsys.readouterr().err.startswith(f"{command[0]} is not built yet")
-
-
 def test_run_is_given_the_path_and_its_code_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     paths: list[Path] = []
 
@@ -346,12 +353,6 @@ def test_each_command_has_help_with_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert f"dnsguard {command}" in " ".join(result.output.split("Example", 1)[1].split())
-
-
-def test_the_shell_can_complete_commands() -> None:
-    environment = {"_DNSGUARD_COMPLETE": "complete_bash", "COMP_WORDS": "dnsguard le", "COMP_CWORD": "1"}
-    result = CliRunner().invoke(app, [], prog_name="dnsguard", env=environment)
-    assert sorted(result.output.split()) == ["learn", "leases"]
 
 
 # ---- as processes

@@ -140,6 +140,13 @@ def test_what_every_pod_sends_unasked_is_in_no_pods_row(stage: Stage, drops: Dro
     assert (stage.counters.egress_denied["multicast"], drops.by_pod) == (9, {})
 
 
+def test_a_pod_that_went_is_counted_no_longer(stage: Stage, drops: Drops) -> None:
+    drops.count([Dropped("default", None, POD, None, 3)])
+    stage.went("web")
+    drops.count([])
+    assert drops.by_pod == {}
+
+
 @given(st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=20))
 def test_a_total_is_what_was_added_however_often_the_counter_went(steps: list[int | None]) -> None:
     growth, counter, total, added = Growth(), 0, 0, 0

@@ -182,6 +182,23 @@ def test_a_flow_that_is_let_on_again_is_no_longer_remembered(stage: Stage) -> No
     assert not any(stage.engine.revocation.cuts.values())
 
 
+def test_when_many_leases_have_ended_those_without_a_flow_are_forgotten_before_the_minute(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revoke, "MOST_REMEMBERED", 1)
+    records = "\n".join(f"many.example.com. 60 A 192.0.2.{number}" for number in range(1, 5))
+    stage.script("many.example.com", "A", Answer(respond(records)))
+    stage.ask("web", "many.example.com")
+    flow = stage.connect("web", "192.0.2.1", 443)
+    stage.pass_time(100)
+    stage.engine.revocation._looked = stage.clock.now
+
+    stage.finish(stage.engine.forget(stage.clock.now))
+
+    assert stage.flowing(flow)
+    assert sorted(lease.address[3] for lease in stage.engine.leases.pods[stage.pod("web").id].ended.values()) == [1, 4]
+
+
 def test_a_minute_after_its_flow_has_ended_a_lease_is_forgotten(stage: Stage) -> None:
     stage.ask("web", "a.example.com")
     flow = stage.connect("web", "192.0.2.1", 443)
@@ -234,7 +251,7 @@ def test_a_kernel_that_refuses_the_same_lease_again_and_again_costs_no_memory(st
     for _ in range(100):
         stage.ask("web", "a.example.com")
 
-    assert sum(len(bucket) for bucket in stage.engine.leases._buckets.values()) == 1
+    assert sum(len(turn) for turn in stage.engine.leases._turns.values()) == 1
 
 
 def test_leases_are_told_of_while_somebody_asks_and_not_else(stage: Stage) -> None:

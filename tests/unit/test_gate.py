@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 
 import pytest
 
-from dnsguard.core.leases import REFUSED, Armed, Lease, Write
+from dnsguard.core.book import REFUSED, Armed
+from dnsguard.core.lease import Lease, Write
 from dnsguard.core.model import Address, PodId
 from dnsguard.engine.gate import Exits, Gate
 

@@ -98,6 +98,16 @@ def test_a_denied_query_has_every_field_of_its_own(journald: Journald) -> None:
     ]
 
 
+def test_a_pods_every_address_is_a_field_of_its_own(journald: Journald) -> None:
+    log = open_log("journald", "info")
+    addresses = {"shop/a": (b"\x0a\xf4\x00\x05", b"\xfd" + bytes(14) + b"\x05")}
+    EventLog([log.write], LineLimiter(1), lambda: 0.0, pod_ips=lambda pod: addresses.get(pod, ())).emit(
+        EventKind.QUERY_DENIED, pod="shop/a", name=b"\1x\0"
+    )
+    (one,) = journald.raw()
+    assert [value for key, value in one if key == "DNSGUARD_POD_IP"] == ["10.244.0.5", "fd00::5"]
+
+
 @pytest.mark.parametrize(("level", "priority"), [(10, "7"), (20, "6"), (30, "4"), (40, "3")])
 def test_levels_are_syslogs_priorities(level: int, priority: str, journald: Journald) -> None:
     log = event_log(open_log("journald", "debug"))

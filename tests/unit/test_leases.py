@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnsguard.core.leases import UNKNOWN, Armed, Capacity, Element, Leases, Write
+from dnsguard.core.book import Armed, Capacity, Spared
+from dnsguard.core.lease import NAMES_PER_LEASE, UNKNOWN, Element, Write
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Name, PodId, PortRange, Protocol, Scope
 
 POD = PodId(1)
@@ -22,6 +24,9 @@ HTTPS = Scope("tcp_443", (PortRange(Protocol.TCP, 443, 443),))
 PG = Scope("tcp_5432", (PortRange(Protocol.TCP, 5432, 5432),))
 A = Name(b"\1a\0")
 B = Name(b"\1b\0")
+C = Name(b"\1c\0")
+OLD = Spared(first=1000.0, last=1000.0, most=100)
+"""Nothing that has ended before 1000 s is remembered without a flow."""
 
 
 def table(capacity: Capacity | None = None, *addresses: Address) -> Leases:
@@ -109,7 +114,7 @@ def test_a_lease_refused_many_times_is_looked_at_once() -> None:
     leases = table()
     for ticket in range(1, 50):
         leases.refuse(armed(leases, DB, now=float(ticket), ticket=ticket).leases, ticket)
-    assert sum(len(bucket) for bucket in leases._buckets.values()) == 1
+    assert sum(len(turn) for turn in leases._turns.values()) == 1
     leases.rejustify(POD, only(A, "tcp_443"), 60.0, same_program=True)
     assert [lease.address for lease in leases.due(200.0)] == [DB]
 
@@ -200,10 +205,59 @@ def test_what_an_ended_lease_stood_on_is_remembered_while_a_flow_is_open() -> No
     leases = table()
     armed(leases, DB)
     leases.due(60.0)
-    leases.forget_ended(POD, {DB}, 1000.0)
+    leases.forget_ended(POD, {DB}, OLD)
     assert leases.stood_on(POD) == {DB: {("tcp_443", A)}}
-    leases.forget_ended(POD, (), 1000.0)
+    leases.forget_ended(POD, (), OLD)
     assert leases.stood_on(POD) == {}
+
+
+def test_of_ended_leases_without_a_flow_only_the_last_are_remembered() -> None:
+    leases = table()
+    for number in range(5):
+        armed(leases, Address(bytes([192, 0, 2, number])), now=float(number))
+    leases.due(60.0)
+    leases.forget_ended(POD, {WEB}, Spared(first=0.0, last=50.0, most=2))
+    assert [address[3] for address in leases.stood_on(POD)] == [2, 3, 4]
+    assert leases.ended == 3
+
+
+def test_what_has_just_ended_is_remembered_for_its_flows_are_not_known_yet() -> None:
+    leases = table()
+    armed(leases, DB)
+    armed(leases, WEB, now=5.0)
+    leases.due(60.0)
+    leases.forget_ended(POD, (), Spared(first=0.0, last=44.0, most=0))
+    assert leases.stood_on(POD) == {WEB: {("tcp_443", A)}}
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B, C]), st.integers(1, 60), st.integers(0, 20)), min_size=1, max_size=12))
+def test_a_lease_is_open_until_the_last_of_its_names_ends_and_each_has_a_time_of_its_own(
+    answers: list[tuple[Name, int, int]],
+) -> None:
+    leases = table()
+    ends: dict[Name, float] = {}
+    now = 0.0
+    for name, need, later in answers:
+        now += later
+        leases.due(now)
+        ends = {known: until for known, until in ends.items() if until > now}
+        written = max((lease.written for lease in leases), default=0.0)
+        armed(leases, DB, name=name, now=now, need=float(need))
+        until = now + need + 10.0
+        ends[name] = max(until if written < now + need else min(until, written), ends.get(name, 0.0))
+        (lease,) = leases
+        assert {n: until for n, until in lease.names.items() if until > now} == ends
+        assert lease.until == max(ends.values())
+
+
+def test_a_thousand_names_justify_a_lease_and_the_next_takes_the_place_of_the_one_that_ends_first() -> None:
+    leases = table()
+    names = [Name(b"\4%04d\0" % number) for number in range(NAMES_PER_LEASE + 1)]
+    for number, name in enumerate(names):
+        armed(leases, DB, name=name, now=float(number), need=5000.0)
+    (lease,) = leases
+    assert set(lease.names) == set(names[1:])
+    assert leases.fitting(POD, names[0], (HTTPS,), [WEB] * 1000) == [WEB] * 1000
 
 
 def test_a_pod_that_went_leaves_nothing() -> None:

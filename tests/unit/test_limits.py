@@ -36,6 +36,15 @@ def test_nine_refusals_are_due_for_each_query_let_through(share: Share) -> None:
     assert sum(share.refusal(1.0) for _ in range(300)) == 90
 
 
+def test_names_of_a_minute_that_is_over_are_let_go_of_and_no_sooner(share: Share) -> None:
+    for number in range(2):
+        assert share.name(Name(b"\1%d\0" % number), 0.0) is None
+    share.forget(59.0)
+    assert share.name(Name(b"\1x\0"), 59.0) == NAMES
+    share.forget(60.0)
+    assert share._names == set()
+
+
 def test_a_refused_query_takes_nothing_from_the_next(share: Share) -> None:
     allowed(share, 0.0, 20)
     for _ in range(100):

@@ -226,11 +226,6 @@ def test_text_is_coloured_on_a_terminal(clean_logging: None) -> None:
     os.close(theirs)
 
 
-def test_lines_below_the_level_are_left_out(pipe: Pipe, clean_logging: None) -> None:
-    deny(open_log("text", "warning", pipe.writer))
-    assert pipe.read() == b""
-
-
 def test_the_standard_librarys_messages_arrive_and_are_escaped(pipe: Pipe, clean_logging: None) -> None:
     open_log("json", "debug", pipe.writer)
     logging.getLogger("aiohttp.server").warning("bad \x1b[31m request\nfake line")

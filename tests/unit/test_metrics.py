@@ -12,9 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dnsguard import __version__
 from dnsguard.core.errors import DnsguardError
+from dnsguard.enforce.bpf.events import REASONS
 from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters, Histogram
-from dnsguard.observe.health import HealthServer, split_listen
-from dnsguard.observe.metrics import INTEGERS, TALLIES, Gauges, Metrics, build_registry
+from dnsguard.observe.health import Health, HealthServer, split_listen
+from dnsguard.observe.metrics import FROM_THE_START, INTEGERS, TALLIES, Gauges, Metrics, build_registry
 
 
 class Daemon:
@@ -22,10 +23,16 @@ class Daemon:
 
     def __init__(self) -> None:
         self.counters = Counters()
-        self.missing: str | None = None
+        self.missing = ""
+        self.stuck = ""
+        self.refreshed = 0
         gauges = Gauges(leases=lambda: 7, policy_generation=lambda: 3, upstreams_up=lambda: {"10.96.0.10:53": True})
         registry = build_registry(Metrics(self.counters, ["10.96.0.10:53", "[fd00::10]:53"], gauges))
-        self.server = HealthServer("127.0.0.1:0", registry, lambda: self.missing)
+        health = Health(lambda: self.missing, lambda: self.stuck, self.refresh)
+        self.server = HealthServer("127.0.0.1:0", registry, health)
+
+    async def refresh(self) -> None:
+        self.refreshed += 1
 
     async def get(self, path: str) -> tuple[int, str]:
         async with (
@@ -128,6 +135,17 @@ async def test_gauges_are_read_at_the_scrape(daemon: Daemon) -> None:
     assert await daemon.value("dnsguard_build_info", version=__version__) == 1
 
 
+@pytest.mark.parametrize("field", FROM_THE_START)
+async def test_what_alerts_watch_for_its_first_time_is_there_at_0(field: str, daemon: Daemon) -> None:
+    metric, _, label = TALLIES[field]
+    for key in FROM_THE_START[field]:
+        assert await daemon.value(metric, **{label: key}) == 0
+
+
+def test_every_reason_of_a_dropped_packet_is_there_from_the_start() -> None:
+    assert set(REASONS.values()) == set(FROM_THE_START["egress_denied"])
+
+
 async def test_a_scrape_creates_no_keys(daemon: Daemon) -> None:
     await daemon.scrape()
     assert not any(getattr(daemon.counters, field) for field in TALLIES)
@@ -141,6 +159,28 @@ async def test_health_is_ok_while_the_loop_runs(daemon: Daemon) -> None:
     assert await daemon.get("/healthz") == (200, "ok\n")
 
 
+async def test_health_says_what_stands_still(daemon: Daemon) -> None:
+    daemon.stuck = "the kernel's writer has been at one piece of work for 21 s"
+    assert await daemon.get("/healthz") == (503, "the kernel's writer has been at one piece of work for 21 s\n")
+
+
+async def test_a_scrape_asks_for_fresh_values_first_and_health_does_not(daemon: Daemon) -> None:
+    await daemon.get("/healthz")
+    await daemon.get("/readyz")
+    assert daemon.refreshed == 0
+    await daemon.get("/metrics")
+    assert daemon.refreshed == 1
+
+
+def test_totals_are_the_counters_without_their_labels() -> None:
+    counters = Counters()
+    counters.egress_denied["default"] += 3
+    counters.egress_denied["cut"] += 4
+    counters.flows_cut += 2
+    totals = Metrics(counters, [], Gauges(log_lines_dropped=lambda: 5)).totals()
+    assert (totals["egress_denied"], totals["flows_cut"], totals["log_lines_dropped"]) == (7, 2, 5)
+
+
 async def test_readiness_says_what_is_missing(daemon: Daemon) -> None:
     assert await daemon.get("/readyz") == (200, "ready\n")
     daemon.missing = "the interception is not in place"
@@ -152,14 +192,14 @@ async def test_a_busy_port_is_an_error_that_names_the_key() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         server = HealthServer(
-            f"127.0.0.1:{taken.getsockname()[1]}", build_registry(Metrics(Counters(), [], Gauges())), lambda: None
+            f"127.0.0.1:{taken.getsockname()[1]}", build_registry(Metrics(Counters(), [], Gauges())), Health(str)
         )
         with pytest.raises(DnsguardError, match=r"^metrics\.listen: 127.0.0.1:\d+: the port is in use"):
             await server.start()
 
 
 async def test_an_address_that_the_node_does_not_have_is_an_error() -> None:
-    server = HealthServer("192.0.2.1:0", build_registry(Metrics(Counters(), [], Gauges())), lambda: None)
+    server = HealthServer("192.0.2.1:0", build_registry(Metrics(Counters(), [], Gauges())), Health(str))
     with pytest.raises(DnsguardError, match="does not have that address"):
         await server.start()
 

@@ -154,7 +154,7 @@ def test_every_type_has_its_kinds_and_none_is_of_two() -> None:
         EventKind.LEASES_PURGED,
         EventKind.FLOWS_CUT,
     }
-    assert kinds_of("drop") == {EventKind.FLOW_DENIED}
+    assert kinds_of("drop") == {EventKind.FLOW_DENIED, EventKind.FLOW_AUDITED}
 
 
 def test_without_a_type_all_is_told_but_what_is_of_the_log() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import struct
 from itertools import chain
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsguard.core.model import Address, Flow, LinkIndex
+from dnsguard.enforce.denials import Audited
 from dnsguard.enforce.nftables import elements, netlink
+from dnsguard.enforce.nftables.audited import record
 from dnsguard.engine.contracts import Write
 
 KEYS = st.binary(min_size=8, max_size=8) | st.binary(min_size=32, max_size=32)
@@ -47,6 +50,40 @@ def test_an_element_for_all_keys_is_read_and_deleted_without_a_key() -> None:
 
 def test_elements_with_keys_of_another_length_are_no_leases() -> None:
     assert elements.read_leases(elements.timed(bytes(12), 1) + elements.timed(bytes(8), 1), 8) == {bytes(8): 1}
+
+
+def counted(key: bytes, packets: int, more: bytes = b"") -> bytes:
+    """An element as the kernel writes one that counts."""
+    numbers = netlink.attribute(1, bytes(8)) + netlink.attribute(2, struct.pack(">Q", packets))
+    expression = netlink.text(1, "counter") + netlink.nested(2, numbers)
+    return netlink.nested(1, netlink.nested(1, netlink.attribute(1, key)) + netlink.nested(7, expression) + more)
+
+
+COUNTS = st.dictionaries(st.binary(min_size=16, max_size=16), st.integers(0, (1 << 64) - 1), max_size=30)
+
+
+@given(COUNTS, st.sampled_from([b"", netlink.attribute(5, bytes(8)), netlink.attribute(4, bytes(8)) * 2]))
+def test_a_list_of_counters_reads_back_as_it_was_written(counts: dict[bytes, int], more: bytes) -> None:
+    listed = b"".join(counted(key, packets, more) for key, packets in counts.items())
+    assert dict(elements.read_counters(listed)) == counts
+
+
+@given(COUNTS, st.binary(min_size=12, max_size=12))
+def test_counters_of_several_forms_are_read_all_the_same(counts: dict[bytes, int], portless: bytes) -> None:
+    lists = [counted(key, packets) for key, packets in counts.items()]
+    listed = b"".join([*lists, counted(portless, 7), elements.timed(bytes(8), 9)])
+    assert dict(elements.read_counters(listed)) == counts | {portless: 7, bytes(8): 0}
+
+
+@given(st.binary(max_size=300))
+def test_counters_are_read_from_any_octets(listed: bytes) -> None:
+    assert all(packets >= 0 for _, packets in elements.read_counters(listed))
+
+
+@pytest.mark.parametrize(("pod", "peer"), [(POD, PEER), (Address(bytes(15) + b"\1"), Address(bytes(15) + b"\2"))])
+def test_a_record_says_between_whom_its_packets_passed(pod: Address, peer: Address) -> None:
+    assert record(pod + peer + b"\6\0\0\0" + b"\x01\xbb\0\0", 3, 9) == Audited(pod, peer, 6, 443, 3, 9)
+    assert record(pod + peer + b"\1\0\0\0", None, 9) == Audited(pod, peer, 1, 0, None, 9)
 
 
 @given(WRITES)

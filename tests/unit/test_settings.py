@@ -13,17 +13,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dnsguard.config import reference
-from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
+from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity
 from dnsguard.config.durations import duration_text, parse_duration
 from dnsguard.config.networks import Endpoint, parse_endpoint
 from dnsguard.config.settings import (
-    UNBUILT,
     Settings,
     diagnose,
     load_settings,
     settings_from_text,
 )
-from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Action, Origin
 
 ROOT = Path(__file__).parents[2]
@@ -112,26 +110,6 @@ def test_a_check_of_a_group_is_silent_when_one_of_its_values_is_wrong_itself() -
     _, found = settings_from_text(LEAST + "dns: {deadline: 3, timeout: 5s}\n", "c")
 
     assert [one.text.split(":")[0] for one in found] == ["dns.deadline"]
-
-
-def test_missing_features_are_told_apart_from_errors() -> None:
-    _, found = settings_from_text(LEAST + "mode: Audit\n", "c")
-    _, both = settings_from_text(LEAST + "mode: Audit\nlog: {level: loud}\n", "c")
-
-    assert exit_code(found) == 77
-    assert exit_code(both) == 1
-
-
-@pytest.mark.parametrize(("location", "value", "instead"), UNBUILT)
-def test_a_value_that_is_not_built_is_refused_by_name_at_its_place(
-    tmp_path: Path, location: tuple[str, ...], value: str, instead: str
-) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(LEAST + f"{': {'.join(location)}: {value}{'}' * (len(location) - 1)}\n")
-
-    refused = rf"config.yaml:2:\d+: error: {'.'.join(location)}: {value} is not built yet; write {instead}"
-    with pytest.raises(MissingFeatureError, match=refused):
-        load_settings(path)
 
 
 def test_load_settings_raises_every_diagnostic(tmp_path: Path) -> None:

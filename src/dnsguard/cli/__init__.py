@@ -13,7 +13,21 @@ from collections.abc import Sequence
 
 import typer
 
-from dnsguard.cli import check, cleanup, demo, explain, learn, leases, monitor, pods, reload, run, status, version
+from dnsguard.cli import (
+    check,
+    cleanup,
+    close,
+    demo,
+    explain,
+    learn,
+    leases,
+    monitor,
+    pods,
+    reload,
+    run,
+    status,
+    version,
+)
 from dnsguard.cli.options import ConfigOption, remember_config
 from dnsguard.control.calls import exit_code_of
 from dnsguard.core.errors import DnsguardError
@@ -22,6 +36,7 @@ app = typer.Typer(
     name="dnsguard",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="A pod resolves and reaches only what its allowlist names.",
@@ -35,7 +50,7 @@ def before_command(context: typer.Context, config: ConfigOption = None) -> None:
     remember_config(context, config)
 
 
-for _module in (run, check, explain, status, pods, leases, monitor, reload, learn, demo, cleanup, version):
+for _module in (run, check, explain, status, pods, leases, monitor, reload, learn, demo, cleanup, close, version):
     _module.register(app)
 
 

@@ -12,7 +12,6 @@ import typer
 
 from dnsguard.cli.options import ConfigOption, JsonOption, config_path
 from dnsguard.cli.output import print_json
-from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Address
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: dnsguard check --config /etc/dnsguard/config.yaml")(check)
+    app.command(epilog="Examples: dnsguard check --config /etc/dnsguard/config.yaml; dnsguard check --system")(check)
 
 
 def check(
@@ -34,10 +33,15 @@ def check(
 ) -> None:
     """Say what is wrong with the configuration and the allowlist.
 
-    Exit code 0: usable (there may be warnings). 1: it has errors. 77: it asks for something that this build lacks.
+    With --system, look at the node instead: a line for each thing, with the remedy where something is wrong.
+
+    Exit code 0: usable (there may be warnings). 1: it has errors, or the node has problems. 77: it asks for something
+    that this build lacks, or a part of the node could not be looked at.
     """
     if system:
-        raise MissingFeatureError("check --system is not built yet: `dnsguard run` says what this node lacks")
+        from dnsguard.cli.system import check_system
+
+        raise typer.Exit(check_system(config_path(context, config), json_lines=json))
     raise typer.Exit(check_files(config_path(context, config), allowlist, json_lines=json))
 
 
@@ -81,7 +85,6 @@ def _record(one: Diagnostic) -> dict[str, object]:
         "column": origin.column,
         "severity": one.severity,
         "text": one.text,
-        "missing": one.missing,
     }
 
 

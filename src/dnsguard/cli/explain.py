@@ -149,7 +149,13 @@ def _tell_denials(context: typer.Context, config: Path | None, pod: str, *, json
     elif not rows:
         print(f"nothing was denied to {pod} since the daemon started", file=sys.stderr)
     for row in () if json else rows:
-        print_facts([("denied", row["subject"]), ("times", _times(row)), ("reason", row["reason"])])
+        print_facts(
+            [
+                ("audited" if row["event"].endswith("audited") else "denied", row["subject"]),
+                ("times", _times(row)),
+                ("reason", row["reason"]),
+            ]
+        )
         _print_advice(row["nearest"], row["add"])
         print()
     note_version(daemon)

@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import typer
 
-from dnsguard.core.errors import MissingFeatureError
+from dnsguard.cli.options import ConfigOption, JsonOption, PodOption, client, note_version, settings
+from dnsguard.cli.output import print_json
+
+if TYPE_CHECKING:
+    from dnsguard.learning.rows import SeenRow
 
 
 def register(app: typer.Typer) -> None:
-    app.command(
-        epilog="Example: dnsguard learn",
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    )(learn)
+    app.command(epilog="Example: dnsguard learn > /etc/dnsguard/allowlist.yaml")(learn)
 
 
-def learn() -> None:
-    """Print the allowlist that would have allowed what was seen. Not built yet: exits with 77."""
-    raise MissingFeatureError("learn is not built yet: the log's query_denied lines name what is missing")
+def learn(context: typer.Context, pod: PodOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Print the allowlist that would have allowed what was seen.
+
+    Names that pods resolved, with the ports they used; addresses that no name explains. Read it before you enforce it.
+    Asks the daemon; without one, reads what it left in paths.state. With --json, prints what was seen itself.
+    """
+    rows = [row for row in _rows(context, config) if pod is None or pod == row["pod"] or pod in row["addresses"]]
+    if not rows:
+        from dnsguard.control.calls import CallError
+
+        of = f" of {pod}" if pod else ""
+        raise CallError(f"nothing was seen{of} yet: let pods do their work for a while, in mode Audit or Enforce")
+    if json:
+        print_json(rows)
+        return
+    from dnsguard.learning.writing import allowlist
+
+    print(allowlist(rows), end="")
+
+
+def _rows(context: typer.Context, config: Path | None) -> list[SeenRow]:
+    from dnsguard.control.client import NotRunningError
+
+    daemon = client(context, config)
+    try:
+        rows = list(daemon.rows("learn"))
+    except NotRunningError:
+        return _left(settings(context, config).paths.state)
+    note_version(daemon)
+    return rows
+
+
+def _left(folder: Path) -> list[SeenRow]:
+    """What a daemon has left."""
+    from dnsguard.learning.state import FILE, read_rows
+
+    print("the daemon is not running: this is what it left", file=sys.stderr)
+    path = folder / FILE
+    return read_rows(path) if path.exists() else []

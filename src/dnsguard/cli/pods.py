@@ -17,6 +17,7 @@ COLUMNS: Final = {
     "default": "default",
     "leases": "leases",
     "denied": "denied",
+    "audited": "audited",
     "answered_in_kernel": "in kernel",
     "origin": "origin",
 }
@@ -29,8 +30,8 @@ def register(app: typer.Typer) -> None:
 def pods(context: typer.Context, pod: PodOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
     """List the governed pods.
 
-    With their addresses, policies, live leases, how many of their packets were dropped, and how many of their questions
-    were answered in the kernel.
+    With their addresses, policies, live leases, how many of their packets were dropped (or in Audit would have been),
+    and how many of their questions were answered in the kernel.
     """
     daemon = client(context, config)
     rows = daemon.rows("pods", **({"pod": pod} if pod else {}))

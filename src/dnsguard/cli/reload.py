@@ -1,4 +1,4 @@
-"""`dnsguard reload`: the allowlist as it is now, in force when the command returns."""
+"""`dnsguard reload`: both files as they are now, in force when the command returns."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ def register(app: typer.Typer) -> None:
 
 
 def reload(context: typer.Context, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Load the allowlist again. When this returns, the new policy is enforced.
+    """Load the configuration and the allowlist again. When this returns, the new policy and mode are in force.
 
-    A file with errors changes nothing: they are printed, the exit code is 1, and the policy before stays in force.
+    A file with errors changes nothing: they are printed, the exit code is 1, and all stays as it was. Keys of the
+    configuration that need a restart are named.
     """
     daemon = client(context, config)
     result = daemon.call("reload")
@@ -28,3 +29,5 @@ def reload(context: typer.Context, config: ConfigOption = None, json: JsonOption
     for diagnostic in result["diagnostics"]:
         print(diagnostic, file=sys.stderr)
     print(f"policy generation {result['generation']} is in force")
+    if "mode" in result:
+        print(f"mode {result['mode']} is in force")

@@ -30,8 +30,6 @@ class Diagnostic:
     origin: Origin
     text: str
     severity: Severity = Severity.ERROR
-    missing: bool = False
-    """The value is right, but this build (or this kernel) does not have what it asks for: exit code 77, not 1."""
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.severity}: {_one_line(self.text)}"
@@ -56,11 +54,8 @@ def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
 
 
 def exit_code(diagnostics: Iterable[Diagnostic]) -> int:
-    """0 when nothing but warnings were found, 77 when only missing features stand in the way, else 1."""
-    found = errors(diagnostics)
-    if not found:
-        return 0
-    return 77 if all(error.missing for error in found) else 1
+    """0 when nothing but warnings were found, else 1."""
+    return 1 if errors(diagnostics) else 0
 
 
 def in_order(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:

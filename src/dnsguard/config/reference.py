@@ -1,6 +1,8 @@
-"""The reference of both files, made from what their readers know; and the command that writes it and the schemas.
+"""The reference of both files, made from what their readers know; and the command that writes it, the manual
+page and the schemas.
 
-`python -m dnsguard.config.reference ROOT` writes docs/configuration.md and config/*.schema.json under ROOT.
+`python -m dnsguard.config.reference ROOT` writes docs/configuration.md, packaging/man/dnsguard-config.5 and
+config/*.schema.json under ROOT.
 """
 
 from __future__ import annotations
@@ -8,17 +10,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import annotated_types
-from pydantic.fields import FieldInfo
-
-from dnsguard.config.durations import duration_text
-from dnsguard.config.groups import Group, Settings
+from dnsguard.config.keys import Key, sections
+from dnsguard.config.manual import config_page
 from dnsguard.config.schema import allowlist_schema, settings_schema
-from dnsguard.config.settings import UNBUILT, UNREAD
 
 _HEAD = """\
 # Configuration
@@ -37,8 +34,6 @@ Unknown keys are errors. A duration is a number with a unit (`500ms`, `30s`, `5m
 Every key is optional but `upstreams`.
 """
 
-_UNBUILT = "Not built yet, and refused with exit code 77 when written: {}.\n\n"
-_UNREAD = "Without effect until what they are for is built: {}.\n\n"
 
 _ALLOWLIST = """
 ## allowlist.yaml
@@ -74,43 +69,16 @@ def reference() -> str:
 
 
 def _settings() -> Iterator[str]:
-    written = Settings.model_validate({"upstreams": ["10.96.0.10"]}).model_dump(mode="json", by_alias=True)
-    groups = []
-    unbuilt = ", ".join(f"`{'.'.join(location)}: {value}`" for location, value, _ in UNBUILT)
-    yield _UNBUILT.format(unbuilt)
-    yield _UNREAD.format(", ".join(f"`{'.'.join(location)}`" for location, _ in UNREAD))
-    yield _table("Key", "Default", "Values", "Meaning")
-    for field in Settings.model_fields.values():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
-            groups.append((field, field.annotation))
-        else:
-            yield _setting(field, written)
-    for field, group in groups:
-        yield f"\n### {field.alias}\n\n{_line(group.__doc__)}\n\n" + _table("Key", "Default", "Values", "Meaning")
-        for inner in group.model_fields.values():
-            yield _setting(inner, written[str(field.alias)])
+    for section in sections():
+        yield f"\n### {section.name}\n\n{section.meaning}\n\n" if section.name else ""
+        yield _table("Key", "Default", "Values", "Meaning")
+        yield from map(_setting, section.keys)
 
 
-def _setting(field: FieldInfo, written: dict[str, Any]) -> str:
-    default = "(required)" if field.is_required() else f"`{_yaml(field, written[str(field.alias)])}`"
-    return _row(f"`{field.alias}`", default, _values(field), _line(field.description))
-
-
-def _yaml(field: FieldInfo, value: Any) -> str:
-    if field.alias in ("mark", "replyMark"):
-        return f"0x{value:x}"
-    return json.dumps(value) if isinstance(value, list | bool) or value is None else str(value)
-
-
-def _values(field: FieldInfo) -> str:
-    if isinstance(field.annotation, type) and issubclass(field.annotation, StrEnum):
-        return ", ".join(f"`{value}`" for value in field.annotation)
-    limits: dict[type, Any] = {type(one): one for one in field.metadata}
-    least, most = limits.get(annotated_types.Ge), limits.get(annotated_types.Le)
-    if least is None or most is None:
-        return ""
-    shown = duration_text if isinstance(least.ge, float) else str
-    return f"{shown(least.ge)} to {shown(most.le)}"
+def _setting(key: Key) -> str:
+    default = "(required)" if key.default is None else f"`{key.default}`"
+    values = " to ".join(key.limits) if key.limits else ", ".join(f"`{choice}`" for choice in key.choices)
+    return _row(f"`{key.name}`", default, values, key.meaning)
 
 
 def _allowlist() -> Iterator[str]:
@@ -144,14 +112,11 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def _line(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
 def generated() -> dict[str, str]:
     """Every generated file: its path under the repository's root, and its content."""
     return {
         "docs/configuration.md": reference(),
+        "packaging/man/dnsguard-config.5": config_page(),
         "config/config.schema.json": json.dumps(settings_schema(), indent=2) + "\n",
         "config/allowlist.schema.json": json.dumps(allowlist_schema(), indent=2) + "\n",
     }

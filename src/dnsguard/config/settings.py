@@ -7,44 +7,30 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic.alias_generators import to_snake
 from pydantic.fields import FieldInfo
 
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
 from dnsguard.config.durations import duration_text
 from dnsguard.config.files import decode, read_text
-from dnsguard.config.groups import Group, Mode, Settings
+from dnsguard.config.groups import Group, Settings
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
-from dnsguard.core.errors import MissingFeatureError
 from dnsguard.core.model import Origin
 
 __all__ = ["Settings", "diagnose", "load_settings", "read_settings", "settings_from_text"]
 
 _FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "Calico"), (0x80, "the AWS VPC CNI"))
 
-UNBUILT = ((("mode",), Mode.AUDIT, "Enforce"),)
-"""Values that this build does not have yet: the key, the value, and what to write instead."""
-
-UNREAD = ((("paths", "state"), "learn is not built yet"),)
-"""Keys that have no effect in this build, and why."""
-
 
 def load_settings(path: Path) -> Settings:
-    """The settings of a file. Raises ConfigError with every diagnostic, or MissingFeatureError (exit code 77) when all
-    that is wrong is that this build lacks what a value asks for."""
+    """The settings of a file. Raises ConfigError with every diagnostic."""
     settings, found = read_settings(path)
-    failures = errors(found)
-    if settings is not None and not failures:
-        return settings
-    if all(failure.missing for failure in failures):
-        raise MissingFeatureError("\n".join(map(str, failures)))
-    raise ConfigError(found)
+    if settings is None:
+        raise ConfigError(found)
+    return settings
 
 
 def read_settings(path: Path) -> tuple[Settings | None, list[Diagnostic]]:
-    """The settings, or None when a value cannot be used, with all errors and warnings. Never raises for what it reads.
-
-    Settings come back together with errors only when each of these is a missing feature."""
+    """The settings, or None when a value is wrong, with all errors and warnings. Never raises for what it reads."""
     try:
         text = read_text(path)
     except ConfigError as error:
@@ -62,7 +48,7 @@ def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diag
     reading = _Reading(root, file)
     settings = reading.settings({one.origin for one in found})
     found = in_order(found + reading.found)
-    return (settings if all(one.missing for one in errors(found)) else None), found
+    return (None if errors(found) else settings), found
 
 
 def diagnose(content: bytes, file: str) -> list[Diagnostic]:
@@ -116,7 +102,7 @@ class _Reading:
                 for problem in problems:
                     self._leave_out(values, problem)
             else:
-                self.found += [*self.missing(settings), *self.warnings(settings)]
+                self.found += self.warnings(settings)
                 return settings
         return None
 
@@ -146,13 +132,6 @@ class _Reading:
             node = self._find(location[:-1]) or self._root
         return self._at(node, f"{_dotted(location)}: {_words(problem, node)}")
 
-    def missing(self, settings: Settings) -> Iterable[Diagnostic]:
-        """The values that this build does not have, each where it was written."""
-        for location, value, instead in UNBUILT:
-            if _value(settings, location) is value:
-                text = f"{_dotted(location)}: {value} is not built yet; write {instead}"
-                yield Diagnostic(self._origin(self._find(location) or self._root), text, missing=True)
-
     def warnings(self, settings: Settings) -> Iterable[Diagnostic]:
         """Values that are allowed and probably not meant."""
         floor, cap = settings.ttl.floor, settings.ttl.cap
@@ -167,10 +146,6 @@ class _Reading:
         if settings.limits.leases_per_pod > settings.tables.leases:
             text = f"more than tables.leases ({settings.tables.leases}): one pod can use all of the node's leases"
             yield from self._warn(("limits", "leasesPerPod"), text, ("tables", "leases"))
-
-        for unread, why in UNREAD:
-            if _value(settings, unread) != _value(_DEFAULTS, unread):
-                yield from self._warn(unread, f"has no effect: {why}")
 
     def _warn(self, location: Location, text: str, other: Location = ()) -> Iterable[Diagnostic]:
         if location in self._left_out or other in self._left_out:
@@ -210,16 +185,6 @@ _EXAMPLE = "write the addresses of the resolvers, like upstreams: [10.96.0.10]"
 
 def _dotted(location: Sequence[str | int]) -> str:
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
-
-
-_DEFAULTS = Settings.model_validate({"upstreams": ["192.0.2.1"]})
-
-
-def _value(settings: Settings, location: Sequence[str]) -> object:
-    value: object = settings
-    for step in location:
-        value = getattr(value, to_snake(step))
-    return value
 
 
 def _group(location: Sequence[str | int]) -> list[str]:

@@ -63,6 +63,7 @@ CALLS: Final[Mapping[str, Call]] = {
     ),
     "denials": Call("GET", required=frozenset({"pod"}), rows=True),
     "monitor": Call("GET", optional=frozenset({"type", "pod"}), live=True),
+    "learn": Call("GET", rows=True, limit=60.0),
     "reload": Call("POST", limit=120.0),
 }
 """Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`. `type` of `monitor` is
@@ -108,9 +109,20 @@ class Status(TypedDict):
     allowlist: str
     generation: int
     pods: int
+    pods_limit: int
     leases: int
+    lease_elements: int
+    """What the leases take in the kernel, of at most `leases_limit`."""
+    leases_limit: int
+    in_flight: int
+    held_answers: int
+    totals: dict[str, int]
+    """The metrics' counters, each without its labels, by the names of `engine.counters.Counters` and
+    `observe.metrics.Gauges`."""
     queries: int
     denied: int
+    audited: int
+    """Questions that Audit let through and that would have been denied."""
     enforcers: list[str]
     gaps: list[Gap]
     upstreams: list[UpstreamStatus]
@@ -128,6 +140,8 @@ class PodRow(TypedDict):
     leases: int
     denied: int
     """Packets dropped since the daemon started, read from the kernel every few seconds."""
+    audited: int
+    """Packets that passed in Audit and would have been dropped; read as `denied` is."""
     answered_in_kernel: int
     """Questions that never came up to the daemon; read as `denied` is."""
     origin: str
@@ -181,10 +195,11 @@ class Addition(TypedDict):
 
 
 class DenialRow(TypedDict):
-    """Equal denials of the past."""
+    """Equal denials of the past, or what would have been denied but for Audit."""
 
     pod: str
     event: str
+    """The name of its kind of event: `query_denied`, `flow_audited` ..."""
     subject: str
     """`db.example.com A`, `192.0.2.1 tcp/443`, or the limit."""
     reason: str
@@ -236,6 +251,8 @@ class Reloaded(TypedDict):
     """`file:line:column: warning: text`."""
     changed: NotRequired[int]
     """Pods whose program is another one now."""
+    mode: NotRequired[str]
+    """The mode that is in force since, when it was another before."""
 
 
 def socket_path(runtime: Path) -> Path:

@@ -95,6 +95,16 @@ class Share:
             return None
         return None if hash(name) in names else NAMES
 
+    def forget(self, now: Seconds) -> None:
+        """Drop the names of a minute that is over: those of a pod that asks no more are 100 octets each."""
+        if now - self._minute >= 60.0:
+            self._names = set()
+
+    def within_reason(self) -> bool:
+        """Whether a pod over its queries in flight or its connections is not past ten times of them yet."""
+        most = 1 + REFUSED_BEFORE_DROPPING
+        return self.in_flight < most * self._limits.in_flight and self.connections < most * self._limits.connections
+
     def connection(self) -> str | None:
         """Take a TCP connection."""
         if self.connections >= self._limits.connections:

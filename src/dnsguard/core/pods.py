@@ -141,6 +141,10 @@ class PodTable:
         address = _address(text)
         return [pod for pod in self if text in (pod.name, pod.link_name) or address in pod.addresses]
 
+    def addresses(self, name: str) -> list[Address]:
+        """Those of every pod of this name."""
+        return [address for pod in self if pod.name == name for address in pod.addresses]
+
     def pairs(self) -> Mapping[Pair, str]:
         """Every (link, address) and the name of its program, as an enforcer wants them."""
         return {pair: program for pod in self for pair, program in pod.pairs()}

@@ -71,7 +71,7 @@ ttl: {{floor: 5s, grace: 1s}}       # short, so that a lease can be seen to end
 dns: {{prefetch: false}}
 enforcement: {{ebpf: {ebpf}}}
 log: {{format: text, queries: All}}
-paths: {{runtime: {folder}/run, bpffs: {folder}/bpf}}
+paths: {{runtime: {folder}/run, bpffs: {folder}/bpf, state: {folder}/state}}
 """
 
 

@@ -27,6 +27,8 @@ WHY: Final[Mapping[str, str]] = {
 """In words, what reasons of the kernel that say it all mean; behind `default` the leases are asked."""
 POLICY_REASONS: Final = frozenset({"default", "rule", "cut"})
 """Reasons for which another policy would have let the packet through."""
+PASSED_IN_AUDIT: Final = frozenset({*POLICY_REASONS, "listener", "unknown"})
+"""Reasons for which nothing is dropped in Audit."""
 PROTOCOLS: Final[Mapping[int, str]] = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 

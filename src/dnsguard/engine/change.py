@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 
 from dnsguard.core.compile import compile_program
 from dnsguard.core.errors import KernelError, PolicyError
-from dnsguard.core.leases import Changed, Checkpoint, Element, Lease
+from dnsguard.core.lease import Element, Lease
+from dnsguard.core.leases import Changed, Checkpoint
 from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodId, Program, Seconds
 from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign
@@ -140,6 +141,28 @@ class Changes:
             self._tell_purged(changed)
             cut = await self._judge([item.pod for item in staged])
             return Outcome(len(staged), len(changed.write), len(changed.remove), cut)
+
+    async def audit(self, on: bool) -> int:
+        """Go over to Audit, or to enforcing; returns how many open flows were cut for it. In force when it returns.
+        When the kernel refuses (KernelError), all stays as it was."""
+        async with self._one:
+            if on:
+                await self._enforcer.audit(True)
+                self._audit_is(True)
+                self._revocation.release()
+                return 0
+            # Judged before the kernel is: whatever is told from here on, the kernel opens first.
+            self._audit_is(False)
+            try:
+                await self._enforcer.audit(False)
+            except BaseException:
+                self._audit_is(True)
+                raise
+            return await self._judge(list(self._pods))
+
+    def _audit_is(self, on: bool) -> None:
+        self._revocation.audit = on
+        self._exchanges.audit_is(on)
 
     async def _stage(self, lookup: Lookup) -> list[_Staged]:
         staged = []
@@ -412,4 +435,4 @@ def _staged(pod: Pod, assignment: Assignment, program: Program) -> _Staged:
 
 
 def _texts(addresses: tuple[Address, ...]) -> str:
-    return " ".join(map(address_text, addresses))
+    return ", ".join(map(address_text, addresses))

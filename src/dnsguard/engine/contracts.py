@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from dnsguard.core.answers import Answer
-from dnsguard.core.leases import Element, Held, Write
+from dnsguard.core.lease import Element, Held, Write
 from dnsguard.core.model import Address, Flow, Name, Pair, Program, Seconds
 from dnsguard.core.wire import ExtendedError, Question
 
@@ -29,9 +29,11 @@ __all__ = [
     "Held",
     "KernelAnswers",
     "NoAnswers",
+    "NoWitness",
     "Ticket",
     "Told",
     "Upstream",
+    "Witness",
     "Write",
 ]
 
@@ -151,6 +153,35 @@ class NoAnswers:
         return []
 
 
+class Witness(Protocol):
+    """Who keeps what pods asked for, for `learn`. Called for every question: it must cost next to nothing.
+
+    `pod` is its name; `rule` the policies that allow the name, empty when none does.
+    """
+
+    def answered(self, pod: str, name: Name, answer: Answer, rule: str, now: Seconds) -> None:
+        """The pod was told this."""
+
+    def unanswered(self, pod: str, name: Name, rule: str, now: Seconds) -> None:
+        """The pod asked, and was told nothing of the name: it was denied, or no upstream answered."""
+
+    def names(self, pod: str, address: Address) -> Collection[Name]:
+        """The names of which the pod was told this address, as far as that is known."""
+
+
+class NoWitness:
+    """The Witness of an engine whose questions nobody keeps."""
+
+    def answered(self, pod: str, name: Name, answer: Answer, rule: str, now: Seconds) -> None:
+        pass
+
+    def unanswered(self, pod: str, name: Name, rule: str, now: Seconds) -> None:
+        pass
+
+    def names(self, pod: str, address: Address) -> Collection[Name]:
+        return ()
+
+
 class Client(Protocol):
     """Who asked: the way back to a pod. `identity` tells a retry (same socket, same ID) from a new question."""
 
@@ -205,28 +236,34 @@ class EventKind(StrEnum):
     POLICY_LOADED = "policy_loaded"
     POLICY_REJECTED = "policy_rejected"
     POLICY_WARNING = "policy_warning"
+    MODE_CHANGED = "mode_changed"
     POD_CAME = "pod_came"
     POD_CHANGED = "pod_changed"
     POD_WENT = "pod_went"
     POD_CONFLICT = "pod_conflict"
     NODE_PROBLEM = "node_problem"
+    SOCKET_NOT_USED = "socket_not_used"
     QUERY_ALLOWED = "query_allowed"
     QUERY_DENIED = "query_denied"
+    QUERY_AUDITED = "query_audited"
     QUERY_REFUSED = "query_refused"
     QUERY_LIMITED = "query_limited"
     QUERY_FAILED = "query_failed"
     QUERY_UNKNOWN_SOURCE = "query_unknown_source"
     FORWARDING_LOOP = "forwarding_loop"
     ANSWER_WITHHELD = "answer_withheld"
+    ANSWER_AUDITED = "answer_audited"
     ANSWER_STALE = "answer_stale"
     LEASE_OPENED = "lease_opened"
     LEASE_ENDED = "lease_ended"
     LEASE_REFUSED = "lease_refused"
     LEASES_PURGED = "leases_purged"
     FLOW_DENIED = "flow_denied"
+    FLOW_AUDITED = "flow_audited"
     FLOWS_CUT = "flows_cut"
     UPSTREAM_DOWN = "upstream_down"
     UPSTREAM_UP = "upstream_up"
+    SEEN_FILE_FAILED = "seen_file_failed"
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
     STATE_FILE_SET_ASIDE = "state_file_set_aside"

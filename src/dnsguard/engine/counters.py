@@ -85,6 +85,7 @@ class Counters:
         "coalesced",
         "commit_seconds",
         "dropped",
+        "egress_audited",
         "egress_denied",
         "flows_cut",
         "forward_failures",
@@ -119,7 +120,7 @@ class Counters:
         self.dropped = Tally(int)
         """reason: packets from pods that got no reply."""
         self.verdicts = Tally(int)
-        """"allowed" or "denied": questions judged."""
+        """"allowed" or "denied", or in Audit "audited" (it would have been denied): questions judged."""
         self.cache_hits = Tally(int)
         """"user" or "kernel": where the answer was found."""
         self.cache_misses = 0
@@ -154,6 +155,8 @@ class Counters:
         self.flows_cut = 0
         self.egress_denied = Tally(int)
         """reason: packets of pods that an enforcer dropped."""
+        self.egress_audited = Tally(int)
+        """reason: packets of pods that passed in Audit and would have been dropped."""
         self.kernel_repairs = Tally(int)
         """What somebody else had changed ("table", "route") and dnsguard put back."""
         self.reloads = Tally(int)

@@ -10,17 +10,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.attempts import Servers
-from dnsguard.core.leases import Capacity, Leases
-from dnsguard.core.model import Address, Pair, Seconds
+from dnsguard.core.book import Capacity
+from dnsguard.core.leases import Leases
+from dnsguard.core.model import Address, Name, Pair, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, PodTable
+from dnsguard.core.policy import Denied
 from dnsguard.engine.cache import AnswerCache
 from dnsguard.engine.change import Changes, ChangeSettings
-from dnsguard.engine.contracts import Enforcer, Events, Flows, KernelAnswers, NoAnswers, Upstream
+from dnsguard.engine.contracts import Enforcer, Events, Flows, KernelAnswers, NoAnswers, NoWitness, Upstream, Witness
 from dnsguard.engine.counters import Counters
-from dnsguard.engine.exchange import Exchanges, ExchangeSettings, Stores
+from dnsguard.engine.exchange import Exchanges, Stores
 from dnsguard.engine.fetches import Fetches, FetchLimits, Outlets
 from dnsguard.engine.prefetch import KernelFeed
+from dnsguard.engine.refusals import ExchangeSettings
 from dnsguard.engine.revoke import Kernel, Revocation, justify
 
 
@@ -35,6 +38,7 @@ class EngineSettings:
     cache_entries: int = 50_000
     drain: bool = False
     prefetch: bool = True
+    audit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ class Surroundings:
     answers: KernelAnswers = field(default_factory=NoAnswers)
     numbers: Callable[[Pair], int | None] = lambda pair: None
     """The number by which the kernel's answers know a link and an address."""
+    witness: Witness = field(default_factory=NoWitness)
 
 
 class Engine:
@@ -76,11 +81,27 @@ class Engine:
             floor=settings.exchange.floor,
             prefetch=settings.prefetch,
         )
-        self.exchanges = Exchanges(settings.exchange, stores, self.fetches, around.enforcer, around.now, feed=self.feed)
-        self.feed.refresh = self.exchanges.refresh
-        self.revocation = Revocation(
-            Kernel(around.enforcer, around.flows), self.leases, around.events, around.counters, drain=settings.drain
+        self.exchanges = Exchanges(
+            settings.exchange,
+            stores,
+            self.fetches,
+            around.enforcer,
+            around.now,
+            feed=self.feed,
+            witness=around.witness,
         )
+        self.exchanges.set_audit(settings.audit)
+        self.feed.refresh = self.exchanges.refresh
+        self._witness, self._now = around.witness, around.now
+        self.revocation = Revocation(
+            Kernel(around.enforcer, around.flows),
+            self.leases,
+            around.events,
+            around.counters,
+            drain=settings.drain,
+            told=self.told,
+        )
+        self.revocation.audit = settings.audit
         self.exchanges.before_arming = self.revocation.before_arming
         self.changes = Changes(
             settings.change,
@@ -104,6 +125,17 @@ class Engine:
         self.changes.tick(now)
         self.feed.tick(now)
 
+    async def forget(self, now: Seconds) -> None:
+        """Let go of what is worth nothing any longer; every few seconds."""
+        for pod in self.pods:
+            pod.share.forget(now)
+        await self.revocation.tick(self.pods, now)
+
+    def told(self, pod: Pod, address: Address) -> set[Name]:
+        """The names of which a pod was told this address, in Audit or as far back as is known."""
+        names = self.exchanges.audited.names(pod.id, address, self._now())
+        return {*names, *self._witness.names(pod.name, address)}
+
     def why_closed(self, pod: Pod, address: Address, now: Seconds) -> str:
         """In words for a log, why a packet of `pod` to `address` found it closed."""
         lease = self.leases.last_ended(pod.id, address, now)
@@ -116,7 +148,16 @@ class Engine:
             return f"lease of {names} ended {now - lease.until:.0f} s ago"
         if self.leases.open_in(pod.id, address, now):
             return "its leases open other ports only"
-        return "never resolved"
+        return self._why_audited(pod, address, now) or "never resolved"
+
+    def _why_audited(self, pod: Pod, address: Address, now: Seconds) -> str:
+        """For an address that only names resolved to which no rule allowed; empty when there were none."""
+        names = sorted(set(self.exchanges.audited.names(pod.id, address, now)))
+        denials = [verdict.reason for name in names if isinstance(verdict := pod.policy.verdict(name), Denied)]
+        told = ", ".join(map(to_text, names[:3]))
+        if names and not denials:
+            return f"{told} resolved to it before a rule allowed the name"
+        return f"{told} resolved to it: {denials[0]}" if names else ""
 
     @property
     def quiet(self) -> bool:

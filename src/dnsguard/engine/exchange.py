@@ -3,8 +3,8 @@
     question -> limits -> verdict -> cache or fetch -> vetted answer -> leases -> gate -> reply
 
 Nothing here waits: every step is a call that ends, and the next begins with an event (an answer, an acknowledgement,
-a tick). A name that the policy denies goes no further than `_deny`; an address that the kernel does not hold goes no
-further than the gate. Every exchange ends in exactly one `_close`.
+a tick). A name that the policy denies goes no further than `Refusals`; an address that the kernel does not hold goes no
+further than the gate. Every exchange ends in exactly one `_close`. In Audit both go on, and are told of.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from dnsguard.core.answers import Answer, Vetted, reply, without
-from dnsguard.core.chain import WITHHELD
 from dnsguard.core.compile import closed
 from dnsguard.core.leases import Leases
-from dnsguard.core.limits import FREE_LEASES, LEASES, QUERIES
+from dnsguard.core.limits import FREE_LEASES, LEASES
 from dnsguard.core.model import Address, LinkIndex, PodId, Scope, Seconds
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied
 from dnsguard.core.wire import (
     Ede,
-    ExtendedError,
     Qtype,
     Question,
     Rcode,
     Rejection,
-    denial,
     error,
-    minimal_any,
     read_question,
     type_text,
 )
+from dnsguard.engine.audit import AUDITED, AuditedNames, Told
 from dnsguard.engine.cache import AnswerCache
-from dnsguard.engine.contracts import Client, Enforcer, EventKind, Events
+from dnsguard.engine.contracts import Client, Enforcer, EventKind, Events, NoWitness, Witness
 from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters
 from dnsguard.engine.fetches import Fetches
 from dnsguard.engine.gate import PATIENCE, Exits, Gate
 from dnsguard.engine.prefetch import LEAD, KernelFeed, Refreshing
+from dnsguard.engine.refusals import ExchangeSettings, Refusals
 from dnsguard.engine.state import Exchange, Fetch
 from dnsguard.engine.strangers import Stranger, Strangers
+from dnsguard.engine.telling import Telling
 
 _META = int(Qtype.IXFR)
 """Types from here on are questions about data, not data. A plain number: looking up an enum's member costs 0.05 us."""
@@ -52,21 +51,6 @@ _NETWORK_ERRORS = frozenset(("refused", "unreachable", "closed"))
 
 STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExchangeSettings:
-    """What the configuration says of queries. Times in seconds, TTLs in whole seconds."""
-
-    deny_rcode: Rcode = Rcode.NXDOMAIN
-    """NOERROR: NODATA."""
-    drop_over_limit: bool = False
-    deadline: Seconds = 4.0
-    serve_stale: int = 300
-    floor: int = 30
-    grace: int = 10
-    loop_sources: frozenset[str] = frozenset()
-    """Addresses (as text) that serve an upstream: a query from one of them would go round in circles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +76,10 @@ class Exchanges:
         now: Callable[[], Seconds],
         *,
         feed: KernelFeed,
+        witness: Witness | None = None,
     ) -> None:
         self._settings = settings
+        self._witness = witness or NoWitness()
         self._feed = feed
         self._pods = stores.pods
         self._leases = stores.leases
@@ -102,7 +88,10 @@ class Exchanges:
         self._counters = stores.counters
         self._fetches = fetches
         self._now = now
-        self.gate: Gate[Exchange] = Gate(enforcer, Exits(self._release, self._withhold, self._doubt))
+        self._refusals = Refusals(settings, stores.events, stores.counters, now, witness=self._witness)
+        self._telling = Telling(stores.events, stores.counters)
+        self._respond = self._refusals.respond
+        self.gate: Gate[Exchange] = Gate(enforcer, Exits(self._release, self._late, self._doubt))
         self._open: dict[Exchange, None] = {}
         self._strangers = Strangers(stores.events, stores.counters)
         self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
@@ -111,6 +100,9 @@ class Exchanges:
         """Told of leases about to be written, so that flows that were cut there are opened with them."""
         self.unenforced: set[PodId] = set()
         """Pods whose program or addresses the kernel would not take: a lease opens nothing to them."""
+        self.audit = False
+        """Nothing is withheld from anyone: what would be is counted and told."""
+        self.audited = AuditedNames()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -126,27 +118,34 @@ class Exchanges:
             return
         question = read_question(packet)
         if isinstance(question, Rejection):
-            self._reject(question, client, pod)
+            self._refusals.reject(question, client, pod)
             return
         counters = self._counters
         family = 6 if ":" in source else 4
         transport = "tcp" if client.stream else "udp"
         counters.requests[family, transport, TYPE_LABELS.get(question.qtype, OTHER)] += 1
         over = pod.share.query(now)
-        if over is not None:
-            self._limit(over, question, pod, client)
+        if over is not None and self._refusals.limit(over, question, pod, client):
             return
-        if source in self._settings.loop_sources:
-            self._refuse_loop(question, pod, client)
+        if source in self._settings.loop_sources and self._refusals.refuse_loop(question, pod, client):
             return
+        self._judge(question, client, pod, source, now)
+
+    def _judge(self, question: Question, client: Client, pod: Pod, source: str, now: Seconds) -> None:
+        """A question that may be asked: is its name allowed, and is the answer known?"""
+        counters = self._counters
         verdict = pod.policy.verdict(question.name)
         if isinstance(verdict, Denied):
-            rcode, ede = self._deny(verdict, question, pod, client, now)
-            self._feed.denied(pod, source, question, rcode=rcode, ede=ede, now=now)
-            return
-        counters.verdicts["allowed"] += 1
+            if not self.audit:
+                rcode, ede = self._refusals.deny(verdict, question, pod, client, now)
+                self._feed.denied(pod, source, question, rcode=rcode, ede=ede, now=now)
+                return
+            verdict = self._refusals.let_through(verdict, question, pod)
+        else:
+            counters.verdicts["allowed"] += 1
         qtype = question.qtype
-        if qtype >= _META and self._special(question, client, now):
+        if qtype >= _META and self._refusals.special(question, client, now):
+            self._witness.unanswered(pod.name, question.name, verdict.labels, now)
             return
         key: Hashable = question.key if qtype not in _NAMING else (question.key, pod.policy)
         entry = self._cache.get(key)
@@ -160,8 +159,7 @@ class Exchanges:
         if self._fetches.retried(client, question, key, now):
             return
         over = pod.share.name(question.name, now)
-        if over is not None:
-            self._limit(over, question, pod, client)
+        if over is not None and self._refusals.limit(over, question, pod, client):
             return
         self._fetches.join(self._begin(Exchange(question, client, pod, verdict, now, source)), key, now)
 
@@ -191,74 +189,15 @@ class Exchanges:
         if (over := share.connection()) is not None:
             self._counters.limited[over] += 1
             self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, limit=over)
-            return None
+            if not (self.audit and share.within_reason()):
+                return None
+            share.connections += 1
         return share.disconnection
 
     def _begin(self, exchange: Exchange) -> Exchange:
         exchange.pod.share.in_flight += 1
         self._open[exchange] = None
         return exchange
-
-    def _respond(self, client: Client, packet: bytes, since: Seconds) -> None:
-        counters = self._counters
-        counters.responses[packet[3] & 15] += 1
-        counters.request_seconds.observe(self._now() - since)
-        client.reply(packet)
-
-    def _reject(self, rejection: Rejection, client: Client, pod: Pod) -> None:
-        """A packet that is no question that dnsguard understands; it is never forwarded."""
-        self._counters.dropped[rejection.reason] += rejection.reply is None
-        self._events.emit(EventKind.QUERY_REFUSED, pod=pod.name, reason=rejection.reason)
-        if pod.share.query(self._now()) is None and rejection.reply is not None:
-            self._counters.responses[rejection.reply[3] & 15] += 1
-            client.reply(rejection.reply)
-
-    def _limit(self, limit: str, question: Question, pod: Pod, client: Client) -> None:
-        self._counters.limited[limit] += 1
-        self._events.emit(EventKind.QUERY_LIMITED, pod=pod.name, name=question.name, limit=limit)
-        now = self._now()
-        if self._settings.drop_over_limit or (limit == QUERIES and not pod.share.refusal(now)):
-            self._counters.dropped[limit] += 1
-            return
-        self._respond(client, error(question, Rcode.REFUSED, (Ede.PROHIBITED, f"over the limit {limit}")), now)
-
-    def _refuse_loop(self, question: Question, pod: Pod, client: Client) -> None:
-        self._events.emit(EventKind.FORWARDING_LOOP, pod=pod.name, name=question.name)
-        self._respond(
-            client, error(question, Rcode.REFUSED, (Ede.PROHIBITED, "this address serves an upstream")), self._now()
-        )
-
-    def _deny(
-        self, denied: Denied, question: Question, pod: Pod, client: Client, now: Seconds
-    ) -> tuple[Rcode, ExtendedError]:
-        """Say no; returns what was said."""
-        self._counters.verdicts["denied"] += 1
-        self._events.emit(
-            EventKind.QUERY_DENIED,
-            pod=pod.name,
-            name=question.name,
-            type=type_text(question.qtype),
-            verdict="denied",
-            policy=denied.policies,
-            reason=denied.reason,
-        )
-        rcode = Rcode.NOERROR if denied.ancestor else self._settings.deny_rcode
-        ede = (Ede.BLOCKED, f"policy {denied.policies}: {denied.reason}")
-        if rcode is Rcode.REFUSED:
-            self._respond(client, error(question, rcode, ede), now)
-        else:
-            self._respond(client, denial(question, rcode=rcode, ede=ede, soa=True), now)
-        return rcode, ede
-
-    def _special(self, question: Question, client: Client, now: Seconds) -> bool:
-        """ANY and zone transfers are answered here and never forwarded (RFC 8482)."""
-        if question.qtype == Qtype.ANY:
-            self._respond(client, minimal_any(question), now)
-        elif question.qtype in (Qtype.AXFR, Qtype.IXFR):
-            self._respond(client, error(question, Rcode.NOTIMP), now)
-        else:
-            return False
-        return True
 
     # ---- answer
 
@@ -273,20 +212,8 @@ class Exchanges:
             exchange.fetch = None
             exchange.ends = now + answer.ttl
             if vetted.removed:
-                self._tell_removed(exchange, vetted)
+                self._telling.removed(exchange, vetted)
             self._finish(exchange, answer, answer.ttl, now)
-
-    def _tell_removed(self, exchange: Exchange, vetted: Vetted) -> None:
-        for reason, text in vetted.removed:
-            if not vetted.answer.addresses:
-                self._counters.answers_withheld[reason] += 1
-            self._events.emit(
-                EventKind.ANSWER_WITHHELD,
-                pod=exchange.pod.name,
-                name=exchange.question.name,
-                type=type_text(exchange.question.qtype),
-                reason=f"{WITHHELD[reason]} {text}",
-            )
 
     def unanswered(self, fetch: Fetch, rcode: int, reason: str) -> None:
         """A fetch ended without one. Stale data, if it may still be served, beats a failure."""
@@ -335,9 +262,9 @@ class Exchanges:
         ede = None
         if answer.addresses and scopes:
             armed = self._arm(exchange, answer, scopes, now)
-            if armed is None:
+            if armed is None and not self.audit:
                 return
-            answer, wait = armed
+            answer, wait = armed or (answer, 0)
             if not answer.addresses:
                 ttl = min(ttl, answer.ttl)
                 ede = (Ede.BLOCKED, "an earlier rule denies every address of this name")
@@ -353,14 +280,12 @@ class Exchanges:
         self, exchange: Exchange, answer: Answer, scopes: Sequence[Scope], now: Seconds
     ) -> tuple[Answer, int] | None:
         """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for; None when
-        there is no room or no kernel for them, and the exchange has been failed."""
+        there is no room or no kernel for them, and the exchange has been failed (in Audit: it has been told of)."""
         pod, name = exchange.pod, exchange.question.name
         addresses: Sequence[Address] = answer.addresses
-        if exchange.verdict.barred:
-            addresses = [a for a in addresses if not all(closed(pod.program, scope, a) for scope in scopes)]
-            answer = without(answer, _but(answer.addresses, addresses))
+        if exchange.verdict.barred or self.audit:
+            answer, addresses = self._openable(exchange, answer, scopes)
             if not addresses:
-                self._counters.answers_withheld["denied"] += 1
                 return answer, 0
         leases = len(addresses) * len(scopes)
         if leases > FREE_LEASES and (over := pod.share.work(leases // LEASES, now)) is not None:
@@ -372,7 +297,7 @@ class Exchanges:
                 self._limit_leases(exchange, "addressesPerName")
                 return None
             self._counters.limited["addressesPerName"] += 1
-            answer, addresses = without(answer, _but(addresses, fits)), fits
+            answer, addresses = self._shortened(exchange, answer, _but(addresses, fits)), fits
         if pod.id in self.unenforced:
             self._withhold(exchange, "the kernel refused what the pod may do")
             return None
@@ -400,8 +325,27 @@ class Exchanges:
                 self._withhold(exchange, refused)
                 return None
             if self._events.all_leases:
-                self._tell_opened(exchange, addresses)
+                self._telling.opened(exchange, addresses)
         return answer, armed.wait
+
+    def _openable(
+        self, exchange: Exchange, answer: Answer, scopes: Sequence[Scope]
+    ) -> tuple[Answer, Sequence[Address]]:
+        """What may be shown, and the addresses among it that leases would open."""
+        program, guard = exchange.pod.program, self._fetches.guard
+        found = [a for a in answer.addresses if not all(closed(program, scope, a) for scope in scopes)]
+        if not found and not self.audit:
+            self._counters.answers_withheld["denied"] += 1
+        answer = self._shortened(exchange, answer, _but(answer.addresses, found))
+        # What is protected was told of when the answer came.
+        return answer, [a for a in found if a not in guard] if self.audit else found
+
+    def _shortened(self, exchange: Exchange, answer: Answer, gone: Collection[Address]) -> Answer:
+        if not self.audit:
+            return without(answer, gone)
+        if gone:
+            self._telling.audited(exchange, f"{len(gone)} addresses are closed by a rule, or over addressesPerName")
+        return answer
 
     def _judge_again(self, exchange: Exchange, now: Seconds) -> bool:
         """The pod's policy changed while the answer was on its way: ask the new one."""
@@ -409,10 +353,12 @@ class Exchanges:
         verdict = pod.policy.verdict(question.name)
         before, exchange.policy = exchange.policy, pod.policy
         if isinstance(verdict, Denied):
-            self._close(exchange)
-            if not isinstance(exchange.client, Refreshing):
-                self._deny(verdict, question, pod, exchange.client, exchange.started)
-            return False
+            if not self.audit:
+                self._close(exchange)
+                if not isinstance(exchange.client, Refreshing):
+                    self._refusals.deny(verdict, question, pod, exchange.client, exchange.started)
+                return False
+            verdict = AUDITED
         exchange.verdict = verdict
         if before is not None and question.qtype in _NAMING:
             # What it names was judged by the policy before.
@@ -428,45 +374,48 @@ class Exchanges:
             assert exchange.answer is not None
             self._finish(exchange, exchange.answer, exchange.ttl, self._now())
             return
+        self._send(exchange)
+
+    def _send(self, exchange: Exchange) -> None:
         self._close(exchange)
-        if exchange.again and exchange.ends and exchange.shown is not None:
-            self._feed.asked_again(exchange, exchange.shown)
+        answer, verdict = exchange.shown, exchange.verdict
+        if exchange.again and exchange.ends and answer is not None and verdict is not AUDITED:
+            self._feed.asked_again(exchange, answer)
             if isinstance(exchange.client, Refreshing):
                 return
-        if self._events.all_queries:
-            self._tell_allowed(exchange)
+        answer = answer or exchange.answer
+        if answer is not None:
+            self._witness.answered(exchange.pod.name, exchange.question.name, answer, verdict.labels, exchange.started)
+            if verdict is AUDITED and answer.addresses:
+                until = self._now() + exchange.ttl
+                self.audited.told(exchange.pod.id, Told(exchange.question.name, answer.addresses, until))
+        if self._events.all_queries and verdict is not AUDITED:
+            self._telling.allowed(exchange)
         self._respond(exchange.client, exchange.packet, exchange.started)
+
+    def _late(self, exchange: Exchange, reason: str) -> None:
+        """The gate did not let it out: the kernel refused, or took too long."""
+        if self.audit and exchange in self._open:
+            self._telling.audited(exchange, reason)
+            self._send(exchange)
+        else:
+            self._withhold(exchange, reason)
 
     def _doubt(self, exchange: Exchange, pods: Collection[PodId]) -> None:
         """A write for one of these pods was refused, and this held answer may count on it."""
         if exchange.pod.id in pods:
             exchange.policy = None
 
-    def _tell_allowed(self, exchange: Exchange) -> None:
-        self._events.emit(
-            EventKind.QUERY_ALLOWED,
-            pod=exchange.pod.name,
-            name=exchange.question.name,
-            type=type_text(exchange.question.qtype),
-            verdict="allowed",
-            policy=exchange.verdict.labels,
-            ttl=exchange.ttl,
-        )
-
-    def _tell_opened(self, exchange: Exchange, addresses: Sequence[Address]) -> None:
-        """Leases that began, or were put off, for this answer."""
-        pod, name = exchange.pod.name, exchange.question.name
-        self._events.emit(EventKind.LEASE_OPENED, pod=pod, name=name, address=addresses, ttl=exchange.ttl)
-
-    def _withhold(self, exchange: Exchange, reason: str) -> None:
-        """The gate did not let it out."""
-        self._counters.answers_withheld["kernel"] += 1
+    def _withhold(self, exchange: Exchange, reason: str, kind: str = "kernel") -> None:
+        if self.audit:
+            self._telling.audited(exchange, reason)
+            return
+        self._counters.answers_withheld[kind] += 1
         self._fail(exchange, reason)
 
     def _limit_leases(self, exchange: Exchange, limit: str) -> None:
         self._counters.limited[limit] += 1
-        self._counters.answers_withheld["capacity"] += 1
-        self._fail(exchange, f"over the limit {limit}")
+        self._withhold(exchange, f"over the limit {limit}", "capacity")
 
     def _fail(self, exchange: Exchange, reason: str, *, rcode: int = Rcode.SERVFAIL, ede: Ede = Ede.OTHER) -> None:
         """The end of an exchange that has no answer to give."""
@@ -475,6 +424,8 @@ class Exchanges:
         self._close(exchange)
         if isinstance(exchange.client, Refreshing):
             return
+        name, labels = exchange.question.name, exchange.verdict.labels
+        self._witness.unanswered(exchange.pod.name, name, labels, exchange.started)
         self._events.emit(
             EventKind.QUERY_FAILED,
             pod=exchange.pod.name,
@@ -506,9 +457,53 @@ class Exchanges:
         for link, stranger in [*self._strangers.known(self._pods.by_source)]:
             self.question(stranger.packet, stranger.source, link, stranger.client)
 
+    def set_audit(self, on: bool) -> None:
+        """Before the first question, and by `audit_is`."""
+        self.audit = self._fetches.audit = self._refusals.audit = self._telling.audit = on
+
+    def audit_is(self, on: bool) -> None:
+        """From here on nothing is withheld, or all is again. What is under way is judged anew, and what pods were told
+        of names that are allowed by now is opened to them: the enforcer does that before what it is told next."""
+        now = self._now()
+        self.set_audit(on)
+        # They hold answers that only one of the two would tell.
+        self._cache.clear()
+        self._feed.forget_all()
+        for exchange in list(self._open):
+            exchange.policy = None
+            if exchange.fetch is None:
+                self._close(exchange)
+                if not isinstance(exchange.client, Refreshing):
+                    self._judge(exchange.question, exchange.client, exchange.pod, exchange.source, now)
+        if not on:
+            for pod in self._pods:
+                self._open_audited(pod, now)
+
+    def _open_audited(self, pod: Pod, now: Seconds) -> None:
+        """Leases for what a pod was told in Audit and may still use, as far as its rules allow the names now."""
+        for told in list(self.audited.alive(pod.id, now)):
+            verdict = pod.policy.verdict(told.name)
+            if isinstance(verdict, Denied) or not verdict.scopes:
+                continue
+            scopes, guard = verdict.scopes, self._fetches.guard
+            addresses = [a for a in told.addresses if a not in guard]
+            addresses = [a for a in addresses if not all(closed(pod.program, scope, a) for scope in scopes)]
+            fits = self._leases.fitting(pod.id, told.name, scopes, addresses)
+            until, ticket = told.until + self._settings.grace, self.gate.next_ticket
+            armed = self._leases.arm(
+                pod.id, told.name, scopes, fits, now=now, need=told.until, until=until, ticket=ticket
+            )
+            if isinstance(armed, str):
+                self._counters.limited[armed] += 1
+                return
+            if armed.leases:
+                self.before_arming(pod, fits, scopes)
+                self.gate.submit(armed, now)
+
     def pod_went(self, pod: Pod) -> None:
         """A pod is gone: its queries get no answer, for the address may be another's by now."""
         self.unenforced.discard(pod.id)
+        self.audited.forget(pod.id)
         self._feed.forget(pod)
         for exchange in [e for e in self._open if e.pod is pod]:
             self._close(exchange)

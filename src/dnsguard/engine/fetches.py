@@ -28,6 +28,8 @@ BURST: Seconds = 0.2
 _TOLD = frozenset((Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED))
 """What an upstream may say to the pod, too. FORMERR is about our query, and what is left over about nothing."""
 
+_NOTHING = Protected(())
+
 
 @dataclass(frozen=True, slots=True)
 class FetchLimits:
@@ -67,6 +69,8 @@ class Fetches:
         self.names: Sequence[str] = ()
         self.guard = Protected(())
         """Addresses that no answer may contain; replaced when the node's own addresses change."""
+        self.audit = False
+        """What would be taken out of an answer is told of and left in."""
 
     def __len__(self) -> int:
         return len(self._by_key)
@@ -179,13 +183,20 @@ class Fetches:
             self._fail(fetch, f"over the limit {QUERIES}: the answer is long")
             return
         try:
-            vetted = vet(packet, fetch.question, self.guard, cap=self._limits.cap, allowed=fetch.allows)
+            vetted = self._vetted(packet, fetch)
         except UpstreamError as error:
             self._counters.upstream_discarded[error.reason] += 1
             self._next(attempt, now)
             return
         self._end(fetch)
         self._outlets.answered(fetch, vetted)
+
+    def _vetted(self, packet: bytes, fetch: Fetch) -> Vetted:
+        question, cap = fetch.question, self._limits.cap
+        vetted = vet(packet, question, self.guard, cap=cap, allowed=fetch.allows)
+        if self.audit and vetted.counts:
+            vetted.answer = vet(packet, question, _NOTHING, cap=cap, allowed=lambda name: True).answer
+        return vetted
 
     def failed(self, attempt: contracts.Attempt, reason: str) -> None:
         """The transport could not get an answer to this attempt."""

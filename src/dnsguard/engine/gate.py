@@ -12,7 +12,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from dnsguard.core.leases import Armed, Lease, Leases
+from dnsguard.core.book import Armed
+from dnsguard.core.lease import Lease
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import PodId, Seconds
 from dnsguard.engine.contracts import Enforcer, Ticket
 

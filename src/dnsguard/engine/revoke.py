@@ -11,16 +11,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from dnsguard.core.book import Spared
 from dnsguard.core.compile import closed, decide
-from dnsguard.core.leases import UNKNOWN, Justify, Leases
+from dnsguard.core.lease import UNKNOWN
+from dnsguard.core.leases import Justify, Leases
 from dnsguard.core.model import Action, Address, Flow, Name, Packet, PodId, Program, Scope, Seconds
-from dnsguard.core.pods import Pod
+from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied, EffectivePolicy
 from dnsguard.engine.contracts import Enforcer, EventKind, Events, Flows
 from dnsguard.engine.counters import Counters
 
 REMEMBERED: Seconds = 600.0
-"""How long what ended leases stood on is kept when no flow is open on their address."""
+"""How long what ended leases stood on is kept when no flow is open on their address, to tell why it is closed."""
+MOST_REMEMBERED = 10_000
+"""How many of these on the whole node, shared out to its pods: 4 MB."""
+SETTLED: Seconds = 5.0
+"""A flow that an answer let open is in connection tracking this much after its lease has ended."""
+LOOK: Seconds = 60.0
+"""Between two looks at which flows are open, while few leases end."""
 
 CUTS_PER_POD = 10_000
 """Cut flows remembered for one pod, to open them again; beyond it a cut ends only by ten minutes of silence."""
@@ -49,14 +57,30 @@ class Kernel:
 class Revocation:
     """Judges open flows, cuts them, and opens them again."""
 
-    def __init__(self, kernel: Kernel, leases: Leases, events: Events, counters: Counters, *, drain: bool) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        leases: Leases,
+        events: Events,
+        counters: Counters,
+        *,
+        drain: bool,
+        told: Callable[[Pod, Address], Collection[Name]] = lambda pod, address: (),
+    ) -> None:
+        """`told`: names of which a pod was told an address without a lease, in Audit."""
+        self._told = told
+        self.audit = False
+        """Nothing is cut."""
         self._enforcer = kernel.enforcer
         self._flows = kernel.flows
         self._leases = leases
         self._events = events
         self._counters = counters
-        self._drain = drain
+        self.drain = drain
         self.cuts: dict[PodId, dict[Address, set[Flow]]] = {}
+        self._looked: Seconds = 0.0
+        self._left = 0
+        """Ended leases that the last look left."""
 
     async def judge(self, pods: Sequence[Pod]) -> int:
         """Hold the open flows of `pods` against their policies, after a change of these. The number that was cut."""
@@ -64,17 +88,19 @@ class Revocation:
         if not by_address:
             return 0
         self._reopen_all(pods)
-        if self._drain:
+        if self.drain or self.audit:
             return 0
-        judges = {pod.id: _Judge(pod, self._leases) for pod in pods}
+        judges = {pod.id: _Judge(pod, self._leases, self._told) for pod in pods}
         open_flows = await self._flows.begun_by(by_address)
         unjust = [flow for flow in open_flows if not judges[by_address[flow.pod].id].accepts(flow)]
         await self._cut(unjust, by_address)
         return len(unjust)
 
     def just(self, pods: Iterable[Pod], flows: Iterable[Flow]) -> list[Flow]:
-        """Those of these flows, begun by `pods`, that their policies would let open."""
-        judges = {address: _Judge(pod, self._leases) for pod in pods for address in pod.addresses}
+        """Those of these flows, begun by `pods`, that their policies would let open; in Audit all of them."""
+        if self.audit:
+            return list(flows)
+        judges = {address: _Judge(pod, self._leases, self._told) for pod in pods for address in pod.addresses}
         return [flow for flow in flows if flow.pod in judges and judges[flow.pod].accepts(flow)]
 
     async def _cut(self, flows: list[Flow], by_address: Mapping[Address, Pod]) -> None:
@@ -140,24 +166,40 @@ class Revocation:
         if gone:
             self._enforcer.uncut(gone)
 
+    def release(self) -> None:
+        """Nothing stays cut: Audit begins."""
+        cut = [flow for by_peer in self.cuts.values() for flows in by_peer.values() for flow in flows]
+        self.cuts.clear()
+        if cut:
+            self._enforcer.uncut(cut)
+
     # ---- memory
 
-    async def remember(self, pods: Iterable[Pod], now: Seconds) -> None:
-        """Forget what ended leases stood on, where no flow is open on it any longer. Called about once a minute."""
+    async def tick(self, pods: PodTable, now: Seconds) -> None:
+        """`remember`, once a minute or when many leases have ended. Called every few seconds."""
+        if now - self._looked >= LOOK or self._leases.ended - self._left >= MOST_REMEMBERED:
+            await self.remember(pods, now)
+
+    async def remember(self, pods: PodTable, now: Seconds) -> None:
+        """Forget what ended leases stood on, where no flow is open on it any longer."""
+        self._looked = now
         with_ended = [pod for pod in pods if self._leases.pods[pod.id].ended]
         addresses = {address: pod.id for pod in with_ended for address in pod.addresses}
         flowing: dict[PodId, set[Address]] = {pod.id: set() for pod in with_ended}
         for flow in await self._flows.begun_by(addresses) if addresses else ():
             flowing[addresses[flow.pod]].add(flow.peer)
+        spared = Spared(now - REMEMBERED, now - SETTLED, MOST_REMEMBERED // max(1, len(with_ended)))
         for pod, peers in flowing.items():
             if pod in self._leases.pods:
-                self._leases.forget_ended(pod, peers, now - REMEMBERED)
+                self._leases.forget_ended(pod, peers, spared)
+        self._left = self._leases.ended
 
 
 class _Judge:
     """One pod's policy, and which names each address ever stood on."""
 
-    def __init__(self, pod: Pod, leases: Leases) -> None:
+    def __init__(self, pod: Pod, leases: Leases, told: Callable[[Pod, Address], Collection[Name]]) -> None:
+        self._told = partial(told, pod)
         self._program = pod.program
         self._scopes = justify(pod.policy, pod.program)
         self._stood_on = leases.stood_on(pod.id)
@@ -167,6 +209,10 @@ class _Judge:
         open_in: set[str] = set()
         for scope, name in self._stood_on.get(flow.peer, ()):
             open_in.update((scope,) if name == UNKNOWN else self._scopes(name, flow.peer))
+        if _accepts(self._program, flow, open_in.__contains__):
+            return True
+        for name in self._told(flow.peer):
+            open_in.update(self._scopes(name, flow.peer))
         return _accepts(self._program, flow, open_in.__contains__)
 
 

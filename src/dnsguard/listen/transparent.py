@@ -36,26 +36,70 @@ class ListenSockets:
 
     udp: tuple[socket.socket, ...]
     tcp: tuple[socket.socket, ...]
+    unfit: tuple[str, ...] = ()
+    """What was offered and is not used, with the reason."""
 
     def close(self) -> None:
         for opened in (*self.udp, *self.tcp):
             opened.close()
 
 
-def open_sockets(port: int, reply_mark: int) -> ListenSockets:
+def open_sockets(port: int, reply_mark: int, offered: Iterable[socket.socket] = ()) -> ListenSockets:
     """Bind UDP and TCP, IPv4 and IPv6, on `port`; whatever they send carries `reply_mark`.
 
-    Raises MissingFeatureError without the privilege, KernelError when the port is taken.
+    Sockets that somebody else has bound are `offered`: those that fit are used, with what already waits in them, and
+    the others are closed. Raises MissingFeatureError without the privilege, KernelError when the port is taken.
     """
-    opened: list[socket.socket] = []
+    fit, unfit = _sifted(offered, port)
+    opened = list(fit.values())
     try:
         for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
-            opened += (_bound(family, kind, port, reply_mark) for family in _families())
+            for family in _families():
+                if (family, kind) not in fit:
+                    opened.append(_bound(family, kind, port))
+        for one in opened:
+            _prepare(one, reply_mark)
     except BaseException:
         for one in opened:
             one.close()
         raise
-    return _sorted(opened)
+    return _sorted(opened, unfit)
+
+
+def _sifted(
+    offered: Iterable[socket.socket], port: int
+) -> tuple[dict[tuple[int, int], socket.socket], tuple[str, ...]]:
+    """Those that can be used, by family and kind, and what is wrong with the others."""
+    fit: dict[tuple[int, int], socket.socket] = {}
+    unfit = []
+    for one in offered:
+        place = (one.family, one.type)
+        if why := _unfit(one, port) or ("there are two of it" if place in fit else ""):
+            unfit.append(f"{_described(one)}: {why}")
+            one.close()
+        else:
+            fit[place] = one
+    return fit, tuple(unfit)
+
+
+def _unfit(offered: socket.socket, port: int) -> str:
+    """Why it cannot be used; empty when it can."""
+    if offered.family not in FAMILIES or offered.type not in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        return "neither UDP nor TCP"
+    address, bound = offered.getsockname()[:2]
+    if bound != port:
+        return f"dns.listenPort is {port}"
+    if address not in ("0.0.0.0", "::"):
+        return "intercepted queries are for every address"
+    if offered.family == socket.AF_INET6 and not offered.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        return "it takes IPv4, too (BindIPv6Only=ipv6-only is missing)"
+    return ""
+
+
+def _described(offered: socket.socket) -> str:
+    kind = {socket.SOCK_DGRAM: "UDP", socket.SOCK_STREAM: "TCP"}.get(offered.type, offered.type.name)
+    place = offered.getsockname()
+    return f"{kind} {place[0]} port {place[1]}" if offered.family in FAMILIES else f"{kind} {place!r}"
 
 
 def _families() -> Iterator[socket.AddressFamily]:
@@ -69,7 +113,7 @@ def _families() -> Iterator[socket.AddressFamily]:
             yield family
 
 
-def _bound(family: int, kind: int, port: int, reply_mark: int) -> socket.socket:
+def _bound(family: int, kind: int, port: int) -> socket.socket:
     opened = socket.socket(family, kind)
     try:
         with _said(f"{'TCP' if kind == socket.SOCK_STREAM else 'UDP'} port {port}"):
@@ -77,10 +121,7 @@ def _bound(family: int, kind: int, port: int, reply_mark: int) -> socket.socket:
                 opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if kind == socket.SOCK_STREAM:
                 opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _prepare(opened, reply_mark)
             opened.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", port))
-            if kind == socket.SOCK_STREAM:
-                opened.listen(BACKLOG)
     except BaseException:
         opened.close()
         raise
@@ -88,6 +129,13 @@ def _bound(family: int, kind: int, port: int, reply_mark: int) -> socket.socket:
 
 
 def _prepare(opened: socket.socket, reply_mark: int) -> None:
+    with _said("the sockets for pods' queries"):
+        _make_transparent(opened, reply_mark)
+    if opened.type == socket.SOCK_STREAM:
+        opened.listen(BACKLOG)
+
+
+def _make_transparent(opened: socket.socket, reply_mark: int) -> None:
     opened.setblocking(False)
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, reply_mark)  # a TCP listener's is inherited by its connections
     if opened.family == socket.AF_INET:
@@ -101,11 +149,12 @@ def _prepare(opened: socket.socket, reply_mark: int) -> None:
         opened.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, UDP_BUFFER)
 
 
-def _sorted(opened: Iterable[socket.socket]) -> ListenSockets:
-    every = tuple(opened)
+def _sorted(opened: Iterable[socket.socket], unfit: tuple[str, ...]) -> ListenSockets:
+    every = sorted(opened, key=lambda one: one.family)
     return ListenSockets(
         udp=tuple(one for one in every if one.type == socket.SOCK_DGRAM),
         tcp=tuple(one for one in every if one.type == socket.SOCK_STREAM),
+        unfit=unfit,
     )
 
 

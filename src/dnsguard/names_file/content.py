@@ -1,8 +1,8 @@
 """What the file of names holds, and how it is read: every value checked, nothing repaired.
 
 Ends are moments on the monotonic clock, which goes on over a restart and not over a reboot: the boot's identity is
-stored with them. A name whose end is over is what a lease stood on, kept for as long as a flow may live on it. How
-long a lease really lasts is known to the kernel alone.
+stored with them. A name whose end is over is what a lease stood on, kept for as long as a flow may live on it; one
+that was taken back at a moment ends at the negative of it. How long a lease really lasts is known to the kernel alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from dnsguard.core.leases import NAMES_PER_LEASE
+from dnsguard.core.lease import NAMES_PER_LEASE
 from dnsguard.core.model import Address, LinkIndex, Name, Seconds
 
 FILE: Final = "names.sqlite"
@@ -33,7 +33,7 @@ BESIDE: Final = ("-journal", "-wal", "-shm")
 
 SCHEMA: Final = f"""
 CREATE TABLE boot (id TEXT NOT NULL) STRICT;
-CREATE TABLE pods (link INTEGER PRIMARY KEY, addresses BLOB NOT NULL) STRICT;
+CREATE TABLE pods (link INTEGER PRIMARY KEY, addresses BLOB NOT NULL, program TEXT NOT NULL) STRICT;
 CREATE TABLE names (
     link INTEGER NOT NULL, scope TEXT NOT NULL, peer BLOB NOT NULL, name BLOB NOT NULL, until REAL NOT NULL,
     PRIMARY KEY (link, scope, peer, name)
@@ -41,7 +41,8 @@ CREATE TABLE names (
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
 """
-"""`addresses` are the pod's own, each behind an octet of its length. An empty name stands for unknown names."""
+"""`addresses` are the pod's own, each behind an octet of its length. An empty name stands for unknown names, which mean
+something under that program only."""
 
 
 class DamagedError(Exception):
@@ -52,7 +53,8 @@ class DamagedError(Exception):
 class PodNames:
     """The names of one pod's leases, each with its end, by scope and peer; `addresses` were the pod's own."""
 
-    addresses: frozenset[Address]
+    addresses: frozenset[Address] = frozenset()
+    program: str = ""
     leases: dict[tuple[str, Address], dict[Name, Seconds]] = field(default_factory=dict)
 
 
@@ -68,8 +70,10 @@ def boot_id() -> str:
 def read_names(path: Path, boot: str) -> Names:
     """What the file says; nothing when there is none, or one of another boot. Raises DamagedError."""
     try:
-        found = os.lstat(path)
+        found = path.lstat()
         _check_kind(found)
+        if not found.st_size:
+            return {}  # made, and never written
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as file:
             _check_head(file)
             stored = [row[0] for row in file.execute("SELECT id FROM boot")]
@@ -100,7 +104,8 @@ def _check_head(file: sqlite3.Connection) -> None:
 
 
 def _read(file: sqlite3.Connection) -> Names:
-    pods = {link: PodNames(_addresses(packed)) for link, packed in file.execute("SELECT link, addresses FROM pods")}
+    rows = file.execute("SELECT link, addresses, program FROM pods")
+    pods = {link: PodNames(_addresses(packed), str(program)) for link, packed, program in rows}
     for link, scope, peer, name, until in file.execute("SELECT link, scope, peer, name, until FROM names"):
         if link not in pods:
             raise DamagedError(f"it has names of a pod on link {link!r} and no such pod")
@@ -116,7 +121,7 @@ def _latest(names: dict[Name, Seconds]) -> dict[Name, Seconds]:
     """As many as a lease remembers: living ones, and what it stood on before."""
     if len(names) <= 2 * NAMES_PER_LEASE:
         return names
-    ordered = sorted(names.items(), key=lambda item: item[1], reverse=True)
+    ordered = sorted(names.items(), key=lambda item: abs(item[1]), reverse=True)
     return dict(ordered[: 2 * NAMES_PER_LEASE])
 
 

@@ -30,6 +30,8 @@ class KeptNames:
         self._boot = boot_id()
         self._record: Record | None = None
         self._writer: NamesWriter | None = None
+        self._held: list[Batch] | None = None
+        """All of everything so far, until it is complete: it replaces what the file holds in one transaction."""
 
     async def read(self) -> Names:
         """What an earlier process of this boot wrote. A file that is no good is set aside and told of."""
@@ -48,8 +50,8 @@ class KeptNames:
         loop = asyncio.get_running_loop()
         self._record = Record(pods, leases)
         self._writer = NamesWriter(self.path, self._boot, _InLoop(self, loop))
-        self._writer.put(self._record.everything(self._now(), None))
         self._writer.start()
+        self.hand_over_everything()
 
     async def tick(self) -> None:
         """Hand over what changed; some twenty times a second."""
@@ -73,8 +75,18 @@ class KeptNames:
         self._record = self._writer = None
 
     def _put(self, batch: Batch) -> None:
-        if batch and self._writer is not None:
-            self._writer.put(batch)
+        if self._record is None or self._writer is None:
+            return
+        if batch.anew:
+            self._held = []
+        if self._held is None:
+            if batch:
+                self._writer.put([batch])
+            return
+        self._held.append(batch)
+        if self._record.complete:
+            self._writer.put(self._held)
+            self._held = None
 
     # ---- what is told
 

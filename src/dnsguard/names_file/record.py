@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from itertools import islice
 
-from dnsguard.core.leases import Lease, Leases, Touch
+from dnsguard.core.book import Touch
+from dnsguard.core.lease import Lease
+from dnsguard.core.leases import Leases
 from dnsguard.core.model import LinkIndex, PodId, Seconds
-from dnsguard.core.pods import PodTable
+from dnsguard.core.pods import Pod, PodTable
 from dnsguard.names_file.content import pack_addresses
-from dnsguard.names_file.store import Batch
+from dnsguard.names_file.store import Batch, PodRow
 
 MOST = 4000
 """Changed names in one batch: 2 ms of the event loop."""
-SLICE = 1000
+SLICE = 2000
 """Leases of one batch, while everything is handed over."""
 MOST_TOUCHED = 200_000
 """Changes remembered; when there are more, everything is handed over instead."""
@@ -26,21 +26,21 @@ class Record:
     def __init__(self, pods: PodTable, leases: Leases) -> None:
         self._pods, self._leases = pods, leases
         self._links: dict[PodId, LinkIndex] = {}
-        self._rest: Iterator[Lease] = iter(())
+        self._rest: list[Lease] = []
         self._touched: deque[Touch] = deque(maxlen=MOST_TOUCHED)
         self._moved: deque[PodId] = deque()
         leases.touched, leases.moved = self._touched, self._moved
 
-    def everything(self, now: Seconds, most: int | None = SLICE) -> Batch:
-        """What is true now, however the file was: all of it, or its beginning, and then the rest by `changes`."""
+    def everything(self, now: Seconds) -> Batch:
+        """The beginning of all that is true now, however the file was; `changes` gives the rest, until `complete`."""
         self._touched.clear()
         self._moved.clear()
         batch = Batch(anew=True)
         self._links = {pod.id: pod.link for pod in self._pods}
-        batch.pods = [(pod.link, pack_addresses(pod.addresses)) for pod in self._pods]
+        batch.pods = [_row(pod) for pod in self._pods]
         tables = self._leases.pods.values()
-        self._rest = iter([lease for table in tables for lease in (*table.by_key.values(), *table.ended.values())])
-        self._add_rest(batch, most, now)
+        self._rest = [lease for table in tables for lease in (*table, *table.ended.values())]
+        self._add_rest(batch, now)
         return batch
 
     def changes(self, now: Seconds, most: int = MOST) -> Batch:
@@ -52,18 +52,24 @@ class Record:
             self._add_pod(batch, self._moved.popleft())
         for _ in range(min(most, len(self._touched))):
             self._add_touched(batch, now)
-        self._add_rest(batch, SLICE, now)
+        self._add_rest(batch, now)
         return batch
 
     @property
+    def complete(self) -> bool:
+        """No more of everything is to come."""
+        return not self._rest
+
+    @property
     def pending(self) -> bool:
-        return bool(self._touched or self._moved)
+        """`changes` has something to tell."""
+        return bool(self._touched or self._moved or self._rest)
 
     def _add_pod(self, batch: Batch, number: PodId) -> None:
         pod = self._pods.by_id.get(number)
         if pod is not None:
             self._links[number] = pod.link
-            batch.pods.append((pod.link, pack_addresses(pod.addresses)))
+            batch.pods.append(_row(pod))
         elif (link := self._links.pop(number, None)) is not None and link not in self._pods.by_link:
             batch.gone.append((link,))
 
@@ -79,19 +85,20 @@ class Record:
                 self._add_whole(batch, here, now)
         elif name is not None and here is lease:
             until = lease.names.get(name)
-            if until is None and name not in lease.past:
+            if until is None and name and name not in lease.past:
                 batch.forgotten.append((link, lease.scope, lease.address, name))
             else:
-                batch.names.append((link, lease.scope, lease.address, name, until if until is not None else now))
+                # Only what was taken back is told of when it is over: the rest ends by itself, in the file too.
+                batch.names.append((link, lease.scope, lease.address, name, until if until is not None else -now))
 
     def _known(self, lease: Lease) -> Lease | None:
         """What is remembered now in this lease's place."""
         table = self._leases.pods[lease.pod]
-        key = lease.scope, lease.address
-        return table.by_key.get(key) or table.ended.get(key)
+        return table.get(lease.scope, lease.address) or table.ended.get((lease.scope, lease.address))
 
-    def _add_rest(self, batch: Batch, most: int | None, now: Seconds) -> None:
-        for lease in islice(self._rest, most):
+    def _add_rest(self, batch: Batch, now: Seconds) -> None:
+        for _ in range(min(SLICE, len(self._rest))):
+            lease = self._rest.pop()
             if lease.pod in self._leases.pods and self._known(lease) is lease:
                 self._add_whole(batch, lease, now)
 
@@ -100,3 +107,7 @@ class Record:
         over = min(now, lease.until)
         batch.names += [(link, scope, address, name, over) for name in lease.past if name not in lease.names]
         batch.names += [(link, scope, address, name, until) for name, until in lease.names.items()]
+
+
+def _row(pod: Pod) -> PodRow:
+    return pod.link, pack_addresses(pod.addresses), pod.program.name

@@ -20,6 +20,7 @@ SIZES: Final = (256, 32, 4, 1)
 """Rows of one statement, so that few statements are ever compiled."""
 PAGE: Final = 4096
 
+PodRow = tuple[LinkIndex, bytes, str]
 LeaseKey = tuple[LinkIndex, str, Address]
 NameKey = tuple[LinkIndex, str, Address, Name]
 NameRow = tuple[LinkIndex, str, Address, Name, Seconds]
@@ -31,7 +32,7 @@ class Batch:
 
     anew: bool = False
     gone: list[tuple[LinkIndex]] = field(default_factory=list)
-    pods: list[tuple[LinkIndex, bytes]] = field(default_factory=list)
+    pods: list[PodRow] = field(default_factory=list)
     over: list[LeaseKey] = field(default_factory=list)
     forgotten: list[NameKey] = field(default_factory=list)
     names: list[NameRow] = field(default_factory=list)

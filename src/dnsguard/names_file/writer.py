@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -26,7 +27,7 @@ AGAIN: Final[Seconds] = 2.0
 LONGEST: Final[Seconds] = 60.0
 """The same, when each file that was made failed again."""
 MOST_WAITING: Final = 200
-"""Batches that wait for the thread; beyond it they are thrown away, and everything is asked for again."""
+"""Hand-overs that wait for the thread; beyond it they are thrown away, and everything is asked for again."""
 HEADROOM: Final = 1 << 20
 """Octets that must be free beyond what the file had when it failed."""
 
@@ -41,10 +42,10 @@ class Told(Protocol):
         """The file was no longer what had been written."""
 
     def wanted(self) -> None:
-        """Hand over everything, the first batch `anew`: the file is new."""
+        """Hand over everything, the first batch `anew`, at once: the file is new."""
 
     def back(self) -> None:
-        """After `lost`: the first of everything is written."""
+        """After `lost`: everything is written."""
 
 
 class NamesWriter:
@@ -52,12 +53,12 @@ class NamesWriter:
 
     def __init__(self, path: Path, boot: str, told: Told) -> None:
         self._path, self._boot, self._told = path, boot, told
-        self._waiting: deque[Batch] = deque()
+        self._waiting: deque[Sequence[Batch]] = deque()
         self._overflown = False
         self._stop = threading.Event()
         self._store: NamesStore | None = None
         self._begun = False
-        """The first batch of everything is in the file."""
+        """Everything is in the file."""
         self._failed = self._lost = False
         self._failed_at = -LONGEST
         self._pause = AGAIN
@@ -67,10 +68,10 @@ class NamesWriter:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, batch: Batch) -> None:
-        """Never waits."""
+    def put(self, batches: Sequence[Batch]) -> None:
+        """These go into one transaction. Never waits."""
         if len(self._waiting) < MOST_WAITING:
-            self._waiting.append(batch)
+            self._waiting.append(batches)
         else:
             self._overflown = True
 
@@ -113,7 +114,7 @@ class NamesWriter:
             self._waiting.clear()
             self._overflown = self._begun = False
             self._told.wanted()
-        batches = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        batches = [batch for _ in range(len(self._waiting)) for batch in self._waiting.popleft()]
         if not self._begun:
             batches = _from_anew(batches)
         if not batches:

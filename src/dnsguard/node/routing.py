@@ -102,7 +102,7 @@ class Interception:
     def _rule(self, rule: PolicyRule, there: bool) -> None:
         if rule.protocol == OUR_PROTOCOL:
             (self._present.add if there else self._present.discard)(rule)
-        elif there and _takes(rule, self._route):
+        elif there and takes(rule, self._route):
             self._others.add(rule)
         elif not there:
             self._others.discard(rule)
@@ -199,7 +199,7 @@ def unusable_sysctls(root: Path = Path("/proc/sys/net")) -> list[str]:
     return found
 
 
-def _takes(rule: PolicyRule, ours: InterceptionRoute) -> bool:
+def takes(rule: PolicyRule, ours: InterceptionRoute) -> bool:
     """Whether a packet that carries our mark alone may be taken by this rule before it comes to ours."""
     return rule.priority < ours.priority and rule.table != LOCAL_TABLE and ours.mark & rule.mask == rule.mark
 

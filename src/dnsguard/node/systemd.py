@@ -19,10 +19,6 @@ from dnsguard.core.model import Seconds
 
 FIRST_DESCRIPTOR: Final = 3
 """SD_LISTEN_FDS_START."""
-LISTENING: Final = "dns"
-"""What the sockets for pods' queries are called, in dnsguard.socket and in the store."""
-OWNER: Final = "table"
-"""What the netlink port that owns the table is called in the store."""
 
 
 @dataclass(frozen=True, slots=True)

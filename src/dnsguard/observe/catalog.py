@@ -88,6 +88,14 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Look at the place named: the file is valid, but probably does not mean what was intended.",
         meaning="The allowlist is in force as it is written.",
     ),
+    EventKind.MODE_CHANGED: Description(
+        WARNING,
+        "mode {mode} is in force",
+        UUID("fce4ee56-5909-4b08-9930-f3b4be947b8e"),
+        "In Audit everything is let through and told of; write mode: Enforce and run `dnsguard reload` to close it.",
+        meaning="A reload found another mode in config.yaml and has put it in force. When enforcing began, open flows"
+        " that nothing justifies were cut.",
+    ),
     EventKind.POD_CAME: Description(
         INFO,
         "{who} came on {link}",
@@ -126,6 +134,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         meaning="Something around dnsguard can keep it from working as promised. What could not be ensured is closed, "
         "not open.",
     ),
+    EventKind.SOCKET_NOT_USED: Description(
+        WARNING,
+        "a socket of dnsguard.socket is not used: {reason}",
+        UUID("44c85c0293f242389a092fbc995ef907"),
+        "dnsguard listens on a socket of its own. Set the unit's addresses as dns.listenPort is, with `systemctl edit "
+        "dnsguard.socket`, or disable the unit.",
+        meaning="systemd was to hold it, so that no query is lost while dnsguard is not there. It is of another port "
+        "or kind, so queries of the time of a restart are lost until the client asks again.",
+    ),
     EventKind.QUERY_ALLOWED: Description(
         INFO,
         "{who} resolves {name} ({type})",
@@ -143,6 +160,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         limited=True,
         meaning="No rule of the pod allows the name, or one denies it. The pod was told so at once, and no upstream "
         "was asked.",
+    ),
+    EventKind.QUERY_AUDITED: Description(
+        INFO,
+        "{who} would not have resolved {name} ({type}): {reason}",
+        UUID("0b142dd3-64aa-411b-96fe-692e47ae9945"),
+        "Audit let it through. If the pod needs it, allow it before you enforce: `dnsguard learn` writes the line.",
+        limited=True,
+        meaning="In Audit, a pod asked for a name that no rule of its policies allows. It was answered, and nothing "
+        "was opened for it.",
     ),
     EventKind.QUERY_REFUSED: Description(
         WARNING,
@@ -192,6 +218,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         limited=True,
         meaning="The answer named addresses that the pod must not get by name, or that could not be opened in time. "
         "It never saw them.",
+    ),
+    EventKind.ANSWER_AUDITED: Description(
+        WARNING,
+        "an answer for {name} ({type}) would have been withheld from {who}, or a part of it: {reason}",
+        UUID("fe72e874-d67f-44ce-b1b4-9480299524e2"),
+        "Audit let it through. Before you enforce, raise the limit, or change what closes the address.",
+        limited=True,
+        meaning="In Audit, an answer was shown whole that would have lost an address, or have become SERVFAIL: a "
+        "protected address, a rule that closes it, a limit, or a kernel that would not open it.",
     ),
     EventKind.ANSWER_STALE: Description(
         WARNING,
@@ -244,6 +279,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         meaning="The pod sent a packet to an address that is neither allowed by a block nor open by an answer. It was "
         "dropped.",
     ),
+    EventKind.FLOW_AUDITED: Description(
+        INFO,
+        "{who} would have been denied: {address} port {port}/{protocol}: {reason}",
+        UUID("5c7f722c-ff09-4aa8-a490-046e11d356b3"),
+        "Audit let it through. If the pod needs it, allow it before you enforce: `dnsguard learn` writes the line.",
+        limited=True,
+        meaning="In Audit, a pod began a flow that no rule of its policies allows. It passed. The reason names what "
+        "resolved to the address, where that is known.",
+    ),
     EventKind.FLOWS_CUT: Description(
         INFO,
         "{count} flows that the policy no longer justifies were cut",
@@ -251,6 +295,14 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Nothing to do.",
         meaning="The policy changed, and these connections are no longer allowed. Their packets are dropped in both "
         "directions.",
+    ),
+    EventKind.SEEN_FILE_FAILED: Description(
+        WARNING,
+        "{what}: {reason}",
+        UUID("ca85cb32-5b72-4283-ba57-29688e4bd871"),
+        "What `dnsguard learn` has seen goes on in memory. Look at the folder of paths.state: room, owner, disk.",
+        meaning="What learn has seen could not be read or written, or flows could not be looked at. Nothing that is "
+        "enforced depends on it.",
     ),
     EventKind.UPSTREAM_DOWN: Description(
         WARNING,

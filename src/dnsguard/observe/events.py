@@ -8,7 +8,7 @@ about 1 us each; one that passes costs 5 us before it is written. Who watches li
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,7 +23,7 @@ from dnsguard.observe.text import printable
 FieldValue = str | int | float
 
 UNSAID: Final = {
-    "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED}),
+    "None": frozenset({EventKind.QUERY_ALLOWED, EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED}),
     "Denied": frozenset({EventKind.QUERY_ALLOWED}),
     "All": frozenset[EventKind](),
 }
@@ -109,7 +109,9 @@ class EventLog:
         *,
         queries: str = "Denied",
         level: int = INFO,
+        pod_ips: Callable[[str], Collection[bytes]] = lambda pod: (),
     ) -> None:
+        """`pod_ips` gives the addresses of the pods of a name, for events that name only the pod."""
         self.watchers: tuple[Watcher, ...] = ()
         self.recent = Recent(clock)
         """The last denials of each pod, said or not."""
@@ -120,9 +122,14 @@ class EventLog:
         self._sinks = tuple(sinks)
         self._limiter = limiter
         self._clock = clock
+        self._pod_ips = pod_ips
+        self.tune(queries, level)
+
+    def tune(self, queries: str, level: int) -> None:
+        """From here on tell of judged questions as `log.queries` says, and of events from this level on."""
         unsaid = UNSAID[queries]
         self._described = {k: d for k, d in CATALOG.items() if d.level >= level and k not in unsaid}
-        self._watch(())
+        self._watch(self.watchers)
 
     def watch(self, watcher: Watcher) -> None:
         """Offer it events until `unwatch`."""
@@ -177,7 +184,8 @@ class EventLog:
     def _hand(self, kind: EventKind, fields: Mapping[str, object], sinks: Iterable[Sink]) -> None:
         description = CATALOG[kind]
         try:
-            texts = {k: field_value(k, v) for k, v in fields.items() if v is not None and k != "exc_info"}
+            said = self._addressed(fields)
+            texts = {k: field_value(k, v) for k, v in said.items() if v is not None and k != "exc_info"}
             error = fields.get("exc_info")
             exception = error if isinstance(error, BaseException) else None
             event = Event(kind, description, describe(description, texts), texts, exception)
@@ -186,6 +194,13 @@ class EventLog:
         except Exception:
             # A line that cannot be written must not cost a pod its answer; the metric shows that it happened.
             self.failed += 1
+
+    def _addressed(self, fields: Mapping[str, object]) -> Mapping[str, object]:
+        """With the addresses of the pod that is named, right behind its name."""
+        pod = fields.get("pod")
+        if "pod_ip" in fields or not isinstance(pod, str) or not (addresses := self._pod_ips(pod)):
+            return fields
+        return {"pod": pod, "pod_ip": tuple(addresses), **fields}
 
 
 def _share(kind: EventKind, fields: Mapping[str, object]) -> str:

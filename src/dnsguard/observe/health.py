@@ -1,13 +1,14 @@
-"""Metrics and health over HTTP: `/metrics`, `/healthz` (the loop runs), `/readyz` (intercepting and enforcing).
+"""Metrics and health over HTTP: `/metrics`, `/healthz` (loop and writer go on), `/readyz` (intercepting and enforcing).
 
-Needs an address, a registry and a function that tells whether the daemon is ready. Serves nothing else, reads no
-request bodies, and takes a bounded number of connections from the kernel's queue.
+Needs an address, a registry and functions that tell whether the daemon is ready and alive. Serves nothing else, reads
+no request bodies, and takes a bounded number of connections from the kernel's queue.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -20,15 +21,29 @@ IDLE: Final = 30.0
 """Seconds that a scraper's connection is kept between requests."""
 
 
-class HealthServer:
-    """Listens between `start` and `stop`. `ready` returns None when ready, else what is missing."""
+async def _nothing() -> None:
+    pass
 
-    def __init__(self, listen: str, registry: CollectorRegistry, ready: Callable[[], str | None]) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What is asked. `missing` is what readiness waits for, `stuck` why the daemon is not alive; both are empty when
+    all is well. `refresh` is awaited before a scrape: it must end soon, and must not raise."""
+
+    missing: Callable[[], str]
+    stuck: Callable[[], str] = str
+    refresh: Callable[[], Awaitable[None]] = _nothing
+
+
+class HealthServer:
+    """Listens between `start` and `stop`."""
+
+    def __init__(self, listen: str, registry: CollectorRegistry, health: Health) -> None:
         """`listen` is `host:port`, `[v6]:port` or `:port` (every address); raises DnsguardError when it is none."""
         self._listen = listen
         self._host, self._port = split_listen(listen)
         self._registry = registry
-        self._ready = ready
+        self._health = health
         self._runner: web.AppRunner | None = None
 
     @property
@@ -59,15 +74,19 @@ class HealthServer:
             self._runner = None
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        await self._health.refresh()
         body = generate_latest(self._registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _healthz(self, request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+        return _verdict("ok", self._health.stuck())
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        missing = self._ready()
-        return web.Response(text="ready\n") if missing is None else web.Response(status=503, text=f"{missing}\n")
+        return _verdict("ready", self._health.missing())
+
+
+def _verdict(good: str, wrong: str) -> web.Response:
+    return web.Response(status=503, text=f"{wrong}\n") if wrong else web.Response(text=f"{good}\n")
 
 
 def split_listen(listen: str) -> tuple[str | None, int]:

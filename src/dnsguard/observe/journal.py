@@ -33,6 +33,9 @@ IDENTIFIER: Final = "dnsguard"
 PRIORITIES: Final = {"debug": "7", "info": "6", "warning": "4", "error": "3", "critical": "2"}
 """Level -> PRIORITY, as syslog numbers them."""
 
+SEVERAL: Final = frozenset({"pod_ip", "address"})
+"""Fields that may hold several addresses: the journal finds an entry by each, as it may have a field several times."""
+
 FIRST_RETRY: Final[Seconds] = 0.1
 LAST_RETRY: Final[Seconds] = 5.0
 """Between two looks whether journald listens again: the first, and the longest."""
@@ -66,7 +69,10 @@ def entry(fields: Iterable[tuple[str, str]]) -> bytes:
 
 def event_entry(event: Event) -> bytes:
     """The entry of one event: 5 us, against 20 through structlog."""
-    said = [("MESSAGE", event.message), *((_key(key), str(value)) for key, value in event.fields.items())]
+    said = [("MESSAGE", event.message)]
+    for key, value in event.fields.items():
+        values = str(value).split(", ") if key in SEVERAL else (str(value),)
+        said += ((_key(key), one) for one in values)
     if event.exception is not None:
         said += _raised(event.exception)
     return _beginning(event.kind) + entry(said)

@@ -75,7 +75,8 @@ def open_log(form: str, level: str, fd: int = 2) -> Log:
     logger = structlog.wrap_logger(
         _Lines(outlet),
         processors=renderer,
-        wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
+        # Events have passed their level before they come here, and it may change.
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         cache_logger_on_first_use=True,
     )
     _redirect_logging(logger, max(LEVELS[level], logging.INFO))

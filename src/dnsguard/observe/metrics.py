@@ -48,11 +48,34 @@ TALLIES: Final = {
         "reason",
     ),
     "egress_denied": ("dnsguard_egress_denied_total", "Packets of pods that were dropped", "reason"),
+    "egress_audited": (
+        "dnsguard_egress_audited_total",
+        "Packets of pods that Audit let through and that would have been dropped",
+        "reason",
+    ),
     "kernel_repairs": ("dnsguard_kernel_repairs_total", "Others' changes to the kernel that were undone", "what"),
     "reloads": ("dnsguard_policy_loads_total", "Policies read", "result"),
     "internal_errors": ("dnsguard_internal_errors_total", "Unexpected errors that were contained", "where"),
 }
 """Field of `Counters` -> metric, help, label."""
+
+FROM_THE_START: Final = {
+    "verdicts": ("allowed", "denied", "audited"),
+    "cache_hits": ("user", "kernel"),
+    "kernel_repairs": ("table", "route", "ebpf"),
+    "reloads": ("loaded", "rejected"),
+    "lease_writes": ("nftables",),
+    "answers_withheld": ("protected", "target", "denied", "kernel", "capacity"),
+    "limited": (
+        *("queriesPerSecond", "inFlight", "uniqueNamesPerMinute", "tcpConnections"),
+        *("addressesPerName", "leasesPerPod"),
+    ),
+    "egress_denied": (
+        *("default", "rule", "cut", "inbound", "source", "unknown", "listener", "queries"),
+        *("malformed", "vlan", "fragment", "multicast"),
+    ),
+}
+"""Labels that are shown at 0: to Prometheus a counter that begins at 1 has not grown."""
 
 INTEGERS: Final = {
     "cache_misses": ("dnsguard_cache_misses_total", "Questions that no cache could answer"),
@@ -75,13 +98,19 @@ Reading = Callable[[], float]
 class Gauges:
     """Functions that tell a present value; each must return at once."""
 
+    ready: Reading = _none
     pods: Reading = _none
+    pods_limit: Reading = _none
     leases: Reading = _none
+    leases_limit: Reading = _none
     held_answers: Reading = _none
     in_flight: Reading = _none
     cache_entries: Reading = _none
     tcp_connections: Reading = _none
     policy_generation: Reading = _none
+    policy_load_failed: Reading = _none
+    writer_busy: Reading = _none
+    kernel_counters_age: Reading = _none
     log_lines_dropped: Reading = _none
     log_lines_suppressed: Reading = _none
     log_events_failed: Reading = _none
@@ -89,21 +118,30 @@ class Gauges:
     udp_unsent: Reading = _none
     tcp_cut: Reading = _none
     drop_reports_lost: Reading = _none
+    audit: Reading = _none
     upstreams_up: Callable[[], Mapping[str, bool]] = field(default=dict)
+    links_without: Callable[[], Mapping[str, int]] = field(default=dict)
 
 
 GAUGES: Final = {
+    "ready": ("dnsguard_ready", "1 while DNS is intercepted and enforcement is in place"),
     "pods": ("dnsguard_pods", "Governed pods"),
+    "pods_limit": ("dnsguard_pods_limit", "How many there may be (tables.pods)"),
     "leases": ("dnsguard_leases", "Live leases, in the elements that the kernel holds for them"),
+    "leases_limit": ("dnsguard_leases_limit", "How many elements there may be (tables.leases)"),
     "held_answers": ("dnsguard_held_answers", "Answers that wait for the kernel's acknowledgement"),
     "in_flight": ("dnsguard_dns_in_flight", "Questions that have no reply yet"),
     "cache_entries": ("dnsguard_cache_entries", "Answers in the cache"),
     "tcp_connections": ("dnsguard_tcp_connections", "Open DNS connections of pods"),
+    "audit": ("dnsguard_audit", "1 while everything is let through and only told of"),
     "policy_generation": ("dnsguard_policy_generation", "Number of the policy in force"),
+    "policy_load_failed": ("dnsguard_policy_load_failed", "1 while the last policy read was rejected"),
+    "writer_busy": ("dnsguard_enforce_busy_seconds", "How long the writer to the kernel has been at its present work"),
+    "kernel_counters_age": ("dnsguard_kernel_counters_age_seconds", "Since the kernel's counters were read"),
 }
 
 COUNTED_ELSEWHERE: Final = {
-    "log_lines_dropped": ("dnsguard_log_lines_dropped_total", "Log lines lost because standard error was blocked"),
+    "log_lines_dropped": ("dnsguard_log_lines_dropped_total", "Log lines lost because whoever takes them took none"),
     "log_lines_suppressed": ("dnsguard_log_lines_suppressed_total", "Log lines over a pod's limits.logLines"),
     "log_events_failed": ("dnsguard_log_events_failed_total", "Events that could not be written"),
     "udp_discarded": ("dnsguard_udp_discarded_total", "Empty or overlong datagrams of pods"),
@@ -125,6 +163,13 @@ class Metrics(Collector):
         """Nothing: registering must not read gauges that are not there yet."""
         return ()
 
+    def totals(self) -> dict[str, int]:
+        """Every counter without its labels, under the name of its field: for a terminal."""
+        tallies = {name: sum(list(getattr(self._counters, name).values())) for name in TALLIES}
+        integers = {name: getattr(self._counters, name) for name in INTEGERS}
+        elsewhere = {name: int(getattr(self._gauges, name)()) for name in COUNTED_ELSEWHERE}
+        return {**tallies, **integers, **elsewhere}
+
     def collect(self) -> Iterator[Metric]:
         yield from self._readings()
         yield from self._tallies()
@@ -137,6 +182,8 @@ class Metrics(Collector):
     def _readings(self) -> Iterator[Metric]:
         yield _gauge(("dnsguard_build_info", "The version that runs"), "version", {__version__: 1})
         yield _gauge(("dnsguard_upstream_up", "1 while the upstream answers"), "to", self._gauges.upstreams_up())
+        without = ("dnsguard_links_without_enforcer", "Pod links on which this enforcer does not decide, and should")
+        yield _gauge(without, "enforcer", self._gauges.links_without())
         for name, (metric, text) in GAUGES.items():
             yield GaugeMetricFamily(metric, text, value=getattr(self._gauges, name)())
         for name, (metric, text) in COUNTED_ELSEWHERE.items():
@@ -146,8 +193,8 @@ class Metrics(Collector):
 
     def _tallies(self) -> Iterator[Metric]:
         for name, (metric, text, label) in TALLIES.items():
-            tally: Mapping[str, int] = getattr(self._counters, name)
-            yield _counter((metric, text), (label,), (((key,), count) for key, count in list(tally.items())))
+            tally = {**dict.fromkeys(FROM_THE_START.get(name, ()), 0), **getattr(self._counters, name)}
+            yield _counter((metric, text), (label,), (((key,), count) for key, count in tally.items()))
 
     def _queries(self) -> Iterator[Metric]:
         requests = (((_family(family), proto, kind), n) for (family, proto, kind), n in self._counters.requests.items())

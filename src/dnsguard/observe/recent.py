@@ -1,4 +1,4 @@
-"""The last denials of each pod, for telling later why something was denied.
+"""The last denials of each pod, for telling later why something was denied, or would have been but for Audit.
 
 Fed with every event before level and rate limit, and keeps fields as they are: nothing becomes text until somebody
 asks. Equal denials are one entry with a count and the times of the first and the last, so a note costs 0.6 us, or 1 us
@@ -23,12 +23,18 @@ PODS: Final = 1024
 
 KEYS: Final[Mapping[EventKind, tuple[str, ...]]] = {
     EventKind.QUERY_DENIED: ("name", "type"),
+    EventKind.QUERY_AUDITED: ("name", "type"),
+    EventKind.QUERY_AUDITED: ("name", "type"),
     EventKind.QUERY_FAILED: ("name", "type"),
     EventKind.ANSWER_WITHHELD: ("name", "type"),
+    EventKind.ANSWER_AUDITED: ("name", "type"),
+    EventKind.ANSWER_AUDITED: ("name", "type"),
     EventKind.FORWARDING_LOOP: ("name",),
     EventKind.QUERY_LIMITED: ("limit",),
     EventKind.QUERY_REFUSED: ("reason",),
     EventKind.FLOW_DENIED: ("address", "port", "protocol"),
+    EventKind.FLOW_AUDITED: ("address", "port", "protocol"),
+    EventKind.FLOW_AUDITED: ("address", "port", "protocol"),
 }
 """What is remembered, and the fields that tell one denial from another: all but what a pod could vary at will."""
 

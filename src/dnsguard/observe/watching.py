@@ -31,7 +31,7 @@ PREFIXES: Final = {
     "query": ("query_", "answer_", "forwarding_"),
     "drop": ("flow_",),
     "lease": ("lease_", "leases_", "flows_"),
-    "policy": ("policy_", "pod_"),
+    "policy": ("policy_", "pod_", "mode_"),
 }
 """Type of event -> how the names of its kinds begin."""
 EVERYTHING: Final = frozenset(EventKind) - {EventKind.EVENTS_SUPPRESSED}

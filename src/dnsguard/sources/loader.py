@@ -214,9 +214,9 @@ def _signal_name(number: int) -> str:
 
 
 def _diagnostic(record: list[object]) -> Diagnostic:
-    file, line, column, text, severity, missing = record
+    file, line, column, text, severity = record
     assert isinstance(line, int) and isinstance(column, int)
-    return Diagnostic(Origin(str(file), line, column), str(text), Severity(str(severity)), bool(missing))
+    return Diagnostic(Origin(str(file), line, column), str(text), Severity(str(severity)))
 
 
 # -- in the child
@@ -253,7 +253,7 @@ def _shortened(found: list[Diagnostic]) -> list[Diagnostic]:
 
 
 def _record(one: Diagnostic) -> list[object]:
-    return [one.origin.file, one.origin.line, one.origin.column, one.text, one.severity, one.missing]
+    return [one.origin.file, one.origin.line, one.origin.column, one.text, one.severity]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from dnsguard.config.diagnostics import nearest
@@ -11,6 +10,7 @@ from dnsguard.config.positions import Items, Node, Scalar
 from dnsguard.core.errors import InvalidNameError
 from dnsguard.core.model import BlockPeer, DomainPeer, Network, Pattern, PortRange, Ports, Protocol, Rule
 from dnsguard.core.names import parse_pattern
+from dnsguard.core.ports import merge_ports
 from dnsguard.sources.reading import Findings
 
 
@@ -223,15 +223,3 @@ def _read_number(node: Node | None, findings: Findings) -> int | None:
         findings.error(node, f"{port} is not a port; write a number from 1 to 65535")
         return None
     return port
-
-
-def merge_ports(ranges: Iterable[PortRange]) -> Ports:
-    """Sorted and disjoint; ranges that overlap or touch become one."""
-    merged: list[PortRange] = []
-    for one in sorted(ranges):
-        before = merged[-1] if merged else None
-        if before is not None and before.protocol == one.protocol and one.first <= before.last + 1:
-            merged[-1] = PortRange(one.protocol, before.first, max(before.last, one.last))
-        else:
-            merged.append(one)
-    return tuple(merged)

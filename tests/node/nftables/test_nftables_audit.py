@@ -170,7 +170,9 @@ async def test_a_process_that_does_not_audit_ends_what_an_earlier_one_did(lab: L
     await subject.close()
     subject = await start(lab, LAYOUT, own=own)
     try:
+        assert await subject.enforcer.audits()
         await govern(subject, NOTHING)
+        assert not await subject.enforcer.audits()
         assert not await subject.decide(tcp_to(443))
         assert await subject.enforcer.verify() == []
         left = await subject.enforcer.do(lambda: sets(subject.enforcer._session))

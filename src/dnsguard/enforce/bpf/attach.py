@@ -63,7 +63,7 @@ class Attachments:
         cannot be first: then every `verify` tries again.
         """
         try:
-            _require_ethernet(name)
+            require_ethernet(name)
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -127,7 +127,7 @@ def driver(name: str) -> str:
     return told.raw[4:36].partition(b"\0")[0].decode("ascii", "replace")
 
 
-def _require_ethernet(name: str) -> None:
+def require_ethernet(name: str) -> None:
     """The programs read a frame from its Ethernet header on."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = struct.pack(f"{_LONGEST_NAME + 1}s24x", os.fsencode(name)[:_LONGEST_NAME])
@@ -140,6 +140,9 @@ def _require_ethernet(name: str) -> None:
         )
 
 
+_OF_OTHERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+
+
 def remove_all(bpffs: Path) -> None:
     """Remove every program, filter, qdisc and pin that is dnsguard's, and nothing else. The bpffs stays mounted."""
     tcx.remove_all(bpffs)
@@ -148,6 +151,9 @@ def remove_all(bpffs: Path) -> None:
     for folder in (bpffs / "links", bpffs / "maps"):
         with suppress(FileNotFoundError):
             folder.rmdir()
-    with suppress(FileNotFoundError):
-        if not bpffs.is_mount():
+    if bpffs.is_dir() and not bpffs.is_mount():
+        try:
             bpffs.rmdir()
+        except OSError as error:
+            if error.errno not in _OF_OTHERS:  # who makes the folder for us removes it, too
+                raise

@@ -234,6 +234,15 @@ def _filter(payload: bytes) -> Filter | None:
     return Filter(info >> 16, handle, kind, netlink.string(options.get(_NAME, b"")), program)
 
 
+def filters_of(link: int, hook: Hook) -> list[Filter]:
+    """In the order that packets meet them. Raises OSError: no such link, or one without such a qdisc."""
+    tc = _Tc(Path())
+    try:
+        return tc.filters(link, hook)
+    finally:
+        tc.close()
+
+
 def remove_all(bpffs: Path) -> None:
     """Clean every link of this network namespace."""
     tc = _Tc(bpffs / "links")

@@ -60,6 +60,16 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+def version() -> str:
+    """`1.1`, or `unknown` before 0.6. Raises MissingFeatureError where there is no libbpf."""
+    say = getattr(_library(), "libbpf_version_string", None)
+    if say is None:
+        return "unknown"
+    say.restype = ctypes.c_char_p
+    told: bytes = say()
+    return told.decode("ascii", "replace").removeprefix("v")
+
+
 class Shape(NamedTuple):
     """What a map is made as; sizes in octets."""
 

@@ -5,7 +5,7 @@ through what a lease or a rule justifies; acknowledgements; reports of damage an
 another table, nor a packet of a link that is not governed.
 """
 
-from dnsguard.enforce.nftables.enforcer import NftEnforcer, remove_table
+from dnsguard.enforce.nftables.enforcer import NftEnforcer, close_links, remove_table
 from dnsguard.enforce.nftables.layout import Layout
 
-__all__ = ["Layout", "NftEnforcer", "remove_table"]
+__all__ = ["Layout", "NftEnforcer", "close_links", "remove_table"]

@@ -14,6 +14,9 @@ from dnsguard.enforce.nftables.layout import ADDRESS_TYPE, IP, Layout, Sets
 LINK_REASONS = ("source", "unknown", "listener", "cut")
 """Why a packet is dropped before its pod's program is asked; counted by link."""
 
+AUDIT_SHARES = "audit_shares"
+"""The set in which each link has what is left of its share of records."""
+
 # Connection tracking comes before the check of the source, and takes what is dropped later for an answer, or an end.
 FORGED = "fib saddr . iif oif missing"
 
@@ -31,7 +34,7 @@ def ending_sets(layout: Layout) -> Sets:
     sets = {f"dropped_{why}": counters("iface_index", layout) for why in LINK_REASONS}
     sets["logged"] = f"set {{ type iface_index; flags dynamic,timeout; timeout 1m; size {layout.counter_set_size}; }}"
     if layout.audit:
-        sets["audit_shares"] = f"set {{ type iface_index; {_COUNTERS} size {layout.counter_set_size}; }}"
+        sets[AUDIT_SHARES] = f"set {{ type iface_index; {_COUNTERS} size {layout.counter_set_size}; }}"
         sets.update(_audited_sets("unknown", layout))
     return sets
 
@@ -87,7 +90,7 @@ def _let_through(why: str, layout: Layout) -> Iterator[str]:
     ]
     share = f"limit rate over 10/minute burst {layout.audited_per_link} packets"
     for ports, key, name in records:
-        yield f"{ports} {key} != @{name} update @audit_shares {{ iif {share} }} accept"
+        yield f"{ports} {key} != @{name} update @{AUDIT_SHARES} {{ iif {share} }} accept"
     for ports, key, name in records:
         yield f"{ports} update @{name} {{ {key} counter }} accept"
     yield "accept"

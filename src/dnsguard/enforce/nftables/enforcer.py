@@ -7,6 +7,7 @@ come back in the event loop. What the kernel holds outlives this object: `close`
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from dnsguard.core.errors import MissingFeatureError
@@ -15,6 +16,7 @@ from dnsguard.enforce.denials import Dropped, OnDenial
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.lines import Both, Line, Second
 from dnsguard.enforce.nftables.denied import DenialReader, dropped
+from dnsguard.enforce.nftables.endings import AUDIT_SHARES
 from dnsguard.enforce.nftables.inventory import inventory, sets
 from dnsguard.enforce.nftables.layout import Layout
 from dnsguard.enforce.nftables.probe import Abilities, probe
@@ -70,18 +72,20 @@ class NftEnforcer(LineEnforcer):
         own: bool | None = None,
         beside: Second | None = None,
         on_beside: OnCommit = lambda seconds, elements: None,
+        before_claim: Callable[[], None] = lambda: None,
     ) -> NftEnforcer:
         """Probe the kernel, and take over the table that an earlier process left, as it is; the first `apply`
         changes it, or makes it. `own` False leaves the table open to others, as older kernels must; None owns it
         where that is possible. `beside` is a second line, which from here on belongs to the writer's thread,
-        and `on_beside` is told of its part of each commit before `on_commit` is of the whole.
+        and `on_beside` is told of its part of each commit before `on_commit` is of the whole. `before_claim` is
+        called in the writer's thread right before the table is taken over, for who has held its owner's port till now.
 
         `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
         queued (await `repair` for its end). Raises KernelError, or MissingFeatureError without libnftables.
         """
         enforcer = cls(layout, acknowledge, on_damage, on_failure=on_failure, on_commit=on_commit)
         try:
-            await enforcer.open(lambda: enforcer._take_over(own, beside, on_beside))
+            await enforcer.open(lambda: enforcer._take_over(own, beside, on_beside, before_claim))
             enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
             enforcer._close.append(enforcer._watch.close)
             enforcer._stop_watching_what_is_owned()
@@ -92,13 +96,13 @@ class NftEnforcer(LineEnforcer):
             raise
         return enforcer
 
-    def _take_over(self, own: bool | None, beside: Second | None, on_beside: OnCommit) -> Line:
-        try:
-            self._session = Session()
-        except PermissionError as error:
-            raise MissingFeatureError("CAP_NET_ADMIN is missing: nftables needs it") from error
+    def _take_over(
+        self, own: bool | None, beside: Second | None, on_beside: OnCommit, before_claim: Callable[[], None]
+    ) -> Line:
+        self._session = _session()
         self._opened = True
         self.abilities = probe(self._session)
+        before_claim()
         wanted = self.abilities.own if own is None else own and self.abilities.own
         self._table = Table(self._session, self._layout, wanted, self.abilities.refreshes)
         if beside is None:
@@ -126,6 +130,11 @@ class NftEnforcer(LineEnforcer):
     def stands(self) -> Awaitable[bool]:
         """Whether there is a table that intercepts: an earlier process's, before the first `apply`."""
         return self._writer.do(lambda: "dns" in inventory(self._session).chains)
+
+    def audits(self) -> Awaitable[bool]:
+        """Whether the table lets through what no rule accepts: an earlier process's, before the first `apply`. Flows
+        that it let open are then to be judged."""
+        return self._writer.do(lambda: AUDIT_SHARES in sets(self._session))
 
     def dropped(self) -> Awaitable[Sequence[Dropped]]:
         """The counters of dropped packets. They begin again at 0 an hour after the last packet."""
@@ -172,6 +181,11 @@ class NftEnforcer(LineEnforcer):
         return self._table.owned
 
     @property
+    def owner(self) -> socket.socket:
+        """The netlink port that owns the table; who holds a duplicate of it keeps all others from changing it."""
+        return self._session.socket
+
+    @property
     def reports_lost(self) -> int:
         """Times that reports of dropped packets overflowed; their counters lost nothing."""
         return self._denials.lost
@@ -192,6 +206,27 @@ class NftEnforcer(LineEnforcer):
         """Take the table out of the kernel, then `close`."""
         await self._writer.do(lambda: self._table.remove())
         await self.close()
+
+
+def close_links(layout: Layout) -> bool:
+    """Install the table with no pod in it, unless there is one; True when it was installed. For no event loop: it
+    blocks. Raises KernelError, or MissingFeatureError."""
+    session = _session()
+    try:
+        if "intercept" in inventory(session).chains:
+            return False
+        abilities = probe(session)
+        Table(session, layout, abilities.own, abilities.refreshes).apply(Desired(), (), ())
+        return True
+    finally:
+        session.close()
+
+
+def _session() -> Session:
+    try:
+        return Session()
+    except PermissionError as error:
+        raise MissingFeatureError("CAP_NET_ADMIN is missing: nftables needs it") from error
 
 
 def remove_table() -> bool:

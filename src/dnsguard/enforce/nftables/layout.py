@@ -63,4 +63,4 @@ class Layout:
 
     @property
     def audited_set_size(self) -> int:
-        return 32 * self.pods + 16_384
+        return 16 * self.pods + 16_384

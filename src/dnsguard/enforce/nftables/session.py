@@ -43,7 +43,7 @@ class Session:
 
     def __init__(self) -> None:
         self._nft = Libnftables()
-        self._socket = self._nft.socket
+        self._socket = self.socket = self._nft.socket
         enlarge(self._socket)
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         self.port: int = self._socket.getsockname()[0]

@@ -11,21 +11,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import TypedDict, TypeVar
+from typing import TypeVar
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import Flow, Pair
 from dnsguard.enforce.denials import Audited
-from dnsguard.enforce.nftables import elements, endings, netlink, ruleset
+from dnsguard.enforce.nftables import elements, netlink, ruleset
 from dnsguard.enforce.nftables.audited import audited
 from dnsguard.enforce.nftables.elements import Key, LeaseSets, SetName
 from dnsguard.enforce.nftables.inventory import Inventory, deletions, inventory, sets
-from dnsguard.enforce.nftables.layout import Chains, Layout, Sets
+from dnsguard.enforce.nftables.layout import Layout
 from dnsguard.enforce.nftables.netlink import Part
-from dnsguard.enforce.nftables.program import Compiled, compiled, program_of
+from dnsguard.enforce.nftables.program import program_of
 from dnsguard.enforce.nftables.session import TABLE, Session, delete_table
+from dnsguard.enforce.nftables.wanted import PairFields, Wanted, meaning, whole
 from dnsguard.engine.contracts import Desired, Element, Held, Write
 
 T = TypeVar("T")
@@ -35,23 +36,6 @@ _CHUNK = 20_000
 _SWEEP_FLOOR = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What `Desired` means in the kernel: every chain, set, pair and excluded pair of the table."""
-
-    chains: Chains
-    sets: Sets
-    lease_sets: frozenset[SetName]
-    pairs: dict[SetName, dict[Key, str]]
-    excluded: dict[SetName, frozenset[Key]]
-    programs: dict[str, Compiled] = field(default_factory=dict)
-
-
-class PairFields(TypedDict):
-    pairs: dict[SetName, dict[Key, str]]
-    excluded: dict[SetName, frozenset[Key]]
-
-
 class Table:
     """`apply` and the others raise KernelError when the kernel refuses."""
 
@@ -59,7 +43,7 @@ class Table:
         self._session = session
         self._own = own
         self._leases = LeaseSets(session, refreshes)
-        self._describe(layout)
+        self._layout = layout
         self._installed: Wanted | None = None
         self._ends: dict[SetName, Ends] = {}
         self._cuts: dict[SetName, dict[Key, None]] = {}
@@ -67,10 +51,6 @@ class Table:
         self.owned = False
         if session.table():
             self._adopt()
-
-    def _describe(self, layout: Layout) -> None:
-        self._layout = layout
-        self._static = (ruleset.static_chains(layout), ruleset.static_sets(layout))
 
     def _adopt(self) -> None:
         """Take over what an earlier process left: its leases are ours from here on."""
@@ -176,7 +156,8 @@ class Table:
 
     def apply(self, desired: Desired, add: Sequence[Write], remove: Collection[Element]) -> None:
         """Go over to `desired`. When it raises, what was in force is in force."""
-        wanted = self._wanted(desired)
+        known = self._installed.programs if self._installed else {}
+        wanted = meaning(desired, known, self._layout)
         before = self._despite_damage(lambda: self._change(wanted, add))
         first = self._installed is None
         self._installed = wanted
@@ -205,27 +186,6 @@ class Table:
                 raise
             self.repair()
             return call()
-
-    def _wanted(self, desired: Desired) -> Wanted:
-        known = self._installed.programs if self._installed else {}
-        programs = {each.name: known.get(each.name) or compiled(each) for each in desired.programs}
-        return self._whole(programs, *_pairs(desired, programs))
-
-    def _whole(
-        self,
-        programs: dict[str, Compiled],
-        pairs: dict[SetName, dict[Key, str]],
-        excluded: dict[SetName, frozenset[Key]],
-    ) -> Wanted:
-        chains, sets = dict(self._static[0]), dict(self._static[1])
-        for why in sorted({why for each in programs.values() for why in each.denials}):
-            chains[f"denied_{why}"] = endings.denial_chain(why, self._layout)
-            sets.update(endings.denial_sets(why, self._layout))
-        lease_sets = frozenset(name for each in programs.values() for name in each.lease_sets)
-        sets.update((name, ruleset.lease_set_definition(name, self._layout)) for name in lease_sets)
-        for each in programs.values():
-            chains.update(each.chains)
-        return Wanted(chains, sets, lease_sets, pairs, excluded, programs)
 
     def _begin(self, wanted: Wanted, undo: list[Callable[[], None]]) -> Wanted:
         """Install over nothing, or over what an earlier process left; pairs stay as they are."""
@@ -327,17 +287,13 @@ class Table:
 
     def audit(self, on: bool) -> None:
         """Let through, from here on, what no rule accepts; or drop it again. When it raises, nothing has changed."""
-        before, earlier = self._installed, self._layout
-        self._describe(replace(earlier, audit=on))
+        layout, before = replace(self._layout, audit=on), self._installed
         if before is None:
+            self._layout = layout
             return
-        wanted = self._whole(before.programs, before.pairs, before.excluded)
-        try:
-            self._despite_damage(partial(self._rewrite, before, wanted))
-        except KernelError:
-            self._describe(earlier)
-            raise
-        self._installed = wanted
+        wanted = whole(before.programs, PairFields(pairs=before.pairs, excluded=before.excluded), layout)
+        self._despite_damage(partial(self._rewrite, before, wanted))
+        self._layout, self._installed = layout, wanted
         self._finish(before, wanted, (), everything=False)
 
     def _rewrite(self, before: Wanted, wanted: Wanted) -> None:
@@ -412,20 +368,6 @@ class Table:
         self._installed = None
         self._ends.clear()
         self._cuts.clear()
-
-
-def _pairs(
-    desired: Desired, programs: Mapping[str, Compiled]
-) -> tuple[dict[SetName, dict[Key, str]], dict[SetName, frozenset[Key]]]:
-    pairs: dict[SetName, dict[Key, str]] = {"pods4": {}, "pods6": {}}
-    for (link, address), program in desired.pairs.items():
-        if program not in programs:
-            raise KernelError(f"a pair runs program {program}, which is not among the programs")
-        pairs["pods4" if len(address) == 4 else "pods6"][elements.pair_key(link, address)] = programs[program].entry
-    excluded: dict[SetName, set[Key]] = {"excluded4": set(), "excluded6": set()}
-    for link, address in desired.excluded:
-        excluded["excluded4" if len(address) == 4 else "excluded6"].add(elements.pair_key(link, address))
-    return pairs, {name: frozenset(keys) for name, keys in excluded.items()}
 
 
 def _map_change(name: SetName, before: Mapping[Key, str], after: Mapping[Key, str]) -> list[Part]:

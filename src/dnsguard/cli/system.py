@@ -1,0 +1,67 @@
+"""`dnsguard check --system`: a line for each thing that was looked at on the node."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from dnsguard.cli.output import cell_text, print_json
+from dnsguard.config.diagnostics import errors
+from dnsguard.config.settings import Settings, read_settings
+from dnsguard.doctor.checks import examine
+from dnsguard.doctor.findings import Finding, Level, exit_code, problem, unseen
+from dnsguard.doctor.node import look
+
+_COLOURS: Final = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31", Level.UNSEEN: "35"}
+
+
+def check_system(config: Path, *, json_lines: bool) -> int:
+    """Print every finding and return the exit code: 1 with a problem, 77 when something could not be seen, else 0."""
+    seen: Counter[Level] = Counter()
+    for finding in _findings(config):
+        seen[finding.level] += 1
+        if json_lines:
+            print_json([finding._asdict()], flush=True)
+        else:
+            print(_line(finding), flush=True)
+    if not json_lines:
+        print(", ".join(f"{count} {level}" for level in Level if (count := seen[level])), file=sys.stderr)
+    return exit_code(seen)
+
+
+def _findings(config: Path) -> Iterator[Finding]:
+    settings, about = _settings(config)
+    yield from about
+    yield from examine(look(settings))
+
+
+def _settings(config: Path) -> tuple[Settings, list[Finding]]:
+    """Those of the file; where it cannot be used, those that are shipped, and why."""
+    try:
+        config.open("rb").close()
+    except PermissionError:
+        about = unseen("configuration", f"{config} cannot be read: what follows is of the shipped one")
+    except OSError:
+        about = problem("configuration", f"{config} is not there: what follows is of the shipped one", "write it")
+    else:
+        settings, found = read_settings(config)
+        if settings is not None:
+            return settings, []
+        why = "; ".join(map(str, errors(found)))
+        about = problem("configuration", f"{why}: what follows is of the shipped one", "dnsguard check says more")
+    with resources.as_file(resources.files("dnsguard") / "defaults" / "config.yaml") as shipped:
+        settings, _ = read_settings(shipped)
+    assert settings is not None
+    return settings, [about]
+
+
+def _line(finding: Finding) -> str:
+    level = f"{finding.level:<8}"
+    if sys.stdout.isatty():
+        level = f"\x1b[{_COLOURS[finding.level]}m{level}\x1b[0m"
+    remedy = f" -> {finding.remedy}" if finding.remedy else ""
+    return level + cell_text(f"{finding.subject}: {finding.found}{remedy}")

@@ -1,0 +1,25 @@
+"""The table before there is a daemon: every pod link is closed until one takes over, from the first moment of a boot.
+
+Pairs of links and addresses that are in no map are dropped, so a table without pods lets nothing through that enters
+by a pod link. Where tables can outlive their process (Linux 6.9) so does this one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dnsguard import assembly
+from dnsguard.config.groups import Pods
+from dnsguard.config.settings import read_settings
+from dnsguard.enforce.nftables import Layout, close_links
+from dnsguard.policies import print_all
+
+
+def close(config: Path) -> int:
+    """Install the table unless there is one; returns the exit code. Raises DnsguardError when it cannot.
+
+    With a configuration that cannot be read the links of the default patterns are closed: nothing would run there.
+    """
+    settings, diagnostics = read_settings(config)
+    close_links(assembly.table_layout(settings) if settings else Layout(Pods().interfaces))
+    return print_all(diagnostics)

@@ -1,0 +1,196 @@
+"""What pods asked for and where they connected, gathered for `learn`: from the engine, the kernel, and the state file.
+
+The engine tells the book of questions. Flows are looked up in connection tracking, where the closed ones stay for a
+while, and in what the kernel records in Audit; denied ones are told of one by one while enforcing. Now and then what
+changed is written to `paths.state`, in a thread of its own: nobody waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from dnsguard.core.errors import KernelError
+from dnsguard.core.leases import Leases
+from dnsguard.core.model import Address, Flow, Name, Seconds
+from dnsguard.core.pods import Pod, PodTable
+from dnsguard.enforce.denials import Audited, Denial
+from dnsguard.engine.contracts import EventKind, Events, Flows
+from dnsguard.learning.book import PODS, Book, PodBook
+from dnsguard.learning.rows import SeenRow, book_of, row_of
+from dnsguard.learning.state import SeenFile
+
+T = TypeVar("T")
+
+LOOK: Final[Seconds] = 20.0
+"""Between two looks at flows. A UDP flow that nobody answered, and a TCP connection that was refused, are gone from
+connection tracking after 30 s and 10 s."""
+FLUSH: Final[Seconds] = 60.0
+"""Between two writes of what changed."""
+SLICE: Final = 200
+"""Flows between two turns of the event loop."""
+_DNS: Final = 53
+_DENIED: Final = frozenset(("default", "rule"))
+"""Reasons that another policy would change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where flows are seen. `audited` reads what the kernel let through in Audit only; `intercepted` are the addresses
+    whose port 53 is, None for all."""
+
+    pods: PodTable
+    leases: Leases
+    flows: Flows
+    audited: Callable[[], Awaitable[Sequence[Audited]]]
+    intercepted: Collection[Address] | None = None
+
+
+class Seen:
+    """Fills one book. `begin` comes first, `close` last."""
+
+    def __init__(self, book: Book, sources: Sources, folder: Path, events: Events) -> None:
+        self._book = book
+        self._sources = sources
+        self._file = SeenFile(folder)
+        self._events = events
+        self._thread = ThreadPoolExecutor(1, "dnsguard-seen")
+        self._one = asyncio.Lock()
+        self._open: set[int] = set()
+        self._audited: Mapping[Hashable, int] | None = None
+        self._told = ""
+
+    async def begin(self) -> None:
+        """Take up what an earlier process has seen."""
+        rows, problem = await self._in_thread(self._file.read)
+        self._tell(problem)
+        offset = time.time() - time.monotonic()
+        for row in sorted(rows, key=lambda row: row["last"])[-PODS:]:
+            self._book.pods.setdefault(row["pod"], book_of(row, offset))
+            await asyncio.sleep(0)
+
+    # ---- flows
+
+    def denied(self, denial: Denial) -> None:
+        """A packet was dropped."""
+        pod = self._sources.pods.by_link.get(denial.link)
+        if pod is None or denial.peer is None or denial.reason not in _DENIED:
+            return
+        to = denial.peer, denial.protocol, denial.port
+        self._book.went(pod.name, to, denial.packets, time.monotonic(), denied=True)
+
+    async def look(self) -> None:
+        """See which flows there are."""
+        async with self._one:
+            owners = {address: pod for pod in self._sources.pods for address in pod.addresses}
+            self._live(owners)
+            try:
+                await self._take_open(owners, await self._sources.flows.begun_by(owners) if owners else ())
+                self._take_audited(owners, await self._sources.audited())
+            except KernelError as error:
+                self._tell(f"flows cannot be seen: {error}")
+
+    def _live(self, owners: Mapping[Address, Pod]) -> None:
+        by_name: dict[str, list[Address]] = {}
+        for address, pod in owners.items():
+            by_name.setdefault(pod.name, []).append(address)
+        for name, addresses in by_name.items():
+            self._book.lives(name, addresses, time.monotonic())
+
+    async def _take_open(self, owners: Mapping[Address, Pod], flows: Iterable[Flow]) -> None:
+        before, self._open = self._open, set()
+        behind = _Behind(self._sources.leases)
+        for number, flow in enumerate(flows):
+            if number % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+            if self._is_question(flow):
+                continue
+            self._open.add(hash(flow))
+            pod, to = owners[flow.pod], (flow.peer, flow.protocol, flow.peer_port)
+            named = behind.names(pod, flow.peer) if not self._book.names(pod.name, flow.peer) else ()
+            more = hash(flow) not in before
+            self._book.went(pod.name, to, int(more), time.monotonic(), denied=False, named=named)
+
+    def _is_question(self, flow: Flow) -> bool:
+        addresses = self._sources.intercepted
+        return flow.peer_port == _DNS and flow.protocol in (6, 17) and (addresses is None or flow.peer in addresses)
+
+    def _take_audited(self, owners: Mapping[Address, Pod], found: Sequence[Audited]) -> None:
+        """Records that grew. Those of an earlier process have been seen where the book has them."""
+        before, self._audited = self._audited, {one[:-1]: one.packets for one in found}
+        for one in found:
+            pod = owners.get(one.pod)
+            if pod is None:
+                continue
+            more = one.packets - (before or {}).get(one[:-1], 0)
+            if more < 0:
+                more = one.packets
+            if before is None and self._has(pod.name, one):
+                more = 0
+            if more:
+                to = one.peer, one.protocol, one.port
+                self._book.went(pod.name, to, more, time.monotonic(), denied=True)
+
+    def _has(self, pod: str, one: Audited) -> bool:
+        book = self._book.pods.get(pod)
+        return book is not None and (one.protocol, one.port) in book.flows.get(one.peer, {})
+
+    # ---- out
+
+    async def rows(self) -> list[SeenRow]:
+        """Everything that was seen, until now. What changed is written, too."""
+        await self.look()
+        await self.flush()
+        copies = [(name, book.copy()) for name, book in sorted(self._book.pods.items())]
+        return await self._in_thread(lambda: _rows(copies, time.time() - time.monotonic()))
+
+    async def flush(self) -> None:
+        """Write what changed since the last time."""
+        copies = [(name, book.copy()) for name, book in self._book.changed()]
+        if not copies:
+            return
+        problem = await self._in_thread(lambda: self._file.write(_rows(copies, time.time() - time.monotonic())))
+        self._tell(problem)
+        for name in [name for name, _ in copies if problem and name in self._book.pods]:
+            self._book.pods[name].changed = True
+
+    async def close(self) -> None:
+        """Write what is left, then end the thread."""
+        await self.look()
+        await self.flush()
+        self._thread.shutdown(wait=False)
+
+    def _in_thread(self, call: Callable[[], T]) -> Awaitable[T]:
+        return asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def _tell(self, problem: str) -> None:
+        """Once for each problem, until there is another or none."""
+        if problem and problem != self._told:
+            self._events.emit(EventKind.SEEN_FILE_FAILED, what="what learn has seen", reason=problem)
+        self._told = problem
+
+
+class _Behind:
+    """The names behind leases, looked up once for each pod: they outlive a restart, and the book's memory of answers
+    does not."""
+
+    def __init__(self, leases: Leases) -> None:
+        self._leases = leases
+        self._known: dict[int, Mapping[Address, Collection[tuple[str, Name]]]] = {}
+
+    def names(self, pod: Pod, address: Address) -> list[Name]:
+        if pod.id not in self._leases.pods:
+            return []
+        stood_on = self._known.get(pod.id)
+        if stood_on is None:
+            stood_on = self._known[pod.id] = self._leases.stood_on(pod.id)
+        return sorted({name for _, name in stood_on.get(address, ()) if name})
+
+
+def _rows(copies: Iterable[tuple[str, PodBook]], offset: Seconds) -> list[SeenRow]:
+    return [row_of(name, book, offset) for name, book in copies]

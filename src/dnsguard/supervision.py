@@ -1,0 +1,125 @@
+"""What the daemon and systemd owe each other: signs of life, a status to read, and what is kept for the next process.
+
+Kept are the sockets that queries wait in, and the netlink port that owns the table: as long as somebody holds that,
+nobody else can change the table, also while no daemon runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Final
+
+from dnsguard.core.errors import DnsguardError, KernelError
+from dnsguard.core.model import Seconds
+from dnsguard.engine.contracts import EventKind, Events
+from dnsguard.listen.transparent import ListenSockets, open_sockets
+from dnsguard.node.systemd import Systemd
+
+OFFERED: Final = "dns"
+"""What the sockets of dnsguard.socket are called (FileDescriptorName=)."""
+LISTENING: Final = "listening"
+"""What sockets that we opened ourselves are called in the store."""
+OWNER: Final = "table"
+"""What the netlink port that owns the table is called in the store."""
+EXTENSION: Final[Seconds] = 30.0
+"""What a start asks for again and again, for as long as the loop turns."""
+LOOK: Final[Seconds] = 5.0
+"""Between two signs of life at most, and between two looks at what the status should say."""
+
+
+class Supervision:
+    """Belongs to the event loop, but for `release_table`, which is for the writer's thread."""
+
+    def __init__(self, systemd: Systemd, clock: Callable[[], float] = time.monotonic) -> None:
+        self._systemd = systemd
+        self._clock = clock
+        self._rejected = ""
+        self.interval: Seconds = min(LOOK, systemd.watchdog / 4) if systemd.watchdog else LOOK
+
+    # -- what outlives a process
+
+    def listen(self, port: int, reply_mark: int, events: Events) -> ListenSockets:
+        """The sockets for queries: systemd's, those that the process before opened, or new ones; ours are kept."""
+        offered = self._systemd.take(OFFERED)
+        kept = list(_still_wanted(self._systemd.take(LISTENING), port))
+        sockets = open_sockets(port, reply_mark, [*offered, *kept])
+        for why in sockets.unfit:
+            events.emit(EventKind.SOCKET_NOT_USED, reason=why)
+        self._systemd.forget(LISTENING)
+        self._systemd.keep(LISTENING, [one for one in (*sockets.udp, *sockets.tcp) if one not in offered])
+        return sockets
+
+    def release_table(self) -> None:
+        """Let go of the port by which the process before owned the table, right before ours takes it over.
+
+        Raises KernelError when systemd goes on holding it.
+        """
+        if held := self._systemd.take(OWNER):
+            for one in held:
+                one.close()
+            self._systemd.forget(OWNER)
+            if not self._systemd.settled():
+                raise KernelError("systemd does not let go of the netlink port that owns the table: start again")
+
+    def hold_table(self, owner: socket.socket) -> None:
+        self._systemd.keep(OWNER, [owner])
+
+    # -- what systemd is told
+
+    @contextlib.asynccontextmanager
+    async def starting(self) -> AsyncIterator[None]:
+        """Inside, systemd waits for as long as the loop turns: an allowlist may be large."""
+        extending = asyncio.create_task(self._extend())
+        try:
+            yield
+        finally:
+            extending.cancel()
+            await asyncio.gather(extending, return_exceptions=True)
+
+    async def _extend(self) -> None:
+        while True:
+            self._systemd.extend(EXTENSION)
+            await asyncio.sleep(LOOK)
+
+    def ready(self, status: str) -> None:
+        self._systemd.status(status)
+        self._systemd.ready()
+
+    def stopping(self) -> None:
+        self._systemd.status("stopping: queries in flight are answered first")
+        self._systemd.stopping()
+
+    @contextlib.contextmanager
+    def reloading(self, status: Callable[[], str]) -> Iterator[None]:
+        """Inside, a policy is put in force: what is wrong with it is what the status says, until one is right."""
+        try:
+            yield
+        except DnsguardError as error:
+            self._rejected = f"the last reload was refused: {error}"
+            raise
+        else:
+            self._rejected = ""
+        finally:
+            self.tell(status())
+
+    def tell(self, status: str) -> None:
+        self._systemd.status(f"{status}; {self._rejected}" if self._rejected else status)
+
+    def look(self, busy_since: Sequence[float | None], status: str) -> None:
+        """A sign of life, unless a thread has been at one piece of work for half of what systemd waits."""
+        self.tell(status)
+        patience = self._systemd.watchdog / 2
+        if all(since is None or self._clock() - since < patience for since in busy_since):
+            self._systemd.alive()
+
+
+def _still_wanted(kept: Sequence[socket.socket], port: int) -> Iterator[socket.socket]:
+    for one in kept:
+        if one.getsockname()[1] == port:
+            yield one
+        else:
+            one.close()  # another dns.listenPort was configured meanwhile

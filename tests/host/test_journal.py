@@ -1,0 +1,175 @@
+"""What an operator asks the journal, and a journald that stands still, dies, or is not there: no pod notices."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dnslib import DNSLabel, DNSQuestion, DNSRecord
+
+from dnsguard.engine.contracts import EventKind
+from dnsguard.observe.catalog import CATALOG
+from tests.host.host import Host, hosting
+from tests.host.machine import Machine
+from tests.node.daemon import ANY_RESOLVER
+from tests.node.scene import exchange, rcode
+
+pytestmark = pytest.mark.node
+
+UNBOUNDED = {"queriesPerSecond": 1_000_000, "burst": 1_000_000, "uniqueNamesPerMinute": 10_000_000}
+JOURNALD = "systemd-journald.service"
+SOCKETS = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald-audit.socket")
+PATIENCE = 0.5
+"""Seconds for one query: far below the second after which a client asks again."""
+
+
+@pytest.fixture
+def loud(image: Path) -> Iterator[Host]:
+    """A node that writes a line for every denied query."""
+    with hosting([image], limits={**UNBOUNDED, "logLines": 1_000_000}) as running:
+        yield running
+
+
+def deny(host: Host, names: Iterator[str], count: int) -> None:
+    """So many questions of pod `a` for names it may not resolve, each answered before the next. Raises TimeoutError
+    when an answer takes longer than PATIENCE."""
+    with host.scene.client(host.scene.a, ANY_RESOLVER) as client:
+        client.settimeout(PATIENCE)
+        for _ in range(count):
+            query = DNSRecord.question(next(names))
+            assert rcode(exchange(client, bytes(query.pack()), stream=False)) == "NXDOMAIN"
+
+
+def names() -> Iterator[str]:
+    number = 0
+    while True:
+        number += 1
+        yield f"n{number}.denied.example.org"
+
+
+def entries(machine: Machine, *matches: str) -> list[dict[str, Any]]:
+    """As an operator asks, without waiting for journald."""
+    asked = machine.run("journalctl", "--unit=dnsguard", "--output=json", *matches).stdout
+    return [json.loads(line) for line in asked.splitlines()]
+
+
+def signal_journald(machine: Machine, signal: str) -> None:
+    machine.run("kill", f"-{signal}", str(machine.main_pid(JOURNALD)))
+
+
+@contextlib.contextmanager
+def stopped_journald(machine: Machine) -> Iterator[None]:
+    signal_journald(machine, "STOP")
+    try:
+        yield
+    finally:
+        signal_journald(machine, "CONT")
+
+
+def dropped(host: Host) -> int:
+    """Log lines that the daemon has dropped, by its metrics."""
+    text = host.machine.run("curl", "-fsS", "http://127.0.0.1:9353/metrics").stdout
+    (value,) = (line.split()[1] for line in text.splitlines() if line.startswith("dnsguard_log_lines_dropped_total "))
+    return int(float(value))
+
+
+def test_an_operators_question_is_answered(host: Host) -> None:
+    host.scene.ask(host.scene.a, "other.example.com")
+    host.scene.ask(host.scene.b, "db.example.com")
+
+    host.until(lambda: bool(entries(host.machine, "DNSGUARD_POD=shop/a", "DNSGUARD_VERDICT=denied")))
+
+    (one,) = entries(host.machine, "DNSGUARD_POD=shop/a", "DNSGUARD_VERDICT=denied")
+    assert entries(host.machine, "DNSGUARD_POD_IP=fd00:10:244::5", "DNSGUARD_VERDICT=denied") == [one]
+    assert one["DNSGUARD_EVENT"] == "query_denied"
+    assert one["DNSGUARD_POD_IP"] == ["10.244.0.5", "fd00:10:244::5"]
+    assert one["DNSGUARD_NAME"] == "other.example.com"
+    assert one["DNSGUARD_TYPE"] == "A"
+    assert one["DNSGUARD_REASON"] == "no rule allows this name"
+    assert one["DNSGUARD_POLICY"] == "web"
+    assert one["MESSAGE"] == "shop/a may not resolve other.example.com (A): no rule allows this name"
+    assert one["MESSAGE_ID"] == CATALOG[EventKind.QUERY_DENIED].message_id.hex
+    assert one["PRIORITY"] == "6"
+    assert one["SYSLOG_IDENTIFIER"] == "dnsguard"
+    assert one["_TRANSPORT"] == "journal"
+
+
+def test_journalctl_x_says_what_an_event_means_and_what_to_do(host: Host) -> None:
+    host.machine.run("journalctl", "--update-catalog")
+
+    said = host.machine.run("journalctl", "--unit=dnsguard", "-x", "DNSGUARD_EVENT=ready").stdout
+
+    assert CATALOG[EventKind.READY].meaning in said.replace("\n░░ ", " ")
+    assert CATALOG[EventKind.READY].advice in said
+
+
+def test_the_bytes_of_a_name_forge_no_field_and_no_escape(host: Host) -> None:
+    label = b"x\nDNSGUARD_POD=shop/b\nPRIORITY=0\n\x1b[31m"
+    query = DNSRecord(q=DNSQuestion(DNSLabel([label, b"example", b"com"])))
+    query.header.rd = 1
+    with host.scene.client(host.scene.a, ANY_RESOLVER) as client:
+        exchange(client, bytes(query.pack()), stream=False)
+
+    host.until(lambda: bool(entries(host.machine, "DNSGUARD_EVENT=query_denied")))
+
+    (one,) = entries(host.machine, "DNSGUARD_EVENT=query_denied")
+    assert one["DNSGUARD_POD"] == "shop/a"
+    assert one["PRIORITY"] == "6"
+    assert one["DNSGUARD_NAME"].isprintable()
+    assert entries(host.machine, "DNSGUARD_POD=shop/b", "DNSGUARD_EVENT=query_denied") == []
+
+
+def test_a_pods_lines_are_limited_and_what_is_left_out_is_counted(image: Path) -> None:
+    asked = names()
+    with hosting([image], limits={**UNBOUNDED, "logLines": 2}) as host:
+        deny(host, asked, 100)
+        host.until(lambda: bool(entries(host.machine, "DNSGUARD_EVENT=events_suppressed")))
+        written = entries(host.machine, "DNSGUARD_EVENT=query_denied", "DNSGUARD_POD=shop/a")
+        (told,) = entries(host.machine, "DNSGUARD_EVENT=events_suppressed", "DNSGUARD_POD=shop/a")
+        counted = sum(int(one["DNSGUARD_SUPPRESSED"].split()[0]) for one in written if "DNSGUARD_SUPPRESSED" in one)
+        assert len(written) + counted + int(told["DNSGUARD_LINES"]) == 100
+        assert len(written) < 100
+
+
+def test_a_journald_that_stands_still_delays_no_query_and_hears_how_much_it_missed(loud: Host) -> None:
+    asked = names()
+    deny(loud, asked, 10)
+    with stopped_journald(loud.machine):
+        deny(loud, asked, 4000)
+        lost = dropped(loud)
+    assert lost > 0
+    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")))
+    deny(loud, asked, 1)
+    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_NAME=n4011.denied.example.org")))
+    (told,) = entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")
+    assert int(told["DNSGUARD_LINES"]) == dropped(loud) == lost
+    assert told["PRIORITY"] == "4"
+    assert len(entries(loud.machine, "DNSGUARD_EVENT=query_denied")) + lost == 4011
+
+
+def test_a_journald_that_is_killed_delays_no_query_and_loses_no_line(loud: Host) -> None:
+    asked = names()
+    deny(loud, asked, 50)
+    signal_journald(loud.machine, "KILL")
+    deny(loud, asked, 50)
+    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_NAME=n100.denied.example.org")))
+    assert dropped(loud) == 0
+    assert entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped") == []
+
+
+def test_a_journal_that_goes_away_delays_no_query_and_gets_what_was_kept_when_it_is_back(loud: Host) -> None:
+    asked = names()
+    deny(loud, asked, 1)
+    loud.machine.systemctl("stop", *SOCKETS, JOURNALD)
+    deny(loud, asked, 4000)
+    lost = dropped(loud)
+    loud.machine.systemctl("start", *SOCKETS, JOURNALD)
+    assert lost > 0
+    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")))
+    (told,) = entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")
+    assert int(told["DNSGUARD_LINES"]) == lost
+    assert entries(loud.machine, "DNSGUARD_NAME=n2.denied.example.org")

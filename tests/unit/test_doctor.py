@@ -1,0 +1,163 @@
+"""`check --system`, where no node can be broken like that: settings of another kernel, traces, exit codes."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from dnsguard.config.settings import Settings
+from dnsguard.core.errors import KernelError
+from dnsguard.doctor import sysctls, units
+from dnsguard.doctor.checks import examine
+from dnsguard.doctor.findings import Level, exit_code
+from dnsguard.doctor.node import Node, NodeLink
+from dnsguard.doctor.podlink import asked_addresses, link_name
+from dnsguard.doctor.trace import Dropping, read
+from dnsguard.enforce.nftables import netlink
+
+VETH = NodeLink(7, "veth1", "veth", 0)
+PORT = NodeLink(8, "veth2", "veth", 3)
+
+
+def settings(**keys: object) -> Settings:
+    return Settings.model_validate({"upstreams": ["10.96.0.10"], **keys})
+
+
+def proc(folder: Path, **values: object) -> Path:
+    for name, value in values.items():
+        path = folder / "sys/net" / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{value}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "level"),
+    [
+        ({}, Level.WARNING),
+        ({"netfilter__nf_conntrack_max": 262144, "netfilter__nf_conntrack_count": 7}, Level.OK),
+        ({"netfilter__nf_conntrack_max": 65536, "netfilter__nf_conntrack_count": 7}, Level.WARNING),
+        ({"netfilter__nf_conntrack_max": 262144, "netfilter__nf_conntrack_count": 260000}, Level.PROBLEM),
+    ],
+)
+def test_the_table_of_connections_must_be_there_large_and_not_full(
+    values: dict[str, int], level: Level, tmp_path: Path
+) -> None:
+    (finding,) = sysctls.check_conntrack(Node(settings(), proc=proc(tmp_path, **values)))
+
+    assert finding.level is level
+
+
+@pytest.mark.parametrize(
+    ("on", "links", "level"),
+    [(1, [VETH, PORT], Level.PROBLEM), (1, [VETH], Level.OK), (0, [VETH, PORT], Level.OK)],
+)
+def test_bridged_packets_in_the_ip_hooks_are_a_problem_of_bridge_ports_only(
+    on: int, links: list[NodeLink], level: Level, tmp_path: Path
+) -> None:
+    folder = proc(tmp_path, **{"bridge__bridge-nf-call-iptables": on})
+    (finding,) = sysctls.check_bridges(Node(settings(), links, proc=folder))
+
+    assert finding.level is level
+
+
+@pytest.mark.parametrize(
+    ("levels", "code"),
+    [
+        ([], 0),
+        ([Level.OK, Level.WARNING], 0),
+        ([Level.UNSEEN, Level.OK], 77),
+        ([Level.UNSEEN, Level.PROBLEM], 1),
+    ],
+)
+def test_the_exit_code_is_that_of_the_worst(levels: list[Level], code: int) -> None:
+    assert exit_code(levels) == code
+
+
+def test_a_check_that_fails_is_told_and_the_next_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_broken(node: Node) -> list[object]:
+        raise KernelError("no")
+
+    monkeypatch.setattr("dnsguard.doctor.checks.CHECKS", (check_broken, sysctls.check_reverse_path))
+    found = list(examine(Node(settings())))
+
+    assert [(one.level, one.subject) for one in found] == [(Level.UNSEEN, "broken"), (Level.OK, "rp_filter")]
+
+
+# ---- units
+
+
+LOADED = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled"}
+
+
+@pytest.mark.parametrize(
+    ("shown", "level"),
+    [
+        (LOADED, Level.OK),
+        ({**LOADED, "UnitFileState": "disabled"}, Level.PROBLEM),
+        ({**LOADED, "ActiveState": "failed"}, Level.PROBLEM),
+        ({"LoadState": "not-found"}, Level.WARNING),
+    ],
+)
+def test_a_unit_is_there_enabled_and_well(shown: dict[str, str], level: Level) -> None:
+    assert units.unit("dnsguard.service", shown).level is level
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "level"),
+    [("kubelet.service", "", Level.OK), ("", "dnsguard.service", Level.OK), ("", "", Level.PROBLEM)],
+)
+def test_the_service_is_before_the_pods(before: str, after: str, level: Level) -> None:
+    shown = {"dnsguard.service": {**LOADED, "Before": before}, "kubelet.service": {**LOADED, "After": after}}
+
+    assert [finding.level for finding in units.order(shown)] == [level]
+
+
+# ---- a pod's query
+
+
+def traced(kind: int, *, verdict: int | None = None, policy: int | None = None, family: int = 2) -> bytes:
+    body = netlink.generic(family) + netlink.text(1, "filter") + netlink.text(2, "INPUT")
+    body += netlink.attribute(4, struct.pack(">I", kind))
+    if verdict is not None:
+        body += netlink.nested(5, netlink.attribute(1, struct.pack(">i", verdict)))
+    if policy is not None:
+        body += netlink.attribute(16, struct.pack(">I", policy))
+    return netlink.message(10 << 8 | 17, 0, 0, body)
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        (traced(3, verdict=0), [Dropping("ip", "filter", "INPUT", False)]),
+        (traced(3, verdict=0, family=10), [Dropping("ip6", "filter", "INPUT", False)]),
+        (traced(3, verdict=1), []),
+        (traced(3, verdict=-3), []),
+        (traced(1, policy=0), [Dropping("ip", "filter", "INPUT", True)]),
+        (traced(1, policy=1), []),
+        (traced(2), []),
+        (b"\0" * 7, []),
+    ],
+)
+def test_of_a_trace_the_chains_that_drop_are_read(message: bytes, found: list[Dropping]) -> None:
+    assert list(read(message)) == found
+
+
+@pytest.mark.parametrize(("patterns", "begins"), [(["eth9", "cali*"], "calidg"), (["*"], "dg")])
+def test_the_link_to_ask_through_has_a_name_that_is_governed(patterns: list[str], begins: str) -> None:
+    assert link_name(patterns).startswith(begins)
+    assert len(link_name(patterns)) <= 15
+
+
+@pytest.mark.parametrize("patterns", [["eth9"], ["averylongname*"]])
+def test_without_a_pattern_that_leaves_room_nothing_can_be_asked(patterns: list[str]) -> None:
+    with pytest.raises(KernelError):
+        link_name(patterns)
+
+
+def test_the_probe_asks_whom_a_pod_would_ask() -> None:
+    assert asked_addresses(Node(settings())) == {4: "10.96.0.10", 6: "2001:db8:646f:63::53"}
+    intercepted = settings(dns={"intercept": ["169.254.20.10"]})
+    assert asked_addresses(Node(intercepted))[4] == "169.254.20.10"
