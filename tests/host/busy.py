@@ -21,7 +21,7 @@ from tests.node.scene import ALLOWLIST, A, B
 
 PODS = 1000
 FRESH_NAMES = 8_000
-"""Enough for 40 s."""
+"""Enough for three minutes of it."""
 SETTINGS = {"ttl": {"floor": "30s", "cap": "1h", "grace": "10s"}}
 """As shipped; the other host tests want leases that end soon."""
 
@@ -61,7 +61,7 @@ class Busy:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        wait_for(lambda: zone.asked(FRESH.format(number=first + 50)) > 0, 10)
+        wait_for(lambda: zone.asked(FRESH.format(number=first + 20)) > 0, 10)
         return self
 
     def __exit__(self, *_: object) -> None:
