@@ -26,6 +26,8 @@ from dnsguard.engine.exchange import Exchanges, Stores
 from dnsguard.engine.prefetch import KernelFeed
 from dnsguard.engine.revoke import Revocation, justify
 
+UNREAD: Seconds = 10.0
+"""Queries of pods may have waited for so long that nobody read them: they are let up no longer without a daemon."""
 SLICE = 20
 """Pods assigned between two turns of the event loop."""
 
@@ -257,6 +259,9 @@ class Changes:
             return restore(now)
 
         await self.links(seen, take_up)
+        for pod in self._pods:
+            if any(pair in before for pair, _ in pod.pairs()):
+                pod.share.credit(UNREAD)
         now = self._pods.pairs()
         self._unforgotten |= {pair[1] for pair in before if pair not in now and pair not in self._excluded}
         changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program}
