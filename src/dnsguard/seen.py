@@ -30,8 +30,8 @@ T = TypeVar("T")
 LOOK: Final[Seconds] = 20.0
 """Between two looks at flows. A UDP flow that nobody answered, and a TCP connection that was refused, are gone from
 connection tracking after 30 s and 10 s."""
-FLUSH: Final[Seconds] = 60.0
-"""Between two writes of what changed."""
+FLUSH: Final[Seconds] = 300.0
+"""Between two writes of what changed: a busy node's 40,000 names take a second of the thread's time."""
 SLICE: Final = 200
 """Flows between two turns of the event loop."""
 _DNS: Final = 53
@@ -73,6 +73,7 @@ class Seen:
         for row in sorted(rows, key=lambda row: row["last"])[-PODS:]:
             self._book.pods.setdefault(row["pod"], book_of(row, offset))
             await asyncio.sleep(0)
+        self._book.share()
 
     # ---- flows
 

@@ -393,7 +393,7 @@ def test_a_million_random_names_neither_grow_the_book_nor_push_anything_out() ->
     assert parse_name("db.example.com") in evil.names and parse_name("db.example.com") in good.names
     assert len(evil.names) <= limits.MOST_NAMES and len(evil.missing) <= limits.MISSING
     assert len(evil.children) <= 2 * limits.MOST_NAMES
-    assert len(evil.lately) + len(evil.earlier) <= 2 * limits.ADDRESSES
+    assert len(evil.lately) + len(evil.earlier) <= 2 * limits.MOST_ADDRESSES
     assert evil.folded[parse_name("evil.test")].count >= 29_000
     assert evil.stray_names > 50_000
     assert "questions and 0 flows went beyond" in allowlist(rows_of(book))
@@ -407,8 +407,21 @@ def test_a_port_scan_does_not_grow_the_book() -> None:
 
     found = book.pods["shop/evil"]
 
-    assert sum(map(len, found.flows.values())) == limits.FLOWS
-    assert found.stray_flows == 20_000 - limits.FLOWS
+    assert sum(map(len, found.flows.values())) == limits.MOST_FLOWS
+    assert found.stray_flows == 20_000 - limits.MOST_FLOWS
+
+
+def test_all_pods_together_have_a_bound_and_each_has_its_least() -> None:
+    book = Book()
+    for pod in range(300):
+        for number in range(400):
+            name = parse_name(f"n{number}.d{number}.p{pod}.example.com")
+            book.answered(f"pod{pod}", name, told("192.0.2.1"), "", 1.0)  # type: ignore[arg-type]
+
+    kept = [len(one.names) for one in book.pods.values()]
+
+    assert sum(kept) <= limits.NAMES + 300 * limits.LEAST_NAMES
+    assert min(kept) >= limits.LEAST_NAMES
 
 
 def test_only_the_pods_of_which_something_was_seen_last_are_kept() -> None:
