@@ -60,6 +60,6 @@ class Busy:
         wait_for(lambda: zone.asked(FRESH.format(number=first + 20)) > 0, 10)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        said, _ = self._process.communicate("", timeout=60)
+    def __exit__(self, **_: object) -> None:
+        said, _ = self._process.communicate(timeout=60)
         self.result = json.loads(said)
