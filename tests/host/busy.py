@@ -55,11 +55,11 @@ class Busy:
     def __enter__(self) -> Busy:
         lab, pod, zone = self._host.lab, self._host.scene.a, self._host.scene.zone
         first = sum(name.endswith(".fresh.example.com") for name in zone.names_asked())
-        program = (sys.executable, "-m", "tests.host.traffic", ANY_RESOLVER, str(first))
+        program = [sys.executable, "-m", "tests.host.traffic", ANY_RESOLVER, str(first)]
         self._process = lab.popen(pod.namespace, *program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         wait_for(lambda: zone.asked(FRESH.format(number=first + 20)) > 0, 10)
         return self
 
-    def __exit__(self, **_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         said, _ = self._process.communicate(timeout=60)
         self.result = json.loads(said)
