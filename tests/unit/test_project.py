@@ -41,10 +41,6 @@ def test_what_is_declared_is_locked() -> None:
     assert [name for name in declared if f"\n{name.lower()}==" not in locked and name != "matplotlib"] == []
 
 
-def test_a_folder_of_what_is_not_built_says_so() -> None:
-    assert "Nothing is built here yet" in (ROOT / "systemd/README.md").read_text()
-
-
 @pytest.mark.parametrize("purpose", sorted(machine.NEEDS_ROOT))
 def test_a_target_that_needs_root_says_so_in_one_line(
     purpose: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
