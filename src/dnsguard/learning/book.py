@@ -18,14 +18,13 @@ from dnsguard.core.wire import Rcode
 from dnsguard.learning.suffixes import is_shared
 
 NAMES: Final = 50_000
-"""Names of all pods together, shared equally; the most and the least that one pod has room for."""
+"""Names of all pods together, shared equally, and as many addresses whose names are known (and as many again from
+before); the most and the least that one pod has room for."""
 MOST_NAMES, LEAST_NAMES = 1000, 100
 MISSING: Final = 50
 """Names that do not exist, for each pod."""
 FLOWS: Final = 500
 """Flows of one pod that differ in address, protocol or port."""
-ADDRESSES: Final = 2000
-"""Addresses of one pod whose names are known; as many again from before."""
 NAMES_PER_ADDRESS: Final = 16
 FOLD: Final = 64
 """Names under one parent that become one record."""
@@ -97,8 +96,8 @@ class PodBook:
         self.children: dict[Name, int] = {}
         self.flows: dict[Address, dict[tuple[int, int], Went]] = {}
         self.flows_kept = 0
-        self.lately: dict[Address, tuple[Name, ...]] = {}
-        self.earlier: dict[Address, tuple[Name, ...]] = {}
+        self.lately: dict[Address, Name | tuple[Name, ...]] = {}
+        self.earlier: dict[Address, Name | tuple[Name, ...]] = {}
         self.turned = now
         self.stray_names = 0
         """Questions for names that found no room."""
@@ -115,17 +114,19 @@ class PodBook:
         copy.stray_names, copy.stray_flows = self.stray_names, self.stray_flows
         return copy
 
-    def told(self, address: Address, name: Name, now: Seconds) -> None:
+    def told(self, address: Address, name: Name, now: Seconds, room: int) -> None:
         """An answer for `name` held this address."""
-        if len(self.lately) >= ADDRESSES or now - self.turned >= LASTING:
+        if len(self.lately) >= room or now - self.turned >= LASTING:
             self.earlier, self.lately, self.turned = self.lately, {}, now
-        known = self.lately.get(address, ())
-        if name not in known:
+        known = _each(self.lately.get(address, ()))
+        if not known:
+            self.lately[address] = name
+        elif name not in known:
             self.lately[address] = (*known, name)[-NAMES_PER_ADDRESS:]
 
     def names_of(self, address: Address) -> list[Name]:
         """The names that led to this address, as far as that is known."""
-        names = [*self.lately.get(address, ()), *self.earlier.get(address, ())]
+        names = [*_each(self.lately.get(address, ())), *_each(self.earlier.get(address, ()))]
         for went in self.flows.get(address, {}).values():
             names += went.names
         return list(dict.fromkeys(names))
@@ -213,8 +214,8 @@ class Book:
         book.changed = True
         lately = book.lately
         for address in addresses:
-            if name not in lately.get(address, ()):
-                book.told(address, name, now)
+            if lately.get(address) != name:
+                book.told(address, name, now, self._room)
 
     def unanswered(self, pod: str, name: Name, rule: str, now: Seconds) -> None:
         book = self.pods.get(pod) or self.pod(pod, now)
@@ -269,6 +270,11 @@ class Book:
             if book.changed:
                 book.changed = False
                 yield name, book
+
+
+def _each(names: Name | tuple[Name, ...]) -> tuple[Name, ...]:
+    """Most addresses have one name: half the memory without a tuple for it."""
+    return (names,) if isinstance(names, bytes) else names
 
 
 def parent_of(name: Name) -> Name:
