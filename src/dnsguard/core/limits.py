@@ -97,23 +97,28 @@ class Share:
         self.in_flight = 0
         self.connections = 0
 
+    def credit(self, seconds: Seconds) -> None:
+        """Queries may have come in for so long and not been read. At its rate it could have asked them all, and had
+        them answered one after the other: they are read at once now, and not its fault. Good until `forget`."""
+        self._tokens += seconds * self._limits.queries_per_second
+
     def query(self, now: Seconds) -> str | None:
         """Count one query against the rate (a token bucket) and the queries in flight."""
         limits = self._limits
         tokens = self._tokens + (now - self._updated) * limits.queries_per_second
         if tokens > limits.burst:
-            tokens = limits.burst
+            tokens = max(self._tokens, limits.burst)  # more than a burst only on credit
         if tokens < 1.0:
             return QUERIES
         self._updated = now
         self._tokens = tokens - 1.0
-        return IN_FLIGHT if self.in_flight >= limits.in_flight else None
+        return IN_FLIGHT if self.in_flight >= limits.in_flight and tokens <= limits.burst else None
 
     def refusal(self, now: Seconds) -> bool:
         """After `query` said QUERIES: is a refusal still due, or is the pod past ten times its limit?"""
         limits = self._limits
         passed, self._updated = now - self._updated, now
-        self._tokens = min(limits.burst, self._tokens + passed * limits.queries_per_second)
+        self._tokens = min(limits.burst, self._tokens + passed * limits.queries_per_second)  # no credit is left here
         most = limits.burst * REFUSED_BEFORE_DROPPING
         rate = limits.queries_per_second * REFUSED_BEFORE_DROPPING
         self._refusals = min(most, self._refusals + passed * rate)
@@ -138,7 +143,8 @@ class Share:
         return None if self._names.add(name, self._limits.names_per_minute) else NAMES
 
     def forget(self, now: Seconds) -> None:
-        """Drop the names of a minute that is over, for a pod may ask no more."""
+        """Drop what is left of a credit, and the names of a minute that is over, for a pod may ask no more."""
+        self._tokens = min(self._tokens, float(self._limits.burst))
         if now - self._minute >= 60.0 and len(self._names):
             self._names = _Names()
 

@@ -463,8 +463,7 @@ class Exchanges:
         self.audit = self._fetches.audit = self._refusals.audit = self._telling.audit = on
 
     def audit_is(self, on: bool) -> None:
-        """From here on nothing is withheld, or all is again. What is under way is judged anew, and what pods were told
-        of names that are allowed by now is opened to them: the enforcer does that before what it is told next."""
+        """From here on nothing is withheld, or all is again. What is under way is judged anew."""
         now = self._now()
         self.set_audit(on)
         # They hold answers that only one of the two would tell.
@@ -476,12 +475,10 @@ class Exchanges:
                 self._close(exchange)
                 if not isinstance(exchange.client, Refreshing):
                     self._judge(exchange.question, exchange.client, exchange.pod, exchange.source, now)
-        if not on:
-            for pod in self._pods:
-                self._open_audited(pod, now)
 
-    def _open_audited(self, pod: Pod, now: Seconds) -> None:
-        """Leases for what a pod was told in Audit and may still use, as far as its rules allow the names now."""
+    def open_audited(self, pod: Pod, now: Seconds) -> None:
+        """Leases for what a pod was told in Audit and may still use, as far as its rules allow the names now: the
+        enforcer makes them before it does what it is told next."""
         for told in list(self.audited.alive(pod.id, now)):
             verdict = pod.policy.verdict(told.name)
             if isinstance(verdict, Denied) or not verdict.scopes:
