@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -137,6 +138,8 @@ class Service:
     async def run(self) -> int:
         """Returns the exit code; errors of the start are raised as DnsguardError."""
         loop = asyncio.get_running_loop()
+        # One thread for all that might block: else there come to be as many as there ever were such calls at a time.
+        loop.set_default_executor(ThreadPoolExecutor(1, "dnsguard"))
         self._log.outlet.attach(loop)
         # First of all: a SIGHUP while a large allowlist is read asks for a reload, and must not end the process.
         for number, event in (

@@ -386,7 +386,7 @@ class Exchanges:
                 return
         answer = answer or exchange.answer
         if answer is not None:
-            self._witness.answered(exchange.pod.name, exchange.question.name, answer, verdict.labels, exchange.started)
+            self._witness.answered(exchange.pod.name, answer.name, answer, verdict.labels, exchange.started)
             if verdict is AUDITED and answer.addresses:
                 until = self._now() + exchange.ttl
                 self.audited.told(exchange.pod.id, Told(exchange.question.name, answer.addresses, until))

@@ -111,8 +111,8 @@ class PodBook:
         self.children: dict[Name, int] = {}
         self.flows: dict[Address, dict[tuple[int, int], Went]] = {}
         self.flows_kept = 0
-        self.lately: dict[Address, tuple[Name, ...]] = {}
-        self.earlier: dict[Address, tuple[Name, ...]] = {}
+        self.lately: dict[Address, Name | tuple[Name, ...]] = {}
+        self.earlier: dict[Address, Name | tuple[Name, ...]] = {}
         self.turned = now
         self.stray_names = 0
         """Questions for names that found no room."""
@@ -133,13 +133,15 @@ class PodBook:
         """An answer for `name` held this address."""
         if len(self.lately) >= self.room.addresses or now - self.turned >= LASTING:
             self.earlier, self.lately, self.turned = self.lately, {}, now
-        known = self.lately.get(address, ())
-        if name not in known:
+        known = _each(self.lately.get(address, ()))
+        if not known:
+            self.lately[address] = name
+        elif name not in known:
             self.lately[address] = (*known, name)[-NAMES_PER_ADDRESS:]
 
     def names_of(self, address: Address) -> list[Name]:
         """The names that led to this address, as far as that is known."""
-        names = [*self.lately.get(address, ()), *self.earlier.get(address, ())]
+        names = [*_each(self.lately.get(address, ())), *_each(self.earlier.get(address, ()))]
         for went in self.flows.get(address, {}).values():
             names += went.names
         return list(dict.fromkeys(names))
@@ -248,7 +250,7 @@ class Book:
         book.changed = True
         lately = book.lately
         for address in addresses:
-            if name not in lately.get(address, ()):
+            if lately.get(address) != name:
                 book.told(address, name, now)
 
     def unanswered(self, pod: str, name: Name, rule: str, now: Seconds) -> None:
@@ -314,6 +316,11 @@ class Book:
             if book.changed:
                 book.changed = False
                 yield name, book
+
+
+def _each(names: Name | tuple[Name, ...]) -> tuple[Name, ...]:
+    """Most addresses have one name: half the memory without a tuple for it."""
+    return (names,) if isinstance(names, bytes) else names
 
 
 def _part(most: int, least: int, share: int) -> int:
