@@ -4,6 +4,7 @@ forge a line of the file."""
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -273,6 +274,7 @@ pods:
         ("com", 8, False),
         ("co.uk", 8, False),
         ("s3.amazonaws.com", 8, False),
+        ("\\053.6", 8, True),
     ],
 )
 def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
@@ -286,7 +288,9 @@ def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
 
     text = allowlist(rows_of(book))
 
-    assert (f'"*.{parent}"  # {names} names' in text) == written
+    quoted = json.dumps(f"*.{parent}")
+    assert (f"{quoted}  # {names} names" in text) == written
+    loaded(text)
     assert (f"host0.{parent}" in text) == (not written)
 
 

@@ -59,11 +59,10 @@ class RowError(DnsguardError):
 
 def pattern_written(pattern: Pattern) -> str:
     """As it is written in a file, such that it is read back as the same, whatever octets it has."""
-    text = pattern_text(pattern)
-    if pattern.wildcard or not text.replace(".", "").isdigit():
-        return text
-    # All digits look like an address to the reader of names.
-    return f"\\{ord(text[0]):03d}{text[1:]}"
+    text = pattern_text(Pattern(pattern.name))
+    if text.replace(".", "").isdigit():  # looks like an address to the reader of names
+        text = f"\\{ord(text[0]):03d}{text[1:]}"
+    return f"*.{text}" if pattern.wildcard else text
 
 
 def name_written(name: Name) -> str:
@@ -121,7 +120,7 @@ def book_of(row: SeenRow, offset: Seconds) -> PodBook:
     """The book that `row_of` made it from, but for the names of addresses without a flow. Raises RowError."""
     try:
         return _book(row, offset)
-    except (KeyError, TypeError, ValueError, AttributeError, DnsguardError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, DnsguardError) as error:
         raise RowError(f"what was seen of a pod cannot be read: {error!r}") from error
 
 
