@@ -281,7 +281,8 @@ class Exchanges:
     ) -> tuple[Answer, int] | None:
         """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for; None when
         there is no room or no kernel for them, and the exchange has been failed (in Audit: it has been told of)."""
-        pod, name = exchange.pod, exchange.question.name
+        # The answer's name, not the question's: one object for the leases of all pods.
+        pod, name = exchange.pod, answer.name
         addresses: Sequence[Address] = answer.addresses
         if exchange.verdict.barred or self.audit:
             answer, addresses = self._openable(exchange, answer, scopes)
