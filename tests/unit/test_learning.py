@@ -307,6 +307,19 @@ def test_an_address_that_serves_several_names_opens_the_port_for_each() -> None:
     assert [one.first for one in rule.rule.ports] == [443]
 
 
+def test_an_address_that_was_used_before_any_name_led_there_is_written_itself_too() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    go(book, "shop/a", "192.0.2.1", 443)
+    play(book, "shop/a", "a.example.com", "192.0.2.1")
+    go(book, "shop/a", "192.0.2.1", 443)
+
+    (rule,) = policy(loaded(allowlist(rows_of(book))), "10.244.0.5").rules
+
+    assert [str(block.cidr) for block in rule.rule.blocks] == ["192.0.2.1/32"]
+    assert len(rule.rule.domains) == 1
+
+
 def test_a_pod_that_got_a_name_takes_along_what_was_seen_before() -> None:
     book = Book()
     seen(book, "10.244.0.5", "10.244.0.5")

@@ -30,7 +30,8 @@ class NameRow(TypedDict):
 
 
 class FlowRow(TypedDict):
-    """Flows to one place; `names` led there. `denied`: no rule allowed the last, in Audit or in fact."""
+    """Flows to one place; `names` led there, but not always when it is `bare`. `denied`: no rule allowed the last, in
+    Audit or in fact."""
 
     address: str
     protocol: int
@@ -38,6 +39,7 @@ class FlowRow(TypedDict):
     count: int
     last: int
     names: list[str]
+    bare: bool
     denied: bool
 
 
@@ -79,7 +81,7 @@ def row_of(pod: str, book: PodBook, offset: Seconds) -> SeenRow:
     return {
         "pod": pod,
         "addresses": [str(ip_address(address)) for address in book.addresses],
-        "last": int(book.last + offset),
+        "last": round(book.last + offset),
         "names": [*folded, *(_name_row(Pattern(name), asked, offset) for name, asked in kept)],
         "flows": [
             _flow_row(address, place, went, offset) for address, by_port in book.flows.items()
@@ -94,7 +96,7 @@ def _name_row(pattern: Pattern, asked: Asked, offset: Seconds) -> NameRow:
     return {
         "name": pattern_written(pattern),
         "count": asked.count,
-        "last": int(asked.last + offset),
+        "last": round(asked.last + offset),
         "rule": asked.rule,
         "outcome": _OUTCOMES[Outcome(asked.outcome)],
         "names": asked.names,
@@ -107,8 +109,9 @@ def _flow_row(address: Address, place: tuple[int, int], went: Went, offset: Seco
         "protocol": place[0],
         "port": place[1],
         "count": went.count,
-        "last": int(went.last + offset),
+        "last": round(went.last + offset),
         "names": [name_written(name) for name in went.names],
+        "bare": went.bare,
         "denied": went.denied,
     }
 
@@ -158,4 +161,4 @@ def _take_flow(book: PodBook, row: FlowRow, offset: Seconds) -> None:
     if went is not None:
         names = tuple(parse_name(text) for text in row["names"][:NAMES_PER_ADDRESS])
         went.count, went.last, went.names = int(row["count"]), float(row["last"]) - offset, names
-        went.denied = bool(row["denied"])
+        went.bare, went.denied = bool(row["bare"]), bool(row["denied"])
