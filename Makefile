@@ -2,15 +2,17 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup venv demo test test-unit test-kernels lint lock bpf deb bench fuzz clean
+.PHONY: help setup venv install uninstall demo test test-unit test-kernels lint lock bpf deb bench fuzz clean
 
 PYTHON ?= /usr/bin/python3
 KEEP ?=
+CLEAN ?=
+DESTDIR ?=
 COVERAGE ?= enforce
 SECONDS_EACH ?= 60
 MACHINE = $(PYTHON) tests/machine.py
 PIP = .venv/bin/python -m pip --quiet --disable-pip-version-check
-UV_LOCK = .cache/uv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet \
+UV_LOCK = .cache/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --quiet \
 	--no-emit-index-url --custom-compile-command "make lock"
 
 help: ## Explain every target
@@ -28,6 +30,12 @@ venv: setup .venv/.ready ## Make .venv with the locked dependencies; then .venv/
 	$(PIP) install --require-hashes -r requirements.lock
 	$(PIP) install --no-deps --no-index --no-build-isolation --editable .
 	@touch $@
+
+install: setup ## Install dnsguard on this node (root): /opt/dnsguard, units, defaults. DESTDIR=... below a folder
+	$(PYTHON) -B systemd/install.py install --python $(PYTHON) $(if $(DESTDIR),--root $(DESTDIR))
+
+uninstall: ## Take it off again; what the kernel enforces stays. CLEAN=1 takes that out first
+	$(PYTHON) -B systemd/install.py uninstall $(if $(DESTDIR),--root $(DESTDIR)) $(if $(CLEAN),--clean)
 
 demo: venv ## Two pods, an outside world and dnsguard in namespaces, step by step (root). KEEP=1 leaves it running
 	.venv/bin/dnsguard demo $(if $(KEEP),--keep)
@@ -53,10 +61,12 @@ lint: venv ## ruff, mypy --strict, import layers
 	.venv/bin/mypy --strict systemd/install.py systemd/environment.py
 	.venv/bin/lint-imports
 
-lock: venv ## Resolve the dependencies anew into the two lock files, with hashes
+lock: venv ## Resolve the dependencies anew into the lock files, with hashes
 	$(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip --quiet install uv
-	$(UV_LOCK) --upgrade --extra dev -o requirements.lock
-	$(UV_LOCK) --upgrade --extra bench -c requirements.lock -o requirements-bench.lock
+	$(UV_LOCK) pyproject.toml --upgrade --extra dev -o requirements.lock
+	$(UV_LOCK) pyproject.toml -c requirements.lock -o requirements-run.lock
+	echo hatchling | $(UV_LOCK) - -c requirements.lock -o requirements-build.lock
+	$(UV_LOCK) pyproject.toml --upgrade --extra bench -c requirements.lock -o requirements-bench.lock
 
 bpf: ## Compile the eBPF program into the package (clang, llvm, libbpf-dev). The object is committed: nobody else needs this
 	$(PYTHON) bpf/build.py

@@ -153,7 +153,7 @@ enforcement: {{ebpf: On}}
 {more}
 log: {{format: json, queries: None}}
 metrics: {{listen: null}}
-paths: {{runtime: {bed.folder}/run, bpffs: {bed.pins}}}
+paths: {{runtime: {bed.folder}/run, bpffs: {bed.pins}, state: {bed.folder}/state}}
 """
 
 

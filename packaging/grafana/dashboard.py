@@ -317,7 +317,6 @@ def _instances() -> dict[str, Any]:
         "label": "Node",
         "type": "query",
         "datasource": SOURCE,
-        "definition": "label_values(dnsguard_build_info, instance)",
         "query": {"query": "label_values(dnsguard_build_info, instance)", "refId": "instance"},
         "refresh": 2,
         "sort": 1,

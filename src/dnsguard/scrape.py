@@ -30,7 +30,7 @@ FRESH: Final[Seconds] = 1.0
 """What was read so short a time ago is not read again: scraping often must not keep the kernel busy."""
 PATIENCE: Final[Seconds] = 2.0
 """How long a scrape waits for the kernel. Prometheus itself gives up after 10 s, unless told otherwise."""
-STUCK: Final[Seconds] = 20.0
+STUCK: Final[Seconds] = 10.0
 """One piece of the writer's work takes milliseconds, a policy of 100,000 prefixes some seconds."""
 
 Reading = Callable[[], Awaitable[None]]

@@ -30,8 +30,8 @@ T = TypeVar("T")
 LOOK: Final[Seconds] = 20.0
 """Between two looks at flows. A UDP flow that nobody answered, and a TCP connection that was refused, are gone from
 connection tracking after 30 s and 10 s."""
-FLUSH: Final[Seconds] = 60.0
-"""Between two writes of what changed."""
+FLUSH: Final[Seconds] = 300.0
+"""Between two writes of what changed: a busy node's 40,000 names take a second of the thread's time."""
 SLICE: Final = 200
 """Flows between two turns of the event loop."""
 _DNS: Final = 53
@@ -73,6 +73,7 @@ class Seen:
         for row in sorted(rows, key=lambda row: row["last"])[-PODS:]:
             self._book.pods.setdefault(row["pod"], book_of(row, offset))
             await asyncio.sleep(0)
+        self._book.share()
 
     # ---- flows
 
@@ -90,9 +91,11 @@ class Seen:
             owners = {address: pod for pod in self._sources.pods for address in pod.addresses}
             self._live(owners)
             try:
-                await self._take_open(owners, await self._sources.flows.begun_by(owners) if owners else ())
-                self._take_audited(owners, await self._sources.audited())
-            except KernelError as error:
+                found = await self._sources.audited()
+                self._take_audited(owners, found)
+                counted = {one[:4] for one in found}
+                await self._take_open(owners, await self._sources.flows.begun_by(owners) if owners else (), counted)
+            except (KernelError, OSError) as error:
                 self._tell(f"flows cannot be seen: {error}")
 
     def _live(self, owners: Mapping[Address, Pod]) -> None:
@@ -102,7 +105,10 @@ class Seen:
         for name, addresses in by_name.items():
             self._book.lives(name, addresses, time.monotonic())
 
-    async def _take_open(self, owners: Mapping[Address, Pod], flows: Iterable[Flow]) -> None:
+    async def _take_open(
+        self, owners: Mapping[Address, Pod], flows: Iterable[Flow], counted: Collection[Hashable]
+    ) -> None:
+        """Flows that are open. Those that the kernel let through in Audit only are counted by its records."""
         before, self._open = self._open, set()
         behind = _Behind(self._sources.leases)
         for number, flow in enumerate(flows):
@@ -112,9 +118,11 @@ class Seen:
                 continue
             self._open.add(hash(flow))
             pod, to = owners[flow.pod], (flow.peer, flow.protocol, flow.peer_port)
+            if hash(flow) in before or (flow.pod, *to) in counted:
+                self._book.goes_on(pod.name, to, time.monotonic())
+                continue
             named = behind.names(pod, flow.peer) if not self._book.names(pod.name, flow.peer) else ()
-            more = hash(flow) not in before
-            self._book.went(pod.name, to, int(more), time.monotonic(), denied=False, named=named)
+            self._book.went(pod.name, to, 1, time.monotonic(), denied=False, named=named)
 
     def _is_question(self, flow: Flow) -> bool:
         addresses = self._sources.intercepted

@@ -289,7 +289,7 @@ class Service:
         """The first change: every pod of this node, with the leases that the kernel still holds for it."""
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
-        cut = await self._enforcer.cut_before()
+        cut, audited = await self._enforcer.cut_before(), await self._enforcer.audits()
         self._drops.adopt(await self._enforcer.dropped())
         if self._beside is not None:
             self._beside.adopt_counters(self._drops, self._answers)
@@ -302,6 +302,10 @@ class Service:
         await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
         self._names.begin(engine.pods, engine.leases)
         engine.revocation.adopt(engine.pods, cut)
+        if engine.exchanges.audit:
+            engine.revocation.release()
+        elif audited:
+            await engine.changes.judge_all()
 
     def _listen(self, sockets: ListenSockets) -> None:
         exchanges, tcp = self._engine.exchanges, self._settings.tcp

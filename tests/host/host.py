@@ -122,11 +122,20 @@ def installed() -> Path:
 
 @contextlib.contextmanager
 def hosting(
-    layers: Sequence[Path], *, allowlist: object = ALLOWLIST, start: bool = True, **config: object
+    layers: Sequence[Path],
+    *,
+    binds: Sequence[Path] = (),
+    allowlist: object = ALLOWLIST,
+    start: bool = True,
+    **config: object,
 ) -> Iterator[Host]:
     """A machine with pods `a` (shop/a) and `b` (shop/b), and dnsguard enabled as a package would leave it; running
     and ready unless told not to start it."""
-    with Lab("dghost") as lab, scene.world(lab) as zone, Machine(network=lab.node, layers=layers) as machine:
+    with (
+        Lab("dghost") as lab,
+        scene.world(lab) as zone,
+        Machine(network=lab.node, layers=layers, binds=binds) as machine,
+    ):
         a, b = lab.pod("a", A, A6), lab.pod("b", B)
         machine.shell("systemd-sysusers && systemd-tmpfiles --create dnsguard.conf")
         service = Service(lab, machine)

@@ -18,7 +18,7 @@ Description=Stands for what starts pods
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=/bin/sh -c 'systemctl show -P StatusText dnsguard.service > /run/seen-by-kubelet'
+ExecStart=/bin/sh -c 'systemctl show -P StatusText dnsguard.service >/run/seen; mv /run/seen /run/seen-by-kubelet'
 """
 
 

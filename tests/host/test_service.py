@@ -10,7 +10,7 @@ from dnslib import DNSRecord
 
 from tests.host.host import UNIT, Host, hosting
 from tests.node.daemon import ANY_RESOLVER
-from tests.node.scene import ALLOWLIST, DB, OTHER, addresses, exchange, rcode
+from tests.node.scene import ALLOWLIST, DB, OTHER, A, addresses, exchange, rcode
 
 pytestmark = pytest.mark.node
 
@@ -46,8 +46,7 @@ def test_the_status_says_how_many_pods_and_which_generation(standing: Host) -> N
 
 def test_a_reload_is_in_force_when_systemctl_returns(standing: Host) -> None:
     scene = standing.scene
-    pods = {**ALLOWLIST["pods"], "10.244.0.5": ["other.example.com"]}
-    standing.daemon.write("allowlist.yaml", "Allowlist", {**ALLOWLIST, "pods": pods})
+    standing.daemon.write("allowlist.yaml", "Allowlist", {"pods": {A: ["other.example.com"]}})
 
     standing.machine.systemctl("reload", UNIT)
 

@@ -180,3 +180,19 @@ def test_learn_as_json_is_one_pod_a_line(scene: Scene) -> None:
 
     (row,) = map(json.loads, lines)
     assert (row["pod"], [name["name"] for name in row["names"]]) == ("shop/a", ["db.example.com"])
+
+
+def test_a_restart_into_enforce_cuts_the_flows_that_nothing_justifies(scene: Scene) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    kept = scene.connect(scene.a, DB)
+    learned(scene)
+    unjust = scene.connect(scene.a, OTHER)
+    assert kept is not None and unjust is not None and unjust.alive()
+    scene.daemon.stop()
+    configure(scene, mode="Enforce")
+
+    scene.daemon.start()
+
+    assert kept.alive() and unjust.dead()
+    for flow in (kept, unjust):
+        flow.socket.close()

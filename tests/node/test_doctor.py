@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2 import IPRoute
 
 from dnsguard.config.settings import Settings
 from dnsguard.demo.lab import Lab
@@ -344,12 +345,15 @@ def test_an_upstream_that_does_not_answer_is_a_problem_for_each_protocol(node: E
 # -- eBPF -------------------------------------------------------------------------------------------------------------
 
 
+LET_ON = struct.pack("=BBhi", 0xB7, 0, 0, -1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+"""A program that lets the next one decide: r0 = TC_ACT_UNSPEC; exit."""
+
+
 def attach(node: Examined, name: str) -> None:
-    """A program of another's on the pod's link that lets the next one decide (-1)."""
-    code = struct.pack("=BBhi", 0xB7, 0, 0, -1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    """A program of another's on the pod's link."""
 
     def do() -> int:
-        program = syscall.load_program(name, code)
+        program = syscall.load_program(name, LET_ON)
         link = syscall.link_create(program, socket.if_nametoindex("veth-a"), syscall.TCX_INGRESS)
         os.close(program)
         return link
@@ -371,6 +375,22 @@ def test_a_program_of_anothers_on_a_pod_link_is_named(name: str, level: str, tex
 
     assert (finding.level, finding.subject) == (level, "veth-a ingress")
     assert f"({name}, tcx)" in finding.found and text in finding.found
+
+
+def test_a_filter_of_anothers_on_a_pod_link_is_named_with_its_preference(node: Examined) -> None:
+    def attach_filter() -> None:
+        program = syscall.load_program("somebody", LET_ON)
+        link = socket.if_nametoindex("veth-a")
+        with IPRoute() as kernel:
+            kernel.tc("add", "clsact", link)
+            how = {"fd": program, "name": "theirs", "class_id": 1, "direct_action": True}
+            kernel.tc("add-filter", "bpf", link, 1, parent=0xFFFFFFF2, prio=49152, protocol=3, **how)
+        os.close(program)
+
+    node.inside(attach_filter)
+
+    (finding,) = node.find(ebpf.check_programs)
+    assert "(somebody, tc filter, pref 49152) stands in front" in finding.found
 
 
 def test_the_daemons_own_programs_are_no_finding(scene: Scene) -> None:

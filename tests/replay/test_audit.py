@@ -161,6 +161,18 @@ def test_what_was_told_in_audit_and_is_allowed_by_now_is_open_when_enforcing_beg
     assert not stage.passes("web", OTHER, 5432)
 
 
+def test_a_flow_that_has_outlived_its_answer_is_judged_by_its_name(stage: Stage) -> None:
+    stage.ask("web", "other.example.com")
+    flow = stage.connect("web", OTHER, 5432)
+    stage.pass_time(300)
+    stage.reload(WITH_OTHER)
+
+    cut = stage.finish(stage.engine.changes.audit(False))
+
+    assert cut == 0 and stage.flowing(flow)
+    assert not stage.passes("web", OTHER, 5432)
+
+
 def test_a_question_under_way_is_judged_by_the_mode_in_which_it_is_answered(stage: Stage) -> None:
     stage.script("slow.example.com", "A", Answer(respond("slow.example.com. 60 A 192.0.2.9"), 0.5))
     stage.enforcer.hold()

@@ -154,6 +154,19 @@ def test_a_new_rule_has_the_ports_of_the_one_that_came_nearest(
     assert (addition["line"], addition["column"], addition["text"]) == (6, 1, line)
 
 
+def test_a_policy_of_another_pod_says_more_than_a_name_that_is_like_it(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ports = "\n        ports: [{protocol: TCP, port: 25}]"
+    files.allowlist.write_text(BLOCK.replace("mail.example.org]}]", f"mail.example.com]}}]{ports}"))
+
+    told = files.told(capsys, "10.244.0.5", "mail.example.com")
+
+    assert [row["miss"] for row in told["nearest"]] == ["elsewhere", "label"]
+    assert "port: 25}" in told["add"]["text"]
+    assert "write those that the pod uses" in told["add"]["remark"]
+
+
 def test_a_port_that_nobody_knows_is_called_a_guess(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert "443 is a guess" in files.told(capsys, "10.244.0.5", "elsewhere.test")["add"]["remark"]
 

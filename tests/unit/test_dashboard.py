@@ -60,7 +60,7 @@ def test_its_variables_are_those_that_its_queries_use() -> None:
     assert set(variables) == {"datasource", "instance"}
     assert variables["datasource"]["type"] == "datasource"
     assert variables["instance"]["type"] == "query"
-    assert used(variables["instance"]["definition"]) <= METRICS
+    assert used(variables["instance"]["query"]["query"]) <= METRICS
     assert all("$instance" in target["expr"] for panel in SHOWN for target in panel["targets"])
 
 

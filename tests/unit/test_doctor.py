@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dnsguard.config.settings import Settings
 from dnsguard.core.errors import KernelError
-from dnsguard.doctor import sysctls, units
-from dnsguard.doctor.checks import examine
+from dnsguard.doctor import process, sysctls, units
+from dnsguard.doctor.checks import Check, examine
 from dnsguard.doctor.findings import Level, exit_code
 from dnsguard.doctor.node import Node, NodeLink
 from dnsguard.doctor.podlink import asked_addresses, link_name
@@ -113,6 +114,49 @@ def test_the_service_is_before_the_pods(before: str, after: str, level: Level) -
     shown = {"dnsguard.service": {**LOADED, "Before": before}, "kubelet.service": {**LOADED, "After": after}}
 
     assert [finding.level for finding in units.order(shown)] == [level]
+
+
+@pytest.mark.parametrize(
+    ("user", "given", "levels"),
+    [
+        ("dnsguard", "cap_net_admin cap_perfmon cap_bpf", [Level.OK]),
+        ("dnsguard", "cap_net_admin", [Level.PROBLEM]),
+        ("", "", []),
+    ],
+)
+def test_a_service_of_another_user_than_root_is_given_its_capabilities(
+    user: str, given: str, levels: list[Level]
+) -> None:
+    found = units.privileges({**LOADED, "User": user, "AmbientCapabilities": given})
+
+    assert [finding.level for finding in found] == levels
+
+
+# ---- the daemon
+
+
+READY = {"version": "1", "mode": "Enforce", "pid": 1, "ready": True, "missing": "", "gaps": []}
+GAP = {"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before"}
+
+
+@pytest.mark.parametrize(
+    ("told", "levels"),
+    [
+        (None, [Level.WARNING]),
+        (READY, [Level.OK]),
+        ({**READY, "ready": False, "missing": "the table"}, [Level.PROBLEM]),
+        ({**READY, "gaps": [GAP]}, [Level.OK, Level.WARNING]),
+    ],
+)
+def test_a_daemon_is_running_ready_and_without_gaps(told: Any, levels: list[Level]) -> None:
+    assert [finding.level for finding in process.check_daemon(Node(settings(), daemon=told))] == levels
+
+
+@pytest.mark.parametrize("check", [process.check_daemon, process.check_listen_port, process.check_metrics_port])
+def test_a_daemon_that_cannot_be_asked_leaves_open_whose_the_ports_are(check: Check) -> None:
+    (finding,) = check(Node(settings(), hidden="permission denied"))
+
+    assert finding.level is Level.UNSEEN
 
 
 # ---- a pod's query

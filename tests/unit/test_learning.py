@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from dnsguard.core.model import Action, Address, Name, Packet
 from dnsguard.core.names import matches, parse_name
 from dnsguard.core.pods import assign
 from dnsguard.core.policy import Allowed, EffectivePolicy
+from dnsguard.learning import book as limits
 from dnsguard.learning.book import Book
 from dnsguard.learning.rows import SeenRow, book_of, row_of
 from dnsguard.learning.suffixes import is_shared
@@ -121,10 +123,14 @@ class History:
         self.flows.append((pod, place, list(self.told.get((pod, place[0]), []))))
 
 
+FEW = st.sampled_from(["db.example.com", "www.example.com", "a.b.test", "x.co.uk"]).map(parse_name)
+SOME = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"]).map(address)
+PORTS = st.tuples(st.sampled_from([6, 17]), st.sampled_from([80, 81, 443]))
 EVENTS = st.one_of(
-    st.tuples(st.just("answer"), st.one_of(NAMES, MANY), st.lists(ADDRESSES, max_size=3)),
-    st.tuples(st.just("deny"), NAMES),
-    st.tuples(st.just("miss"), NAMES),
+    st.tuples(st.just("use"), st.one_of(FEW, NAMES, MANY), st.one_of(SOME, ADDRESSES), PORTS),
+    st.tuples(st.just("answer"), st.one_of(FEW, NAMES, MANY), st.lists(ADDRESSES, max_size=3)),
+    st.tuples(st.just("deny"), st.one_of(FEW, NAMES)),
+    st.tuples(st.just("miss"), st.one_of(FEW, NAMES)),
     st.tuples(st.just("connect"), PLACES, st.booleans()),
 )
 
@@ -137,7 +143,7 @@ def test_what_was_seen_is_allowed_and_no_name_besides(events: list[tuple[str, tu
 
     text = allowlist(rows)
 
-    store = loaded_with_warnings(text)
+    store = loaded(text)
     policies = {pod: policy(store, *addresses) for pod, addresses in PODS.items()}
     root = parse_name(".")
     for pod, name in history.answered | (history.denied - history.missing):
@@ -176,6 +182,9 @@ def played(events: list[tuple[str, tuple[object, ...]]]) -> History:
         seen(history.book, pod, *addresses)
     for pod, event in events:
         match event:
+            case "use", name, to, (protocol, port):  # type: ignore[misc]
+                history.answer(pod, name, [to])  # type: ignore[has-type]
+                history.connect(pod, (to, protocol, port), True)  # type: ignore[has-type]
             case "answer", name, found:
                 history.answer(pod, name, found)  # type: ignore[arg-type]
             case "deny", name:
@@ -189,13 +198,256 @@ def played(events: list[tuple[str, tuple[object, ...]]]) -> History:
     return history
 
 
-def loaded_with_warnings(text: str) -> Store:
-    """Warnings are about blocks in protected ranges and the like, which pods may really have used."""
-    reader = AllowlistReader(text, "allowlist.yaml")
-    content = io.BytesIO()
-    writer = StoreWriter(content)
-    for entry in reader.entries():
-        writer.add(entry)
-    assert not [str(one) for one in reader.diagnostics() if one.severity == "error"], text
-    writer.finish("allowlist.yaml")
-    return Store(content.getvalue())
+# ---- what the file looks like
+
+
+def play(book: Book, pod: str, name: str, *addresses: str, times: int = 1, rule: str = "") -> None:
+    for _ in range(times):
+        book.answered(pod, parse_name(name), told(*addresses), rule, 60.0)  # type: ignore[arg-type]
+
+
+def go(book: Book, pod: str, to: str, port: int, protocol: int = 6, *, denied: bool = True) -> None:
+    book.went(pod, (address(to), protocol, port), 1, 90.0, denied=denied)
+
+
+def test_the_whole_file_of_two_pods_with_the_same_needs_and_one_with_others() -> None:
+    book = Book()
+    seen(book, "shop/web-0", "10.244.0.5", "fd00::5")
+    seen(book, "shop/web-1", "10.244.0.6")
+    seen(book, "10.244.0.7", "10.244.0.7")
+    for pod in ("shop/web-0", "shop/web-1"):
+        play(book, pod, "db.example.com", "192.0.2.1", times=2, rule="web")
+        go(book, pod, "192.0.2.1", 5432, denied=False)
+        play(book, pod, "cron.example.com", "192.0.2.2")
+        book.answered(pod, parse_name("db.example.com.svc.cluster.local"), NXDOMAIN, "", 61.0)  # type: ignore[arg-type]
+    for port in (80, 81, 443):
+        go(book, "10.244.0.7", "203.0.113.7", port)
+    go(book, "10.244.0.7", "203.0.113.8", 0, 1)
+
+    assert allowlist(rows_of(book)) == FILE
+    loaded(FILE)
+
+
+FILE = """\
+# Written by `dnsguard learn` from what was seen of pods. Read it before it is enforced: it allows what they
+# did, whether or not they should have. Times are in UTC.
+apiVersion: dnsguard/v1
+kind: Allowlist
+policies:
+  pod-10.244.0.7:
+    # of 10.244.0.7
+    egress:
+      # Seen with a protocol that has no ports, like ICMP: only a rule for every port allows it.
+      - to:
+          - ipBlock: {cidr: 203.0.113.8/32}  # no name led there, once, last 2023-11-14 22:14:50, no rule allowed it
+      - to:
+          - ipBlock: {cidr: 203.0.113.7/32}  # no name led there, 3 times, last 2023-11-14 22:14:50, no rule allowed it
+        ports: [{protocol: TCP, port: 80, endPort: 81}, {protocol: TCP, port: 443}]
+  shop/web-0:
+    # of shop/web-0, shop/web-1
+    # left out, they do not exist: db.example.com.svc.cluster.local
+    egress:
+      # Resolved, and no connection was seen. Port 9 (discard) opens nothing: write what is needed.
+      - to:
+          - domainNames:
+              - cron.example.com  # 2 times, last 2023-11-14 22:14:20, no rule allowed it
+        ports: [{protocol: TCP, port: 9}]
+      - to:
+          - domainNames:
+              - db.example.com  # 4 times, last 2023-11-14 22:14:20
+        ports: [{protocol: TCP, port: 5432}]
+pods:
+  10.244.0.7: {policies: [pod-10.244.0.7]}
+  10.244.0.5: {name: shop/web-0, policies: [shop/web-0]}
+  "fd00::5": {name: shop/web-0, policies: [shop/web-0]}
+  10.244.0.6: {name: shop/web-1, policies: [shop/web-0]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("parent", "names", "written"),
+    [
+        ("shards.example.com", 7, False),
+        ("shards.example.com", 8, True),
+        ("example.com", 8, True),
+        ("com", 8, False),
+        ("co.uk", 8, False),
+        ("s3.amazonaws.com", 8, False),
+    ],
+)
+def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
+    parent: str, names: int, written: bool
+) -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    for number in range(names):
+        play(book, "shop/a", f"host{number}.{parent}", "192.0.2.1")
+    go(book, "shop/a", "192.0.2.1", 443)
+
+    text = allowlist(rows_of(book))
+
+    assert (f'"*.{parent}"  # {names} names' in text) == written
+    assert (f"host0.{parent}" in text) == (not written)
+
+
+def test_an_address_that_serves_several_names_opens_the_port_for_each() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    for name in ("a.example.com", "b.example.com"):
+        play(book, "shop/a", name, "192.0.2.1")
+    go(book, "shop/a", "192.0.2.1", 443)
+
+    (rule,) = policy(loaded(allowlist(rows_of(book))), "10.244.0.5").rules
+
+    assert [len(peer.patterns) for peer in rule.rule.domains] == [2]
+    assert [one.first for one in rule.rule.ports] == [443]
+
+
+def test_a_pod_that_got_a_name_takes_along_what_was_seen_before() -> None:
+    book = Book()
+    seen(book, "10.244.0.5", "10.244.0.5")
+    play(book, "10.244.0.5", "db.example.com", "192.0.2.1")
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "mail.example.com", "192.0.2.2")
+
+    store = loaded(allowlist(rows_of(book)))
+
+    found = policy(store, "10.244.0.5")
+    assert isinstance(found.verdict(parse_name("db.example.com")), Allowed)
+    assert isinstance(found.verdict(parse_name("mail.example.com")), Allowed)
+
+
+def test_a_pod_whose_address_another_has_now_is_left_out_and_named() -> None:
+    book = Book()
+    seen(book, "shop/old", "10.244.0.5")
+    play(book, "shop/old", "db.example.com", "192.0.2.1")
+    book.pod("shop/new", 500.0)
+    book.lives("shop/new", [address("10.244.0.5")], 500.0)
+    play(book, "shop/new", "mail.example.com", "192.0.2.2")
+
+    text = allowlist(rows_of(book))
+
+    assert "# shop/old is left out" in text
+    assert not isinstance(policy(loaded(text), "10.244.0.5").verdict(parse_name("db.example.com")), Allowed)
+
+
+def test_more_different_ports_than_a_program_has_room_for_share_a_rule() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    for number in range(100):
+        play(book, "shop/a", f"n{number}.d{number}.example.com", f"192.0.2.{number}")
+        go(book, "shop/a", f"192.0.2.{number}", 1000 + 2 * number)
+
+    text = allowlist(rows_of(book))
+
+    assert "too many different ports" in text
+    found = policy(loaded(text), "10.244.0.5")
+    for number in range(100):
+        to = address(f"192.0.2.{number}"), 6, 1000 + 2 * number
+        assert passes(found, "10.244.0.5", to, [parse_name(f"n{number}.d{number}.example.com")])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        Name(b"\x08a\nb: [x]\x03com\0"),
+        Name(b"\x05*.'\"#\x03com\0"),
+        Name(b"\x04true\0"),
+        Name(b"\x011\x012\x013\x014\0"),
+        Name(b"\x06a\x1b[31m\x00"),
+        Name(b"\x02{}\x01\\\x02%p\0"),
+        Name(b"\x03\xff\xfe\x80\0"),
+    ],
+)
+def test_a_name_of_odd_octets_is_read_back_as_itself(name: Name) -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    book.answered("shop/a", name, told("192.0.2.1"), "", 1.0)  # type: ignore[arg-type]
+    go(book, "shop/a", "192.0.2.1", 443)
+
+    text = allowlist(rows_of(book))
+
+    assert text.isascii() and all(letter.isprintable() or letter == "\n" for letter in text)
+    (rule,) = policy(loaded(text), "10.244.0.5").rules
+    assert [pattern.name for peer in rule.rule.domains for pattern in peer.patterns] == [name]
+
+
+# ---- bounds
+
+
+def test_a_million_random_names_neither_grow_the_book_nor_push_anything_out() -> None:
+    book = Book()
+    for pod, own in (("shop/good", "10.244.0.5"), ("shop/evil", "10.244.0.6")):
+        seen(book, pod, own)
+        play(book, pod, "db.example.com", "192.0.2.1")
+    for number in range(30_000):
+        name = Name(b"\x08%08x\x04evil\x04test\0" % number)
+        other = Name(b"\x08%08x\x08%08x\x04test\0" % (number, number))
+        for one in (name, other):
+            book.answered("shop/evil", one, told("192.0.2.9"), "", 2.0)  # type: ignore[arg-type]
+            book.answered("shop/evil", Name(b"\x02nx" + one), NXDOMAIN, "", 2.0)  # type: ignore[arg-type]
+            book.unanswered("shop/evil", Name(b"\x02no" + one), "", 2.0)
+
+    evil, good = book.pods["shop/evil"], book.pods["shop/good"]
+
+    assert parse_name("db.example.com") in evil.names and parse_name("db.example.com") in good.names
+    assert len(evil.names) <= limits.MOST_NAMES and len(evil.missing) <= limits.MISSING
+    assert len(evil.children) <= 2 * limits.MOST_NAMES
+    assert len(evil.lately) + len(evil.earlier) <= 2 * limits.MOST_ADDRESSES
+    assert evil.folded[parse_name("evil.test")].count >= 29_000
+    assert evil.stray_names > 50_000
+    assert "questions and 0 flows went beyond" in allowlist(rows_of(book))
+
+
+def test_a_port_scan_does_not_grow_the_book() -> None:
+    book = Book()
+    seen(book, "shop/evil", "10.244.0.6")
+    for number in range(20_000):
+        book.went("shop/evil", (Address(number.to_bytes(4, "big")), 6, 1 + number % 65535), 1, 1.0, denied=True)
+
+    found = book.pods["shop/evil"]
+
+    assert sum(map(len, found.flows.values())) == limits.MOST_FLOWS
+    assert found.stray_flows == 20_000 - limits.MOST_FLOWS
+
+
+def test_all_pods_together_have_a_bound_and_each_has_its_least() -> None:
+    book = Book()
+    for pod in range(300):
+        for number in range(400):
+            name = parse_name(f"n{number}.d{number}.p{pod}.example.com")
+            book.answered(f"pod{pod}", name, told("192.0.2.1"), "", 1.0)  # type: ignore[arg-type]
+
+    kept = [len(one.names) for one in book.pods.values()]
+
+    assert sum(kept) <= limits.NAMES + 300 * limits.LEAST_NAMES
+    assert min(kept) >= limits.LEAST_NAMES
+
+
+def test_only_the_pods_of_which_something_was_seen_last_are_kept() -> None:
+    book = Book()
+    for number in range(limits.PODS + 10):
+        book.unanswered(f"pod{number}", parse_name("a.example.com"), "", float(number))
+
+    assert len(book.pods) == limits.PODS
+    assert "pod0" not in book.pods and f"pod{limits.PODS + 9}" in book.pods
+
+
+def test_the_names_of_an_address_are_forgotten_after_a_while() -> None:
+    book = Book()
+    for hour in range(4):
+        book.answered("shop/a", parse_name(f"h{hour}.test"), told(f"192.0.2.{hour}"), "", 3600.0 * hour)  # type: ignore[arg-type]
+
+    assert list(book.names("shop/a", address("192.0.2.3"))) == [parse_name("h3.test")]
+    assert list(book.names("shop/a", address("192.0.2.2"))) == [parse_name("h2.test")]
+    assert list(book.names("shop/a", address("192.0.2.0"))) == []
+
+
+def test_a_name_that_is_missing_once_and_exists_later_is_written() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    name = parse_name("late.example.com")
+    book.answered("shop/a", name, NXDOMAIN, "", 1.0)  # type: ignore[arg-type]
+    play(book, "shop/a", "late.example.com", "192.0.2.1")
+
+    assert isinstance(policy(loaded(allowlist(rows_of(book))), "10.244.0.5").verdict(name), Allowed)

@@ -29,6 +29,27 @@ def test_a_long_silence_saves_up_no_more_than_the_burst(share: Share) -> None:
     assert allowed(share, 1000.0, 100) == 20
 
 
+def test_what_came_in_while_nobody_read_is_let_through_once_on_credit(share: Share) -> None:
+    share.credit(10.0)
+
+    assert allowed(share, 0.0, 200) == 120
+    assert allowed(share, 1000.0, 200) == 20
+
+
+def test_queries_on_credit_may_be_in_flight_beside_the_share(share: Share) -> None:
+    share.credit(10.0)
+    share.in_flight = 50
+
+    assert allowed(share, 0.0, 200) == 100
+
+
+def test_credit_is_good_until_it_is_forgotten(share: Share) -> None:
+    share.credit(10.0)
+    share.forget(1.0)
+
+    assert allowed(share, 1.0, 200) == 20
+
+
 def test_nine_refusals_are_due_for_each_query_let_through(share: Share) -> None:
     allowed(share, 0.0, 20)
 

@@ -251,11 +251,15 @@ def _rows_until_lost(stream: IO[bytes]) -> list[Any]:
 
 async def test_a_reader_that_does_not_read_is_cut_off(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "PATIENCE", 0.2)
+    monkeypatch.setattr(watching, "STALLED", 0.1)
     with connection(guard):
         await guard.watched()
         while guard.log.watchers:
             guard.drop(100, reason="x" * 1000)
             await asyncio.sleep(0.005)
+    told = guard.logged[-1]
+    assert told.kind is EventKind.WATCHER_CUT_OFF
+    assert int(told.fields["lost"]) > 0
 
 
 async def test_a_reader_that_went_is_noticed_though_nothing_happens(guard: Guard) -> None:

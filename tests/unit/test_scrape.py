@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
-from typing import Any
+import threading
 
 import pytest
 
 from dnsguard import scrape
+from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.scrape import FRESH, STUCK, KernelCounters, stuck
 
 
@@ -102,8 +102,15 @@ async def test_a_scraper_that_goes_away_ends_no_reading(kernel: Kernel) -> None:
     assert kernel.read == 1
 
 
-@pytest.mark.parametrize(("since", "said"), [(None, ""), (100.0 - STUCK, ""), (79.0, "for 21 s")])
-def test_a_writer_that_stands_still_is_not_alive(since: float | None, said: str) -> None:
-    enforcer: Any = SimpleNamespace(busy_since=since)
-    assert stuck(enforcer, 100.0).endswith(said)
-    assert bool(stuck(enforcer, 100.0)) == bool(said)
+async def test_a_writer_that_stands_still_is_not_alive() -> None:
+    enforcer, go = LineEnforcer(lambda upto, refused: None), threading.Event()
+    working = enforcer.do(lambda: go.wait(10))
+    while enforcer.busy_since is None:
+        await asyncio.sleep(0)
+    now = enforcer.busy_since
+    assert stuck(enforcer, now + STUCK) == ""
+    assert stuck(enforcer, now + STUCK + 1).endswith("at one piece of work for 11 s")
+    go.set()
+    await working
+    await enforcer.close()
+    assert stuck(enforcer, now + STUCK + 1) == ""

@@ -5,9 +5,10 @@ Pure, as `explain`. The rule is a model object: where it goes in a file, and how
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from itertools import islice
 from typing import Final, NamedTuple
 
 from dnsguard.control.calls import LeaseRow, NearRow
@@ -60,13 +61,21 @@ def advise_name(subject: Subject, name: Name) -> Advice:
     if isinstance(subject.policy.verdict(name), Allowed):
         return Advice([])
     found = missed_name(subject.policy, name)
+    other = _elsewhere(subject, (_name_rule(policy.verdict(name)) for policy in subject.others))
+    # That another policy allows the very name says more than that a name of ours is like it.
     rows = [_row(one.miss, one.rule, _name_text(one, name), _peer(one)) for one in found]
-    rows += [*_elsewhere(subject, (_name_rule(other.verdict(name)) for other in subject.others))]
+    rows[_telling(found) : _telling(found)] = [_of_another(rule) for rule in other]
     if name == ROOT or (found and found[0].miss is Miss.SEARCHED):
         return Advice(rows)  # the root cannot be allowed but by `*`
     nearest = found[0] if found else None
-    rule = Rule((DomainPeer((Pattern(name),)),), ports=nearest.rule.rule.ports if nearest else HTTPS)
-    return Advice(rows, Wanted(rule, nearest.rule if nearest else None, _remark(nearest)))
+    like = nearest.rule if nearest is not None and (_telling(found) or not other) else next(iter(other), None)
+    rule = Rule((DomainPeer((Pattern(name),)),), ports=like.rule.ports if like else HTTPS)
+    return Advice(rows, Wanted(rule, nearest.rule if nearest else None, _remark(nearest, like)))
+
+
+def _telling(found: Sequence[Missed]) -> int:
+    """How many of these misses were by a hair."""
+    return sum(one.miss is not Miss.LABEL for one in found)
 
 
 def advise_packet(subject: Subject, packet: Packet) -> Advice:
@@ -83,7 +92,7 @@ def advise_packet(subject: Subject, packet: Packet) -> Advice:
     found = missed_packet(subject.policy, packet)
     rows = [row for row, _ in leased]
     rows += [_row(one.miss, one.rule, _block_miss(one, packet), _peer(one)) for one in found]
-    rows += [*_elsewhere(subject, (_packet_rule(other, packet) for other in subject.others))]
+    rows += map(_of_another, _elsewhere(subject, (_packet_rule(other, packet) for other in subject.others)))
     return Advice(rows, _wanted_there(packet, leased[0][1] if leased else None, found))
 
 
@@ -117,9 +126,11 @@ def _name_text(one: Missed, name: Name) -> str:
             return f"{peer} differs in one label"
 
 
-def _remark(nearest: Missed | None) -> str:
-    if nearest is None:
+def _remark(nearest: Missed | None, like: EffectiveRule | None) -> str:
+    if like is None:
         return GUESSED
+    if nearest is None or nearest.miss is Miss.LABEL:
+        return f"the ports are those of the rule at {like.rule.origin}: write those that the pod uses"
     return {Miss.EXCEPTED: ON_PURPOSE, Miss.TYPO: TYPO}.get(nearest.miss, "")
 
 
@@ -192,14 +203,15 @@ def _packet_rule(other: EffectivePolicy, packet: Packet) -> EffectiveRule | None
     return next((one for one in holding if has_port(one.rule.ports, packet)), None)
 
 
-def _elsewhere(subject: Subject, rules: Iterable[EffectiveRule | None]) -> Iterator[NearRow]:
-    """The first rule of a policy that this pod does not have."""
+def _elsewhere(subject: Subject, rules: Iterable[EffectiveRule | None]) -> list[EffectiveRule]:
+    """The first rule of a policy that this pod does not have, or none."""
     own = {policy.name for policy in subject.policy.key.policies}
-    for rule in rules:
-        if rule is not None and rule.policy not in own:
-            text = f"policy {rule.policy} allows it, and this pod does not have that policy"
-            yield _row("elsewhere", rule, text, "")
-            return
+    return [*islice((rule for rule in rules if rule is not None and rule.policy not in own), 1)]
+
+
+def _of_another(rule: EffectiveRule) -> NearRow:
+    text = f"policy {rule.policy} allows it, and this pod does not have that policy"
+    return _row("elsewhere", rule, text, "")
 
 
 # ---- words

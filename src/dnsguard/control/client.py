@@ -54,7 +54,8 @@ class ControlClient:
             raise CallError(f"the daemon broke off its answer: {error}") from error
         finally:
             connection.close()
-        raise CallError("the daemon broke off its answer: rows are missing")
+        why = "was this read too slowly?" if CALLS[name].live else "rows are missing"
+        raise CallError(f"the daemon broke off its answer: {why}")
 
     def version_note(self) -> str | None:
         """What to tell the operator when the daemon is of another version."""

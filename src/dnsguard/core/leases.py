@@ -83,8 +83,11 @@ class Leases(Book):
         return changed
 
     def _rename(self, table: PodLeases, lease: Lease, names: dict[Name, Seconds], until: Seconds) -> None:
-        if names != lease.names:
-            self.touched.extend([(lease, name) for name in lease.names.keys() | names.keys()])
+        before = lease.names
+        if names != before:
+            self.touched.extend([(lease, name) for name in before.keys() | names.keys()])
+        elif until == lease.until:
+            return  # as most are at a reload, and at a restart
         table.rename(lease, names, until)
 
     def _remember(self, lease: Lease, names: Collection[Name]) -> None:

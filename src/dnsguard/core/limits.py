@@ -21,6 +21,9 @@ FREE_OCTETS, OCTETS = 512, 128
 FREE_LEASES = LEASES = 16
 """So do leases of one answer."""
 
+_SHORT = (1 << 60) - 1
+"""A longer number is half as large again."""
+
 REFUSED_BEFORE_DROPPING = 9
 """Queries refused for each one allowed before the rest is dropped: ten times the limit in all."""
 
@@ -51,23 +54,28 @@ class Share:
         self.in_flight = 0
         self.connections = 0
 
+    def credit(self, seconds: Seconds) -> None:
+        """Queries may have come in for so long and not been read. At its rate it could have asked them all, and had
+        them answered one after the other: they are read at once now, and not its fault. Good until `forget`."""
+        self._tokens += seconds * self._limits.queries_per_second
+
     def query(self, now: Seconds) -> str | None:
         """Count one query against the rate (a token bucket) and the queries in flight."""
         limits = self._limits
         tokens = self._tokens + (now - self._updated) * limits.queries_per_second
         if tokens > limits.burst:
-            tokens = limits.burst
+            tokens = max(self._tokens, limits.burst)  # more than a burst only on credit
         if tokens < 1.0:
             return QUERIES
         self._updated = now
         self._tokens = tokens - 1.0
-        return IN_FLIGHT if self.in_flight >= limits.in_flight else None
+        return IN_FLIGHT if self.in_flight >= limits.in_flight and tokens <= limits.burst else None
 
     def refusal(self, now: Seconds) -> bool:
         """After `query` said QUERIES: is a refusal still due, or is the pod past ten times its limit?"""
         limits = self._limits
         passed, self._updated = now - self._updated, now
-        self._tokens = min(limits.burst, self._tokens + passed * limits.queries_per_second)
+        self._tokens = min(limits.burst, self._tokens + passed * limits.queries_per_second)  # no credit is left here
         most = limits.burst * REFUSED_BEFORE_DROPPING
         rate = limits.queries_per_second * REFUSED_BEFORE_DROPPING
         self._refusals = min(most, self._refusals + passed * rate)
@@ -89,14 +97,16 @@ class Share:
         if now - self._minute >= 60.0:
             self._minute = now
             self._names.clear()
-        names = self._names
+        names, number = self._names, hash(name) & _SHORT
         if len(names) < self._limits.names_per_minute:
-            names.add(hash(name))
+            names.add(number)
             return None
-        return None if hash(name) in names else NAMES
+        return None if number in names else NAMES
 
     def forget(self, now: Seconds) -> None:
-        """Drop the names of a minute that is over: those of a pod that asks no more are 100 octets each."""
+        """Drop what is left of a credit, and the names of a minute that is over: those of a pod that asks no more are
+        80 octets each."""
+        self._tokens = min(self._tokens, float(self._limits.burst))
         if now - self._minute >= 60.0:
             self._names = set()
 

@@ -20,7 +20,7 @@ from dnsguard.doctor import (
     upstreams,
 )  # fmt: skip
 from dnsguard.doctor.findings import Finding, unseen
-from dnsguard.doctor.node import Node
+from dnsguard.doctor.node import Node, Refusal
 
 Check = Callable[[Node], Iterator[Finding]]
 
@@ -66,5 +66,5 @@ def examine(node: Node) -> Iterator[Finding]:
     for check in CHECKS:
         try:
             yield from check(node)
-        except (OSError, DnsguardError) as error:
+        except (*Refusal, DnsguardError) as error:
             yield unseen(check.__name__.removeprefix("check_").replace("_", " "), str(error), "look at the error")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from dnsguard.config.settings import Settings
 from dnsguard.control.calls import CallError, Status
@@ -17,7 +18,10 @@ from dnsguard.control.client import ControlClient, NotRunningError
 from dnsguard.node.links import LinkPatterns
 from dnsguard.node.rtnetlink import PolicyRule, Route, read
 
-FAMILIES = (socket.AF_INET, socket.AF_INET6)
+FAMILIES = (socket.AF_INET, socket.AF_INET6) if Path("/proc/sys/net/ipv6").is_dir() else (socket.AF_INET,)
+"""Of this kernel: it may have been started with ipv6.disable=1."""
+Refusal = (OSError, NetlinkError)
+"""What pyroute2 raises when the kernel says no; its own error is no OSError."""
 
 
 class NodeLink(NamedTuple):
@@ -31,8 +35,8 @@ class NodeLink(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """`daemon` is what it says of itself, None while none runs; `hidden`: why it could not be asked. `proc` and `run`
-    are where to look."""
+    """`routes` are those of interception's own table. `daemon` is what it says of itself, None while none runs;
+    `hidden`: why it could not be asked. `proc` and `run` are where to look."""
 
     settings: Settings
     links: Sequence[NodeLink] = ()
@@ -61,10 +65,11 @@ class Node:
 
 def look(settings: Settings) -> Node:
     """The node that this process runs on. Netlink tells links, rules and routes to everybody."""
+    table = settings.interception.table
     with IPRoute() as kernel:
         links = [_link(message) for message in kernel.get_links()]
         rules = [each for each in _changes(kernel, "get_rules") if isinstance(each, PolicyRule)]
-        routes = [each for each in _changes(kernel, "get_routes") if isinstance(each, Route)]
+        routes = [each for each in _changes(kernel, "get_routes", table=table) if isinstance(each, Route)]
     daemon, hidden = _daemon(settings)
     return Node(settings, links, rules, routes, daemon, hidden)
 
@@ -74,7 +79,7 @@ def link_towards(address: str) -> int:
     with IPRoute() as kernel:
         try:
             found = kernel.route("get", dst=address, family=_family(address))
-        except OSError:
+        except Refusal:
             return 0
         return next((int(message.get("oif") or 0) for message in found), 0)
 
@@ -89,13 +94,9 @@ def _link(message: object) -> NodeLink:
     return NodeLink(message["index"], get("ifname"), (info and info.get("kind")) or "", get("master") or 0)  # type: ignore[index]
 
 
-def _changes(kernel: IPRoute, what: str) -> Iterator[object]:
+def _changes(kernel: IPRoute, what: str, **chosen: int) -> Iterator[object]:
     for family in FAMILIES:
-        try:
-            messages = list(getattr(kernel, what)(family=family))
-        except OSError:  # a kernel without IPv6
-            continue
-        for message in messages:
+        for message in getattr(kernel, what)(family=family, **chosen):
             if (change := read(message)) is not None:
                 yield change.what
 

@@ -13,19 +13,19 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from pyroute2 import IPRoute
 
 from dnsguard.core.errors import KernelError
-from dnsguard.doctor.node import Node
+from dnsguard.doctor.node import FAMILIES, Node, Refusal
 
 T = TypeVar("T")
 
 ADDRESSES: Final = ("203.0.113.253", "2001:db8:646f:63::fd")
 """Of the pod: from the blocks for documentation, which nobody has (RFC 5737, RFC 3849)."""
 GATEWAYS: Final = ("169.254.1.1", "fe80::1")
+_ENDS: Final = tuple(zip(ADDRESSES, GATEWAYS, strict=True))[: len(FAMILIES)]
 _MAC: Final = "ee:ee:ee:ee:ee:ee"
 _NEWNET: Final = 0x40000000
 _LONGEST_NAME: Final = 15
@@ -42,7 +42,8 @@ def link_name(patterns: Iterable[str]) -> str:
 
 
 class PodLink:
-    """`with PodLink(name) as pod:` the node has a link of that name with `ADDRESSES` routed to it. Raises OSError."""
+    """`with PodLink(name) as pod:` the node has a link of that name with `ADDRESSES` routed to it. Raises what
+    is in `node.Refusal`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -62,7 +63,7 @@ class PodLink:
         self.close()
 
     def close(self) -> None:
-        with suppress(OSError), IPRoute() as node:
+        with suppress(*Refusal), IPRoute() as node:
             node.link("del", ifname=self.name)
         os.close(self._namespace)
 
@@ -75,16 +76,17 @@ class PodLink:
         node.link("add", ifname=self.name, kind="veth", address=_MAC, peer=peer)
         self.number: int = node.link_lookup(ifname=self.name)[0]
         node.link("set", index=self.number, state="up")
-        _with_ipv6(lambda: node.addr("add", index=self.number, address=GATEWAYS[1], prefixlen=64, flags=_NODAD))
-        for address in ADDRESSES:
-            _with_ipv6(lambda: node.route("add", dst=_host(address), oif=self.number, scope=253))  # noqa: B023
+        if socket.AF_INET6 in FAMILIES:
+            node.addr("add", index=self.number, address=GATEWAYS[1], prefixlen=64, flags=_NODAD)
+        for address, _ in _ENDS:
+            node.route("add", dst=_host(address), oif=self.number, scope=253)
 
     def _pod_side(self) -> None:
         with IPRoute() as pod:
             link: int = pod.link_lookup(ifname="eth0")[0]
             pod.link("set", index=link, state="up")
-            for address, gateway in zip(ADDRESSES, GATEWAYS, strict=True):
-                _with_ipv6(lambda: _join(pod, link, address, gateway))  # noqa: B023
+            for address, gateway in _ENDS:
+                _join(pod, link, address, gateway)
 
 
 _NODAD: Final = 0x02
@@ -100,15 +102,6 @@ def _join(pod: IPRoute, link: int, address: str, gateway: str) -> None:
     if version == 4:
         pod.route("add", dst=f"{gateway}/32", oif=link, scope=253)
     pod.route("add", dst="default", gateway=gateway, oif=link, family=family)
-
-
-def _with_ipv6(do: Callable[[], object]) -> None:
-    """A kernel without IPv6 has no part in it."""
-    if Path("/proc/sys/net/ipv6").is_dir():
-        do()
-        return
-    with suppress(OSError):
-        do()
 
 
 def _host(address: str) -> str:

@@ -17,7 +17,7 @@ from dnsguard.assembly import interception_route
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Seconds
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
-from dnsguard.doctor.node import FAMILIES, Node
+from dnsguard.doctor.node import FAMILIES, Node, Refusal
 from dnsguard.doctor.podlink import ADDRESSES, PodLink, asked_addresses, link_name
 from dnsguard.doctor.privilege import holds
 from dnsguard.doctor.stand_in import StandIn, sweep
@@ -37,7 +37,7 @@ def check_query(node: Node) -> Iterator[Finding]:
         yield unseen("a pod's query", "no pod link can be made without CAP_NET_ADMIN and CAP_SYS_ADMIN")
         return
     try:
-        sweep()
+        sweep(node.settings.interception.table)
         with ExitStack() as made:
             if node.daemon is None and _left_behind():
                 found = "the daemon does not run, and what it left in the kernel keeps queries from everybody"
@@ -48,7 +48,7 @@ def check_query(node: Node) -> Iterator[Finding]:
             if node.daemon is None:
                 made.enter_context(StandIn(pod.name, trace, interception_route(node.settings)))
             yield from _asked(node, pod, trace)
-    except (OSError, DnsguardError) as error:
+    except (*Refusal, DnsguardError) as error:
         yield unseen("a pod's query", f"no pod link could be made to ask through: {error}", "look at the kernel's log")
 
 

@@ -15,7 +15,7 @@ from typing import Final, Self
 
 from pyroute2 import IPRoute
 
-from dnsguard.doctor.node import FAMILIES
+from dnsguard.doctor.node import FAMILIES, Refusal
 from dnsguard.doctor.trace import Trace
 from dnsguard.listen.transparent import IP_TRANSPARENT, IPV6_TRANSPARENT
 from dnsguard.node.routing import LOOPBACK, InterceptionRoute
@@ -37,7 +37,7 @@ class StandIn:
         self._thread = threading.Thread(target=self._serve, name="stand-in")
 
     def __enter__(self) -> Self:
-        sweep()
+        sweep(self._route.table)
         try:
             self._listening = [
                 _listener(family, kind) for family in FAMILIES for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
@@ -56,7 +56,7 @@ class StandIn:
         self._close()
 
     def _close(self) -> None:
-        sweep()
+        sweep(self._route.table)
         for each in self._listening:
             each.close()
 
@@ -96,11 +96,11 @@ class StandIn:
                         _answer(key.fileobj)  # type: ignore[arg-type]
 
 
-def sweep() -> None:
-    """Remove what a killed run left."""
+def sweep(table: int) -> None:
+    """Remove what a killed run left: every rule of ours, and the routes of this table."""
     with IPRoute() as kernel:
         for family in FAMILIES:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(*Refusal):
                 for rule in list(kernel.get_rules(family=family)):
                     if rule.get("protocol") == PROTOCOL:
                         kernel.rule(
@@ -111,7 +111,7 @@ def sweep() -> None:
                             table=rule.get("table"),
                             iifname=rule.get("iifname"),
                         )
-                kernel.flush_routes(family=family, proto=PROTOCOL, type=2, table=None)
+                kernel.flush_routes(family=family, proto=PROTOCOL, type=2, table=table)
 
 
 def _listener(family: int, kind: socket.SocketKind) -> socket.socket:

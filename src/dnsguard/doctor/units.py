@@ -8,6 +8,7 @@ from typing import Final
 
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import Node
+from dnsguard.doctor.process import CAPABILITIES
 
 UNITS: Final = ("dnsguard.service", "dnsguard-early.service", "dnsguard.socket")
 _KUBELET: Final = "kubelet.service"
@@ -24,6 +25,7 @@ def check_units(node: Node) -> Iterator[Finding]:
         return
     for name in UNITS:
         yield unit(name, units[name])
+    yield from privileges(units[UNITS[0]])
     yield from order(units)
 
 
@@ -36,6 +38,18 @@ def unit(name: str, shown: Mapping[str, str]) -> Finding:
     if shown.get("UnitFileState") not in ("enabled", "static", "linked", "indirect", "alias"):
         return problem(name, "is not enabled: after a reboot pods run without it", f"systemctl enable {name}")
     return ok(name, f"{shown.get('UnitFileState')}, {shown.get('ActiveState')}")
+
+
+def privileges(shown: Mapping[str, str]) -> Iterator[Finding]:
+    """That a service which does not run as root is given what it needs."""
+    if shown.get("LoadState") != "loaded" or shown.get("User", "") in ("", "root"):
+        return
+    given = shown.get("AmbientCapabilities", "").upper().split()
+    if missing := [name for name in CAPABILITIES if name not in given]:
+        found = f"runs as {shown['User']} without {', '.join(missing)}"
+        yield problem(f"{UNITS[0]} capabilities", found, f"AmbientCapabilities={' '.join(CAPABILITIES)} in the unit")
+    else:
+        yield ok(f"{UNITS[0]} capabilities", f"runs as {shown['User']} with {', '.join(CAPABILITIES)}")
 
 
 def order(units: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
@@ -52,7 +66,7 @@ def order(units: Mapping[str, Mapping[str, str]]) -> Iterator[Finding]:
 
 
 def _show(unit: str) -> dict[str, str]:
-    properties = "LoadState,ActiveState,UnitFileState,Before,After"
+    properties = "LoadState,ActiveState,UnitFileState,Before,After,User,AmbientCapabilities"
     done = subprocess.run(
         ["systemctl", "show", "--no-pager", f"--property={properties}", unit],
         capture_output=True,

@@ -26,6 +26,8 @@ from dnsguard.engine.exchange import Exchanges, Stores
 from dnsguard.engine.prefetch import KernelFeed
 from dnsguard.engine.revoke import Revocation, justify
 
+UNREAD: Seconds = 10.0
+"""Queries of pods may have waited for so long that nobody read them: they are let up no longer without a daemon."""
 SLICE = 20
 """Pods assigned between two turns of the event loop."""
 
@@ -154,11 +156,19 @@ class Changes:
             # Judged before the kernel is: whatever is told from here on, the kernel opens first.
             self._audit_is(False)
             try:
+                for pod in list(self._pods):
+                    self._exchanges.open_audited(pod, self._now())
+                    await asyncio.sleep(0)
                 await self._enforcer.audit(False)
             except BaseException:
                 self._audit_is(True)
                 raise
             return await self._judge(list(self._pods))
+
+    async def judge_all(self) -> None:
+        """Every open flow, after a process that let everything through."""
+        async with self._one:
+            await self._judge(list(self._pods))
 
     def _audit_is(self, on: bool) -> None:
         self._revocation.audit = on
@@ -249,6 +259,9 @@ class Changes:
             return restore(now)
 
         await self.links(seen, take_up)
+        for pod in self._pods:
+            if any(pair in before for pair, _ in pod.pairs()):
+                pod.share.credit(UNREAD)
         now = self._pods.pairs()
         self._unforgotten |= {pair[1] for pair in before if pair not in now and pair not in self._excluded}
         changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program}

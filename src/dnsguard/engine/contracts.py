@@ -271,6 +271,7 @@ class EventKind(StrEnum):
     STATE_FILE_WRITTEN = "state_file_written"
     EVENTS_SUPPRESSED = "events_suppressed"
     LOG_LINES_DROPPED = "log_lines_dropped"
+    WATCHER_CUT_OFF = "watcher_cut_off"
     INTERNAL_ERROR = "internal_error"
 
 

@@ -10,30 +10,43 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from dnsguard.core.answers import Answer
 from dnsguard.core.model import Address, Name, Seconds
 from dnsguard.core.wire import Rcode
 from dnsguard.learning.suffixes import is_shared
 
-NAMES: Final = 50_000
-"""Names of all pods together, shared equally; the most and the least that one pod has room for."""
-MOST_NAMES, LEAST_NAMES = 1000, 100
+NAMES: Final = 40_000
+"""Names of all pods together, shared equally: 16 MB."""
+MOST_NAMES, LEAST_NAMES = 1000, 50
+"""What one pod has room for in any case."""
 MISSING: Final = 50
 """Names that do not exist, for each pod."""
-FLOWS: Final = 500
-"""Flows of one pod that differ in address, protocol or port."""
-ADDRESSES: Final = 2000
-"""Addresses of one pod whose names are known; as many again from before."""
+FLOWS: Final = 20_000
+"""Flows that differ in pod, address, protocol or port, shared likewise."""
+MOST_FLOWS, LEAST_FLOWS = 500, 20
+ADDRESSES: Final = 50_000
+"""Addresses whose names are known, shared likewise; as many again from before."""
+MOST_ADDRESSES, LEAST_ADDRESSES = 2000, 100
 NAMES_PER_ADDRESS: Final = 16
 FOLD: Final = 64
 """Names under one parent that become one record."""
 PODS: Final = 500
+_OFTEN: Final = 256
+"""New records between two looks at how many there are."""
 LASTING: Final[Seconds] = 3600.0
 """How long at least the names of an address are known after it was told: the longest TTL. At most twice as long."""
 
 _NXDOMAIN: Final = int(Rcode.NXDOMAIN)
+
+
+class Room(NamedTuple):
+    """What one pod may fill."""
+
+    names: int = MOST_NAMES
+    flows: int = MOST_FLOWS
+    addresses: int = MOST_ADDRESSES
 
 
 class Outcome(IntEnum):
@@ -86,10 +99,11 @@ class PodBook:
 
     __slots__ = (
         *("addresses", "changed", "children", "earlier", "flows", "flows_kept", "folded", "last", "lately", "missing"),
-        *("names", "stray_flows", "stray_names", "turned"),
+        *("names", "room", "stray_flows", "stray_names", "turned"),
     )
 
-    def __init__(self, now: Seconds) -> None:
+    def __init__(self, now: Seconds, room: Room = Room()) -> None:  # noqa: B008 (immutable)
+        self.room = room
         self.addresses: tuple[Address, ...] = ()
         self.names: dict[Name, Asked] = {}
         self.missing: dict[Name, Asked] = {}
@@ -117,7 +131,7 @@ class PodBook:
 
     def told(self, address: Address, name: Name, now: Seconds) -> None:
         """An answer for `name` held this address."""
-        if len(self.lately) >= ADDRESSES or now - self.turned >= LASTING:
+        if len(self.lately) >= self.room.addresses or now - self.turned >= LASTING:
             self.earlier, self.lately, self.turned = self.lately, {}, now
         known = self.lately.get(address, ())
         if name not in known:
@@ -130,7 +144,7 @@ class PodBook:
             names += went.names
         return list(dict.fromkeys(names))
 
-    def find(self, name: Name, outcome: Outcome, room: int) -> Asked:
+    def find(self, name: Name, outcome: Outcome) -> Asked:
         """The record of a name that is not in `names`; one that is kept nowhere when there is no room."""
         found = self.folded.get(parent_of(name))
         if found is not None:
@@ -138,7 +152,7 @@ class PodBook:
         if outcome is Outcome.MISSING:
             return self._missing(name)
         before = self.missing.pop(name, None)
-        if len(self.names) >= room:
+        if len(self.names) >= self.room.names:
             self.stray_names += 1
             return Asked()
         asked = self.names[name] = before or Asked()
@@ -170,7 +184,7 @@ class PodBook:
         ports = self.flows.get(peer)
         if ports is not None and (found := ports.get((protocol, port))) is not None:
             return found
-        if self.flows_kept >= FLOWS:
+        if self.flows_kept >= self.room.flows:
             self.stray_flows += 1
             return None
         self.flows_kept += 1
@@ -183,7 +197,8 @@ class Book:
 
     def __init__(self) -> None:
         self.pods: dict[str, PodBook] = {}
-        self._room = MOST_NAMES
+        self._room = Room()
+        self._new = 0
 
     def pod(self, name: str, now: Seconds) -> PodBook:
         """The book of this pod, begun when there is none."""
@@ -191,9 +206,28 @@ class Book:
         if found is None:
             if len(self.pods) >= PODS:
                 del self.pods[min(self.pods, key=lambda one: self.pods[one].last)]
-            found = self.pods[name] = PodBook(now)
-            self._room = max(LEAST_NAMES, min(MOST_NAMES, NAMES // len(self.pods)))
+            found = self.pods[name] = PodBook(now, self._room)
+            self.share()
         return found
+
+    def share(self) -> None:
+        """Give every pod its part of the room; when it is all used, the least. What is in stays in."""
+        books, pods = self.pods.values(), max(1, len(self.pods))
+        names, flows = sum(len(book.names) for book in books), sum(book.flows_kept for book in books)
+        self._new = 0
+        self._room = Room(
+            _part(MOST_NAMES, LEAST_NAMES, NAMES // pods if names < NAMES else 0),
+            _part(MOST_FLOWS, LEAST_FLOWS, FLOWS // pods if flows < FLOWS else 0),
+            _part(MOST_ADDRESSES, LEAST_ADDRESSES, ADDRESSES // pods),
+        )
+        for book in books:
+            book.room = self._room
+
+    def _another(self) -> None:
+        """There may be one more record."""
+        self._new += 1
+        if self._new >= _OFTEN:
+            self.share()
 
     # ---- questions (run for every one of them: 0.3 us)
 
@@ -202,8 +236,9 @@ class Book:
         addresses = answer.addresses
         asked = book.names.get(name)
         if asked is None:
+            self._another()
             missing = not addresses and answer.rcode == _NXDOMAIN
-            asked = book.find(name, Outcome.MISSING if missing else Outcome.EXISTS, self._room)
+            asked = book.find(name, Outcome.MISSING if missing else Outcome.EXISTS)
             asked.outcome = max(asked.outcome, Outcome.MISSING if missing else Outcome.EXISTS)
         elif asked.outcome != _EXISTS:
             asked.outcome = Outcome.MISSING if not addresses and answer.rcode == _NXDOMAIN else Outcome.EXISTS
@@ -220,7 +255,8 @@ class Book:
         book = self.pods.get(pod) or self.pod(pod, now)
         asked = book.names.get(name) or book.missing.get(name)
         if asked is None:
-            asked = book.find(name, Outcome.UNKNOWN, self._room)
+            self._another()
+            asked = book.find(name, Outcome.UNKNOWN)
         asked.count += 1
         asked.last = now
         asked.rule = rule
@@ -245,6 +281,7 @@ class Book:
         """`count` more flows of a pod to an address, protocol and port; `named` are names that are known to lead there
         besides those of its answers."""
         book = self.pod(pod, now)
+        self._another()
         went = book.flow(*to)
         if went is None:
             return
@@ -254,6 +291,14 @@ class Book:
         names = dict.fromkeys((*went.names, *book.names_of(to[0]), *named))
         went.names = tuple(names)[-NAMES_PER_ADDRESS:]
         book.changed = True
+
+    def goes_on(self, pod: str, to: tuple[Address, int, int], now: Seconds) -> None:
+        """A flow that was counted before is still open."""
+        book = self.pods.get(pod)
+        went = book.flows.get(to[0], {}).get(to[1:]) if book is not None else None
+        if book is not None and went is not None:
+            went.last = now
+            book.changed = True
 
     def lives(self, pod: str, addresses: Collection[Address], now: Seconds) -> None:
         """A pod is on the node, with these addresses."""
@@ -269,6 +314,10 @@ class Book:
             if book.changed:
                 book.changed = False
                 yield name, book
+
+
+def _part(most: int, least: int, share: int) -> int:
+    return max(least, min(most, share))
 
 
 def parent_of(name: Name) -> Name:

@@ -27,6 +27,9 @@ MOST_RULES: Final = 60
 UNUSED: Final[Ports] = (PortRange(Protocol.TCP, 9, 9),)
 """The discard port (RFC 863), which stands for no port in other protocols, too (RFC 8839, 4.2.1.3)."""
 
+PROBES: Final = parse_name("dnsguard.invalid")
+"""Under it are names that dnsguard itself asks for, to see whether a pod's query is intercepted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -139,6 +142,8 @@ class _Working:
 
     def _name(self, row: NameRow) -> None:
         pattern, note = _pattern(row), Note(row["count"], row["last"], row["names"], not row["rule"])
+        if PROBES in ancestors(pattern.name):
+            return
         if row["outcome"] == "missing":
             self._missing[pattern.name] = note
         elif pattern.name != ROOT:  # only `*` would match it, and all else

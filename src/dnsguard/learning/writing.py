@@ -134,7 +134,8 @@ def _rule(ports: Ports, rule: RuleNeeds) -> Iterator[str]:
 
 def _seen(note: Note) -> str:
     last = datetime.fromtimestamp(max(0, min(note.last, 253402300799)), UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{note.count} times, last {last}{', denied' if note.denied else ''}"
+    often = "once" if note.count == 1 else f"{note.count} times"
+    return f"{often}, last {last}{', no rule allowed it' if note.denied else ''}"
 
 
 def _port(one: PortRange) -> str:

@@ -12,9 +12,9 @@ from dnsguard.core.pods import Pod, PodTable
 from dnsguard.names_file.content import pack_addresses
 from dnsguard.names_file.store import Batch, PodRow
 
-MOST = 4000
+MOST = 2000
 """Changed names in one batch: 2 ms of the event loop."""
-SLICE = 2000
+SLICE = 1000
 """Leases of one batch, while everything is handed over."""
 MOST_TOUCHED = 200_000
 """Changes remembered; when there are more, everything is handed over instead."""

@@ -373,6 +373,13 @@ CATALOG: Final[dict[EventKind, Description]] = {
         meaning="Whoever takes the log, journald or what reads standard error, stood still. Nothing waited for it: "
         "what did not fit into 1 MiB of memory is lost, and the metrics hold all that happened.",
     ),
+    EventKind.WATCHER_CUT_OFF: Description(
+        WARNING,
+        "somebody who watches did not read and was cut off, with {lost} events unseen",
+        UUID("b835a16ac37140ff826567169da27166"),
+        "Start `dnsguard monitor` again, and let what reads its output read faster; --type and --pod make it less.",
+        meaning="Whoever watches live and takes nothing for 30 s loses the connection, so that nothing is kept for it.",
+    ),
     EventKind.INTERNAL_ERROR: Description(
         ERROR,
         "unexpected error in {where}: {reason}",

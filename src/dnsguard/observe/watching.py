@@ -26,6 +26,8 @@ QUEUE: Final = 1000
 EVERY: Final = 0.25
 MOST: Final = 64
 """Watchers at once."""
+STALLED: Final = 10.0
+"""Seconds without being asked for rows after which the end of a watch is told: its reader did not read."""
 
 PREFIXES: Final = {
     "query": ("query_", "answer_", "forwarding_"),
@@ -86,6 +88,11 @@ class Watcher:
         self._names = {self._pod, *self._names_of(self._pod)}
         return rows
 
+    @property
+    def unseen(self) -> int:
+        """Events that it wanted and that were not taken."""
+        return self._lost + len(self._waiting)
+
     def _is_pods(self, fields: Mapping[str, object]) -> bool:
         if fields.get("pod") in self._names or fields.get("link") == self._pod:
             return True
@@ -108,12 +115,16 @@ class Watching:
 
     async def _follow(self, watcher: Watcher) -> AsyncIterator[list[Row]]:
         self._log.watch(watcher)
+        given = time.monotonic()
         try:
             while True:
+                given = time.monotonic()
                 yield watcher.take()
                 await asyncio.sleep(EVERY)
         finally:
             self._log.unwatch(watcher)
+            if time.monotonic() - given > STALLED:
+                self._log.emit(EventKind.WATCHER_CUT_OFF, lost=watcher.unseen)
 
 
 def _row(at: float, event: Event) -> Row:

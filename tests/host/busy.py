@@ -1,0 +1,65 @@
+"""A busy pod on a node of a thousand, and what became of its traffic while something was done to the daemon.
+
+The node's allowlist has 1,000 pods; one of them is here, with `traffic.Traffic` inside. Used by the host tests and by
+`python -m benchmarks restarts`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.host.host import Host, hosting
+from tests.host.traffic import FRESH, fresh_address
+from tests.node.daemon import ANY_RESOLVER, wait_for
+from tests.node.scene import ALLOWLIST, A, B
+
+PODS = 1000
+FRESH_NAMES = 8_000
+"""Enough for three minutes of it."""
+TTL = {"floor": "30s", "cap": "1h", "grace": "10s"}
+"""As shipped; the other host tests want leases that end soon."""
+
+
+def crowd() -> dict[str, object]:
+    """The allowlist of the scene, and so many pods beside it that are on other nodes."""
+    others = {
+        f"10.245.{number // 250}.{1 + number % 250}": {"name": f"crowd/pod-{number}", "policies": ["web"]}
+        for number in range(PODS - 2)
+    }
+    pods = ALLOWLIST["pods"]
+    assert isinstance(pods, dict)
+    return {**ALLOWLIST, "pods": {A: pods[A], B: pods[B], **others}}
+
+
+@contextlib.contextmanager
+def busy_host(layers: Sequence[Path]) -> Iterator[Host]:
+    with hosting(layers, allowlist=crowd(), ttl=TTL) as host:
+        for number in range(FRESH_NAMES):
+            host.scene.zone.put(FRESH.format(number=number), "A", fresh_address(number))
+        yield host
+
+
+class Busy:
+    """The traffic of pod `a` while the `with` block runs; `result` afterwards. Each takes fresh names of its own."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.result: dict[str, Any] = {}
+
+    def __enter__(self) -> Busy:
+        lab, pod, zone = self._host.lab, self._host.scene.a, self._host.scene.zone
+        first = sum(name.endswith(".fresh.example.com") for name in zone.names_asked())
+        program = (sys.executable, "-m", "tests.host.traffic", ANY_RESOLVER, str(first))
+        self._process = lab.popen(pod.namespace, *program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        wait_for(lambda: zone.asked(FRESH.format(number=first + 20)) > 0, 10)
+        return self
+
+    def __exit__(self, **_: object) -> None:
+        said, _ = self._process.communicate(timeout=60)
+        self.result = json.loads(said)
