@@ -292,6 +292,8 @@ class Service:
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
         cut, audited = await self._enforcer.cut_before(), await self._enforcer.audits()
+        if audited:
+            await self._sightings.begin()  # it knows which names led to the addresses of open flows
         self._drops.adopt(await self._enforcer.dropped())
         if self._beside is not None:
             self._beside.adopt_counters(self._drops, self._answers)
@@ -307,7 +309,6 @@ class Service:
         if engine.exchanges.audit:
             engine.revocation.release()
         elif audited:
-            await self._sightings.begin()  # it knows which names led to the addresses of open flows
             await engine.changes.judge_all()
 
     def _listen(self, sockets: ListenSockets) -> None:
