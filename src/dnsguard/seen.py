@@ -52,7 +52,7 @@ class Sources:
 
 
 class Seen:
-    """Fills one book. `begin` comes first, `close` last."""
+    """Fills one book. `close` comes last."""
 
     def __init__(self, book: Book, sources: Sources, folder: Path, events: Events) -> None:
         self._book = book
@@ -61,19 +61,32 @@ class Seen:
         self._events = events
         self._thread = ThreadPoolExecutor(1, "dnsguard-seen")
         self._one = asyncio.Lock()
+        self._beginning = asyncio.Lock()
+        self._begun = False
         self._open: set[int] = set()
         self._audited: Mapping[Hashable, int] | None = None
         self._told = ""
 
     async def begin(self) -> None:
-        """Take up what an earlier process has seen."""
-        rows, problem = await self._in_thread(self._file.read)
-        self._tell(problem)
+        """Take up what an earlier process has seen, if that has not been done: by the first look at the latest, so that
+        no start waits for it."""
+        async with self._beginning:
+            if self._begun:
+                return
+            books, problem = await self._in_thread(self._read)
+            self._tell(problem)
+            for pod, earlier in books:
+                if (book := self._book.pods.setdefault(pod, earlier)) is not earlier:
+                    book.absorb(earlier)
+                await asyncio.sleep(0)
+            self._book.share()
+            self._begun = True
+
+    def _read(self) -> tuple[list[tuple[str, PodBook]], str]:
+        rows, problem = self._file.read()
         offset = time.time() - time.monotonic()
-        for row in sorted(rows, key=lambda row: row["last"])[-PODS:]:
-            self._book.pods.setdefault(row["pod"], book_of(row, offset))
-            await asyncio.sleep(0)
-        self._book.share()
+        latest = sorted(rows, key=lambda row: row["last"])[-PODS:]
+        return [(row["pod"], book_of(row, offset)) for row in latest], problem
 
     # ---- flows
 
@@ -87,6 +100,7 @@ class Seen:
 
     async def look(self) -> None:
         """See which flows there are."""
+        await self.begin()
         async with self._one:
             owners = {address: pod for pod in self._sources.pods for address in pod.addresses}
             self._live(owners)
@@ -159,6 +173,7 @@ class Seen:
 
     async def flush(self) -> None:
         """Write what changed since the last time."""
+        await self.begin()
         copies = [(name, book.copy()) for name, book in self._book.changed()]
         if not copies:
             return

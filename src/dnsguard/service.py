@@ -190,7 +190,6 @@ class Service:
             await interception.install()
             self._beside.intercepting()
         policy, names = await self._policies.first(), await self._names.read()
-        await self._sightings.begin()
         rooms.push_async_callback(self._sightings.close)
         await self._restore(policy, names)
         if self._enforcer.owned:
@@ -308,6 +307,7 @@ class Service:
         if engine.exchanges.audit:
             engine.revocation.release()
         elif audited:
+            await self._sightings.begin()  # it knows which names led to the addresses of open flows
             await engine.changes.judge_all()
 
     def _listen(self, sockets: ListenSockets) -> None:

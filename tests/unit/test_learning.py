@@ -4,6 +4,7 @@ forge a line of the file."""
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -273,6 +274,7 @@ pods:
         ("com", 8, False),
         ("co.uk", 8, False),
         ("s3.amazonaws.com", 8, False),
+        ("\\053.6", 8, True),
     ],
 )
 def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
@@ -286,7 +288,9 @@ def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
 
     text = allowlist(rows_of(book))
 
-    assert (f'"*.{parent}"  # {names} names' in text) == written
+    quoted = json.dumps(f"*.{parent}")
+    assert (f"{quoted}  # {names} names" in text) == written
+    loaded(text)
     assert (f"host0.{parent}" in text) == (not written)
 
 
@@ -301,6 +305,19 @@ def test_an_address_that_serves_several_names_opens_the_port_for_each() -> None:
 
     assert [len(peer.patterns) for peer in rule.rule.domains] == [2]
     assert [one.first for one in rule.rule.ports] == [443]
+
+
+def test_an_address_that_was_used_before_any_name_led_there_is_written_itself_too() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    go(book, "shop/a", "192.0.2.1", 443)
+    play(book, "shop/a", "a.example.com", "192.0.2.1")
+    go(book, "shop/a", "192.0.2.1", 443)
+
+    (rule,) = policy(loaded(allowlist(rows_of(book))), "10.244.0.5").rules
+
+    assert [str(block.cidr) for block in rule.rule.blocks] == ["192.0.2.1/32"]
+    assert len(rule.rule.domains) == 1
 
 
 def test_a_pod_that_got_a_name_takes_along_what_was_seen_before() -> None:

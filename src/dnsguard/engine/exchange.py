@@ -388,7 +388,7 @@ class Exchanges:
         if answer is not None:
             self._witness.answered(exchange.pod.name, answer.name, answer, verdict.labels, exchange.started)
             if verdict is AUDITED and answer.addresses:
-                until = self._now() + exchange.ttl
+                until = self._now() + max(exchange.ttl, self._settings.floor)
                 self.audited.told(exchange.pod.id, Told(exchange.question.name, answer.addresses, until))
         if self._events.all_queries and verdict is not AUDITED:
             self._telling.allowed(exchange)

@@ -76,18 +76,25 @@ class Asked:
         self.names = names
 
     def add(self, other: Asked) -> None:
-        self.count += other.count
+        """Another name under the same parent."""
         self.names += other.names
+        self.again(other)
+
+    def again(self, other: Asked) -> None:
+        """The same, seen at another time."""
+        self.count += other.count
         self.last, self.rule = max((self.last, self.rule), (other.last, other.rule))
         self.outcome = max(self.outcome, other.outcome)
 
 
 class Went:
-    """Flows to one address, protocol and port; `names` led there. `denied`: no rule allowed the last."""
+    """Flows to one address, protocol and port; `names` led there, but not always when it was `bare`. `denied`: no rule
+    allowed the last."""
 
-    __slots__ = ("count", "denied", "last", "names")
+    __slots__ = ("bare", "count", "denied", "last", "names")
 
     def __init__(self, count: int, last: Seconds, names: tuple[Name, ...], *, denied: bool) -> None:
+        self.bare = False
         self.count = count
         self.last = last
         self.names = names
@@ -128,6 +135,37 @@ class PodBook:
         copy.flows = {peer: dict(ports) for peer, ports in self.flows.items()}
         copy.stray_names, copy.stray_flows = self.stray_names, self.stray_flows
         return copy
+
+    def absorb(self, earlier: PodBook) -> None:
+        """Take over what an earlier process has seen of the pod."""
+        for table, before in (
+            (self.names, earlier.names),
+            (self.missing, earlier.missing),
+            (self.folded, earlier.folded),
+        ):
+            for name, asked in before.items():
+                mine = table.setdefault(name, asked)
+                if mine is not asked:
+                    mine.again(asked)
+        for name in self.missing.keys() & self.names.keys():
+            del self.missing[name]
+        for parent, count in earlier.children.items():
+            self.children[parent] = max(count, self.children.get(parent, 0))
+        for peer, ports in earlier.flows.items():
+            for place, went in ports.items():
+                self._absorb_flow((peer, *place), went)
+        self.addresses = self.addresses or earlier.addresses
+        self.stray_names += earlier.stray_names
+        self.stray_flows += earlier.stray_flows
+
+    def _absorb_flow(self, to: tuple[Address, int, int], before: Went) -> None:
+        went = self.flow(*to)
+        if went is not None:
+            went.count += before.count
+            went.bare |= before.bare
+            went.names = tuple(dict.fromkeys((*before.names, *went.names)))[-NAMES_PER_ADDRESS:]
+            if before.last > went.last:
+                went.last, went.denied = before.last, before.denied
 
     def told(self, address: Address, name: Name, now: Seconds) -> None:
         """An answer for `name` held this address."""
@@ -291,6 +329,7 @@ class Book:
         went.last = now
         went.denied = denied
         names = dict.fromkeys((*went.names, *book.names_of(to[0]), *named))
+        went.bare |= not names
         went.names = tuple(names)[-NAMES_PER_ADDRESS:]
         book.changed = True
 
