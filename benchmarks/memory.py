@@ -234,13 +234,10 @@ def _repeatedly(do: Callable[[], None]) -> Iterator[None]:
 
 
 def books(node: Node) -> Books:
-    return Books(
-        _count(node.pid, "fd"),
-        _count(node.pid, "task"),
-        _elements(node.bed),
-        _entries(node.bed.pins),
-        int(node.control.call("status")["leases"]),
-    )
+    leases = int(node.control.call("status")["leases"])
+    elements, entries = _elements(node.bed), _entries(node.bed.pins)
+    time.sleep(EVERY)  # the call's own connection is closed by then
+    return Books(_count(node.pid, "fd"), _count(node.pid, "task"), elements, entries, leases)
 
 
 def _count(pid: int, folder: str) -> int:
