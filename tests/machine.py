@@ -26,7 +26,17 @@ BASE = (
 COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
 DEB = ("debhelper", "dpkg-dev", "lintian")
 TEST = (
-    *("bind9-dnsutils", *COMPILER, *DEB, "fish", "mandoc", "netcat-openbsd", "postgresql", "postgresql-client"),
+    *(
+        "bind9-dnsutils",
+        *COMPILER,
+        *DEB,
+        "faketime",
+        "fish",
+        "mandoc",
+        "netcat-openbsd",
+        "postgresql",
+        "postgresql-client",
+    ),
     *("prometheus", "systemd-container", "zsh"),
 )
 BENCH = ("dnsdist", "dnsmasq-base", "iperf3", "unbound")
