@@ -37,6 +37,7 @@ from dnsguard.core.model import Address, LinkIndex, Seconds
 from dnsguard.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.second import SecondLine
 from dnsguard.enforce.nftables import NftEnforcer
+from dnsguard.enforce.privilege import require_privilege
 from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, Surroundings
@@ -49,6 +50,7 @@ from dnsguard.lock import Lock, only_one
 from dnsguard.names_file.content import Names
 from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
+from dnsguard.node.conntrack_room import ConntrackRoom
 from dnsguard.node.links import Links
 from dnsguard.node.routing import Interception, unusable_sysctls
 from dnsguard.node.systemd import Systemd
@@ -80,6 +82,8 @@ FORGET: Final[Seconds] = 2.0
 """Between two looks at what may be forgotten."""
 COUNTED: Final[Seconds] = 5.0
 """Between two readings of the kernel's counters when nobody scrapes."""
+ROOM: Final[Seconds] = 2.0
+"""Between two looks at how full connection tracking is."""
 AGAIN: Final[Seconds] = 1.0
 """What never ends by itself is begun again after a defect."""
 
@@ -176,11 +180,12 @@ class Service:
     async def _start(self, rooms: contextlib.AsyncExitStack) -> list[Coroutine[Any, Any, None]]:
         """Open every room; what runs until the stop is returned, to be started."""
         settings = self._settings
+        require_privilege()
         links = Links(settings.pods.interfaces, self._on_link, self._kernel.problem, self._on_own)
         interception = Interception(
             assembly.interception_route(settings), self._kernel.route_repaired, self._kernel.problem
         )
-        watch = Watch([links, interception], self._kernel.problem)
+        watch = Watch([links, interception], self._kernel.problem, on_missed=self._kernel.changes_missed)
         rooms.callback(watch.stop)
         sockets = self._supervision.listen(settings.dns.listen_port, settings.interception.reply_mark, self._events)
         rooms.callback(sockets.close)
@@ -222,6 +227,7 @@ class Service:
             self._background.every(TICK, "names behind leases", self._names.tick),
             self._background.every(FORGET, "memory", self._forget),
             self._background.every(COUNTED, "kernel counters", self._kernel_counters.read),
+            self._background.every(ROOM, "room for flows", ConntrackRoom(self._events).look),
             self._background.every(LOOK, "flows seen", self._sightings.look),
             self._background.every(FLUSH, "what was seen", self._sightings.flush),
             self._background.every(REPAIR, "what was seen", self._sightings.flush_again),

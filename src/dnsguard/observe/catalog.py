@@ -101,6 +101,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} came on {link}",
         UUID("ee434c7f412a48c8a4d6b5540078c9a2"),
         "Nothing to do.",
+        limited=True,
         meaning="A link with the pod's addresses was found on this node. From now on the pod is governed.",
     ),
     EventKind.POD_CHANGED: Description(
@@ -108,6 +109,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} on {link} changed: {reason}",
         UUID("653bb0e5e6aa43dc9abcfd6c9a0cb559"),
         "Nothing to do.",
+        limited=True,
         meaning="Its addresses, its entry or its policy are others than before; what is open to it was adapted.",
     ),
     EventKind.POD_WENT: Description(
@@ -115,6 +117,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} went from {link}",
         UUID("bdb01abef66041c7aa74a60c12c88ebf"),
         "Nothing to do.",
+        limited=True,
         meaning="Its link or its addresses have gone. Everything that was open to it is closed.",
     ),
     EventKind.POD_CONFLICT: Description(
@@ -341,6 +344,29 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("1ec81b391bb3470cbb0c7fb1bac55e86"),
         "Pods may be cut off until it is repaired. Look at `nft list table inet dnsguard` and the kernel's log.",
         meaning="What dnsguard had put into the kernel was changed, and putting it back failed. It is tried again.",
+    ),
+    EventKind.CONNTRACK_FULL: Description(
+        ERROR,
+        "connection tracking is full ({count} of {limit}): the kernel drops whatever begins a flow",
+        UUID("f204f161-4e8d-4fd4-81b9-a75982a9ea31"),
+        "Find out what opens so many flows (`conntrack -L`), or raise net.netfilter.nf_conntrack_max.",
+        meaning="Nothing opens on this node because of it: flows that are open go on, and new ones fail, whoever "
+        "begins them. Names that are cached are answered; others get SERVFAIL while no upstream can be asked.",
+    ),
+    EventKind.CONNTRACK_HAS_ROOM: Description(
+        INFO,
+        "connection tracking has room again ({count} of {limit})",
+        UUID("8b47b385-640e-41b1-9d78-4f613cd8a780"),
+        "Nothing to do.",
+        meaning="New flows begin as before.",
+    ),
+    EventKind.CHANGES_MISSED: Description(
+        WARNING,
+        "the kernel told of more changes of {what} than could be read: all of it was read again",
+        UUID("952cb980-08e3-47d9-9007-6a5a0385517d"),
+        "Nothing to do once. If it happens often, find out what changes so much, or give dnsguard more of a processor.",
+        meaning="Notifications overflowed, because very much changed at once or because dnsguard could not run. What "
+        "is in the kernel now is what dnsguard goes by; nothing was missed in the end.",
     ),
     EventKind.STATE_FILE_SET_ASIDE: Description(
         WARNING,
