@@ -46,7 +46,7 @@ from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import UdpListener
-from dnsguard.lock import Lock, only_one
+from dnsguard.lock import Lock, leave_to_owner, only_one
 from dnsguard.names_file.content import Names
 from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
@@ -90,16 +90,20 @@ AGAIN: Final[Seconds] = 1.0
 
 def run(config: Path) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit code."""
+    systemd = Systemd.from_environment(os.environ)
     try:
         settings = load_settings(config)
+        leave_to_owner(settings.paths.runtime)
         with only_one(settings.paths.runtime) as lock:
             tell_stacks_on_abort()
             tune_interpreter()
             raise_descriptors()
-            return uvloop.run(Service(config, settings, lock).run())
+            return uvloop.run(Service(config, settings, lock, systemd).run())
     except ConfigError as error:
+        systemd.status("\n".join(map(str, error.diagnostics)))
         return print_all(error.diagnostics)
     except DnsguardError as error:
+        systemd.status(str(error))
         print(f"dnsguard: {error}", file=sys.stderr)
         return exit_code_of(error)
 
@@ -107,7 +111,7 @@ def run(config: Path) -> int:
 class Service:
     """One daemon. `run` starts it, waits for a signal, and stops it."""
 
-    def __init__(self, config: Path, settings: Settings, lock: Lock) -> None:
+    def __init__(self, config: Path, settings: Settings, lock: Lock, systemd: Systemd) -> None:
         self._config = config
         self._lock = lock
         self._settings = settings
@@ -120,7 +124,7 @@ class Service:
             level=LEVELS[settings.log.level.value],
             pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
-        self._supervision = Supervision(Systemd.from_environment(os.environ))
+        self._supervision = Supervision(systemd)
         self._counters = Counters()
         self._descriptors = Descriptors(self._events)
         self._stop = asyncio.Event()
@@ -349,6 +353,7 @@ class Service:
             self._drops.audited,
             self._gaps,
             lambda: metrics.totals(),
+            lambda: self._supervision.rejected,
         )
         metrics = Metrics(self._counters, list(reports.upstreams()), gauges(self._rooms(reports)))
         control = ControlServer(
