@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
@@ -34,6 +35,12 @@ VOUCH: Final[Seconds] = 0.1
 """Often, because queries wait for it once damage is repaired; 4 us each."""
 VERIFY: Final[Seconds] = 1.0
 SWEEP: Final[Seconds] = 5.0
+NAMED: Final = 6
+"""So many of what is alike are named in one event."""
+UNMOUNTED: Final = (
+    "the bpffs was unmounted from the node: eBPF enforces as before until dnsguard stops, and then again once it is "
+    "restarted; nftables enforces all along. Restart dnsguard when it suits"
+)
 BETWEEN_SLICES: Final[Seconds] = 0.01
 LINE: Final = "ebpf"
 """The name of this line where enforcers are told apart: `nftables` is the other."""
@@ -83,6 +90,7 @@ class Beside:
         self._intercepting = False
         self._without: dict[LinkIndex, tuple[str, str]] = {}
         self._told: dict[str, str] = {}
+        self._unmounted = False
         self._seed: Callable[[], Awaitable[None]] | None = None
 
     @property
@@ -136,17 +144,29 @@ class Beside:
 
     async def _verify(self) -> None:
         found = await self._line.verify()
-        for wrong in found:
-            self._counters.kernel_repairs[LINE] += 1
-            self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=wrong)
+        if found:
+            self._counters.kernel_repairs[LINE] += len(found)
+            self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=_some(found))
         if found and self._seed is not None:  # flows may have begun meanwhile
             await self._seed()
+        self._tell_failures()
+
+    def _tell_failures(self) -> None:
+        """Each once; one event for all links with the same."""
+        alike: defaultdict[str, list[str]] = defaultdict(list)
         failures = self.failures
         for name, why in failures.items():
             if self._told.get(name) != why:
-                reason = f"{why}; nftables still enforces"
-                self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {name}", reason=reason)
+                alike[why.replace(name, "a link")].append(name)
+        for names in alike.values():
+            reason = f"{failures[names[0]]}; nftables still enforces"
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {_some(names)}", reason=reason)
         self._told = failures
+
+    async def _look_at_mount(self) -> None:
+        if not self._unmounted and await asyncio.to_thread(lambda: self._line.unmounted):
+            self._unmounted = True
+            self._events.emit(EventKind.NODE_PROBLEM, reason=UNMOUNTED)
 
     # ---- flows
 
@@ -185,6 +205,7 @@ class Beside:
         return [
             every(VOUCH, "vouching", vouch),
             every(VERIFY, "eBPF links", self._verify),
+            every(SWEEP, "the bpffs", self._look_at_mount),
             every(SWEEP, "eBPF maps", self._sweep),
             every(SWEEP, "eBPF reports", tell_left_over),
             every(0.0, "eBPF on a new link", self._follow_one),
@@ -220,6 +241,11 @@ class Beside:
         """What is in the kernel stays in force."""
         with contextlib.suppress(OSError):
             self._reader.close()
+
+
+def _some(what: Sequence[str]) -> str:
+    more = f" and {len(what) - NAMED} more" if len(what) > NAMED else ""
+    return ", ".join(what[:NAMED]) + more
 
 
 class _Copy:

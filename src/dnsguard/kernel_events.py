@@ -40,6 +40,9 @@ class KernelEvents:
         self._counters.kernel_repairs["route"] += 1
         self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=what)
 
+    def changes_missed(self) -> None:
+        self._events.emit(EventKind.CHANGES_MISSED, what="links and routes")
+
     def problem(self, text: str) -> None:
         self._events.emit(EventKind.NODE_PROBLEM, reason=text)
 

@@ -32,6 +32,8 @@ LOOK: Final[Seconds] = 20.0
 connection tracking after 30 s and 10 s."""
 FLUSH: Final[Seconds] = 300.0
 """Between two writes of what changed: a busy node's 40,000 names take a second of the thread's time."""
+REPAIR: Final[Seconds] = 3.0
+"""Between two attempts to write what could not be written."""
 SLICE: Final = 200
 """Flows between two turns of the event loop."""
 _DNS: Final = 53
@@ -66,6 +68,7 @@ class Seen:
         self._open: set[int] = set()
         self._audited: Mapping[Hashable, int] | None = None
         self._told = ""
+        self._unwritten = False
 
     async def begin(self) -> None:
         """Take up what an earlier process has seen, if that has not been done: by the first look at the latest, so that
@@ -181,6 +184,14 @@ class Seen:
         self._tell(problem)
         for name in [name for name, _ in copies if problem and name in self._book.pods]:
             self._book.pods[name].changed = True
+        if self._unwritten and not problem:
+            self._events.emit(EventKind.STATE_FILE_WRITTEN, path=str(self._file.path))
+        self._unwritten = bool(problem)
+
+    async def flush_again(self) -> None:
+        """Write what could not be written the last time."""
+        if self._unwritten:
+            await self.flush()
 
     async def close(self) -> None:
         """Write what is left, then end the thread."""

@@ -14,8 +14,13 @@ from dnsguard.core.model import Seconds
 FAILURES_TO_DOWN = 2
 """In a row: one lost packet is not an outage."""
 
+USELESS_TO_TELL = 5
+"""Answers in a row that were of no use, over at least USELESS_SECONDS: one name that fails is nobody's outage."""
+USELESS_SECONDS: Seconds = 2.0
+
 FIRST_PROBE: Seconds = 1.0
-LONGEST_PROBE: Seconds = 30.0
+LONGEST_PROBE: Seconds = 4.0
+"""A server that is back is in use within 5 s."""
 EDNS_MEMORY: Seconds = 3600.0
 """After this an upstream that refused EDNS is tried with it again: it may have been repaired."""
 
@@ -28,6 +33,9 @@ class _Server:
     pause: Seconds = FIRST_PROBE
     probe_at: Seconds = float("inf")
     plain_until: Seconds = float("-inf")
+    useless: int = 0
+    useless_since: Seconds = 0.0
+    useless_told: bool = False
 
 
 class Servers:
@@ -72,11 +80,30 @@ class Servers:
         server.probe_at = float("inf")
         return was_down
 
+    def useless(self, index: int, now: Seconds) -> bool:
+        """It answered with a refusal, a failure or what is no sound message. True, once, when it does nothing else."""
+        server = self._servers[index]
+        if not server.useless:
+            server.useless_since = now
+        server.useless += 1
+        if server.useless_told or server.useless < USELESS_TO_TELL or now - server.useless_since < USELESS_SECONDS:
+            return False
+        server.useless_told = True
+        return True
+
+    def useful(self, index: int) -> bool:
+        """Its answer was of use. True when `useless` had said that none was."""
+        server = self._servers[index]
+        told = server.useless_told
+        server.useless, server.useless_told = 0, False
+        return told
+
     def down(self, index: int) -> bool:
         return self._servers[index].down
 
     def due_probes(self, now: Seconds) -> list[int]:
-        """The downed upstreams to probe now. Each is due again after twice the pause (at most 30 s) while silent."""
+        """The downed upstreams to probe now. Each is due again after twice the pause (at most LONGEST_PROBE) while
+        silent."""
         due = [index for index, server in enumerate(self._servers) if server.probe_at <= now]
         for index in due:
             server = self._servers[index]

@@ -11,11 +11,11 @@ from dnsguard.config.groups import Ebpf
 from dnsguard.core.errors import DnsguardError
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import Node, NodeLink
-from dnsguard.doctor.privilege import holds
 from dnsguard.enforce.bpf import clsact, libbpf, pins, syscall
 from dnsguard.enforce.bpf.hooks import HOOKS, Hook
 from dnsguard.enforce.bpf.load import load
 from dnsguard.enforce.bpf.tcx import has_tcx
+from dnsguard.enforce.privilege import holds
 
 _TAKERS: Final = {"cil_": "Cilium", "bpf_lxc": "Cilium", "cali_": "Calico's eBPF data plane", "calico_": "Calico's"}
 """How the programs of those begin that take a packet before any other decides."""

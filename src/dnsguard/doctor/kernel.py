@@ -13,10 +13,10 @@ from typing import Final
 from dnsguard.core.errors import DnsguardError, KernelError
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import Node
-from dnsguard.doctor.privilege import holds
 from dnsguard.enforce.nftables import netlink
 from dnsguard.enforce.nftables.probe import probe
 from dnsguard.enforce.nftables.session import OWNER, Session, delete_table, make_table
+from dnsguard.enforce.privilege import holds
 
 OLDEST: Final = (5, 10)
 TRIED: Final = {

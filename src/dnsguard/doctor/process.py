@@ -15,7 +15,7 @@ from typing import Final
 from dnsguard.config.groups import Ebpf
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import Node
-from dnsguard.doctor.privilege import EBPF_ONLY, holds
+from dnsguard.enforce.privilege import EBPF_ONLY, holds
 
 CAPABILITIES: Final = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
 USER: Final = "dnsguard"

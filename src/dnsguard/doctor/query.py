@@ -19,10 +19,10 @@ from dnsguard.core.model import Seconds
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import FAMILIES, Node, Refusal
 from dnsguard.doctor.podlink import ADDRESSES, PodLink, asked_addresses, link_name
-from dnsguard.doctor.privilege import holds
 from dnsguard.doctor.stand_in import StandIn, sweep
 from dnsguard.doctor.trace import Dropping, Trace, legacy_tables
 from dnsguard.enforce.nftables.session import TABLE, Session
+from dnsguard.enforce.privilege import holds
 
 PATIENCE: Final[Seconds] = 2.0
 QUESTION: Final = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -35,6 +36,8 @@ class TcpLimits:
 
     idle: Seconds = 10.0
     total: Seconds = 120.0
+    descriptors: int = sys.maxsize
+    """A connection whose descriptor has this number or a higher one is turned away."""
 
 
 class TcpListener:
@@ -48,15 +51,16 @@ class TcpListener:
         *,
         admit: Admit,
         limits: TcpLimits | None = None,
+        on_crowded: Callable[[], None] = lambda: None,
     ) -> None:
         self._sockets = tuple(sockets)
         self._servers: list[asyncio.Server] = []
-        self.on_query, self.on_error, self.admit = on_query, on_error, admit
+        self.on_query, self.on_error, self.admit, self.on_crowded = on_query, on_error, admit, on_crowded
         self.limits = limits or TcpLimits()
         self.connections: set[TcpConnection] = set()
         """The open connections that were admitted."""
         self.refused = 0
-        """Connections that `admit` turned away."""
+        """Connections that `admit` turned away, or for which there was no room."""
         self.cut = 0
         """Connections ended because of a limit."""
 
@@ -140,7 +144,10 @@ class TcpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class is not derived from it
         try:
             self._source, self._link = _origin(self._transport)
-            self._release = self._listener.admit(self._source, self._link)
+            if self._transport.get_extra_info("socket").fileno() < self._listener.limits.descriptors:
+                self._release = self._listener.admit(self._source, self._link)
+            else:
+                self._listener.on_crowded()
         except OSError:  # already gone
             self.abort()
             return

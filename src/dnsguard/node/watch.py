@@ -74,13 +74,20 @@ def open_socket(groups: int = 0) -> socket.socket:
 class Watch:
     """`start` reads the whole state into the followers, then follows it until `stop`.
 
-    What followers `post`, and `on_problem(text)`, are called in the event loop's thread.
+    What followers `post`, `on_problem(text)` and `on_missed()` (notifications were lost, and the whole state was read
+    again) are called in the event loop's thread.
     """
 
     def __init__(
-        self, followers: Sequence[Follower], on_problem: Callable[[str], None], *, opener: OpenSocket = open_socket
+        self,
+        followers: Sequence[Follower],
+        on_problem: Callable[[str], None],
+        *,
+        on_missed: Callable[[], None] = lambda: None,
+        opener: OpenSocket = open_socket,
     ) -> None:
         self._followers, self._on_problem, self._open_socket = followers, on_problem, opener
+        self._on_missed, self._missed = on_missed, False
         self._outside: asyncio.AbstractEventLoop | None = None
         self._inside: asyncio.AbstractEventLoop | None = None
         self._kernel: AsyncIPRoute | None = None
@@ -207,7 +214,7 @@ class Watch:
         except OSError as error:
             if error.errno != errno.ENOBUFS:  # that one: some were lost
                 raise
-            self._stale = True
+            self._stale = self._missed = True
 
     async def _resynchronize(self) -> None:
         """The whole state. What was heard while it was read repeats what led to it, so that is taken in before anything
@@ -227,6 +234,9 @@ class Watch:
                 await self._settle()
                 if not self._first.done():
                     self._first.set_result(None)
+                if self._missed:
+                    self._missed = False
+                    self.post(self._on_missed)
                 return
         self._stale = True
         raise KernelError(f"links and routes changed during each of {ATTEMPTS} attempts to read them")

@@ -101,6 +101,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} came on {link}",
         UUID("ee434c7f412a48c8a4d6b5540078c9a2"),
         "Nothing to do.",
+        limited=True,
         meaning="A link with the pod's addresses was found on this node. From now on the pod is governed.",
     ),
     EventKind.POD_CHANGED: Description(
@@ -108,6 +109,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} on {link} changed: {reason}",
         UUID("653bb0e5e6aa43dc9abcfd6c9a0cb559"),
         "Nothing to do.",
+        limited=True,
         meaning="Its addresses, its entry or its policy are others than before; what is open to it was adapted.",
     ),
     EventKind.POD_WENT: Description(
@@ -115,6 +117,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} went from {link}",
         UUID("bdb01abef66041c7aa74a60c12c88ebf"),
         "Nothing to do.",
+        limited=True,
         meaning="Its link or its addresses have gone. Everything that was open to it is closed.",
     ),
     EventKind.POD_CONFLICT: Description(
@@ -310,7 +313,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("b11dbb9ca77b47c38015e751d6c5274d"),
         "Check that the server runs and is reachable from this node.",
         meaning="It did not answer several times in a row. The other upstreams are asked instead; this one is tried "
-        "every second.",
+        "every few seconds.",
+    ),
+    EventKind.UPSTREAM_FAILING: Description(
+        WARNING,
+        "upstream {upstream} answers, but with nothing of use: {reason}",
+        UUID("8b3465c8-8be5-4c92-bca0-3187fdf47a39"),
+        "Look at the server: whether it serves this node, and whether it reaches those that it asks itself.",
+        meaning="Every answer of some seconds was a refusal, a failure or no sound message. The other upstreams are "
+        "asked after it; where there are none, pods get SERVFAIL or what it said, and nothing opens.",
     ),
     EventKind.UPSTREAM_UP: Description(
         INFO,
@@ -334,6 +345,29 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Pods may be cut off until it is repaired. Look at `nft list table inet dnsguard` and the kernel's log.",
         meaning="What dnsguard had put into the kernel was changed, and putting it back failed. It is tried again.",
     ),
+    EventKind.CONNTRACK_FULL: Description(
+        ERROR,
+        "connection tracking is full ({count} of {limit}): the kernel drops whatever begins a flow",
+        UUID("f204f161-4e8d-4fd4-81b9-a75982a9ea31"),
+        "Find out what opens so many flows (`conntrack -L`), or raise net.netfilter.nf_conntrack_max.",
+        meaning="Nothing opens on this node because of it: flows that are open go on, and new ones fail, whoever "
+        "begins them. Names that are cached are answered; others get SERVFAIL while no upstream can be asked.",
+    ),
+    EventKind.CONNTRACK_HAS_ROOM: Description(
+        INFO,
+        "connection tracking has room again ({count} of {limit})",
+        UUID("8b47b385-640e-41b1-9d78-4f613cd8a780"),
+        "Nothing to do.",
+        meaning="New flows begin as before.",
+    ),
+    EventKind.CHANGES_MISSED: Description(
+        WARNING,
+        "the kernel told of more changes of {what} than could be read: all of it was read again",
+        UUID("952cb980-08e3-47d9-9007-6a5a0385517d"),
+        "Nothing to do once. If it happens often, find out what changes so much, or give dnsguard more of a processor.",
+        meaning="Notifications overflowed, because very much changed at once or because dnsguard could not run. What "
+        "is in the kernel now is what dnsguard goes by; nothing was missed in the end.",
+    ),
     EventKind.STATE_FILE_SET_ASIDE: Description(
         WARNING,
         "{path} cannot be used and is now {aside}: {reason}",
@@ -356,6 +390,39 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("58bf544d-b1d0-4c9b-9dbd-262468fbea97"),
         "Nothing to do.",
         meaning="The file holds all that it should again; the next restart finds everything.",
+    ),
+    EventKind.DESCRIPTORS_SHORT: Description(
+        WARNING,
+        "file descriptors are short: {reason}",
+        UUID("8013045e-858e-4ba9-8f19-9db26be30674"),
+        "See who holds so many TCP connections (`dnsguard status`); lower limits.tcpConnections, or raise LimitNOFILE= "
+        "of the unit.",
+        meaning="The process may open only so many sockets and files. New TCP connections of pods are turned away, so "
+        "that queries over UDP and the upstreams have what they need; what has none gets SERVFAIL.",
+    ),
+    EventKind.DESCRIPTORS_FREE: Description(
+        INFO,
+        "there are file descriptors again",
+        UUID("9c63a62a-2f62-4104-8d0c-145eff987f38"),
+        "Nothing to do.",
+        meaning="TCP connections of pods are taken again.",
+    ),
+    EventKind.RUNTIME_RESTORED: Description(
+        WARNING,
+        "somebody removed {what} from {path}: made again",
+        UUID("b76c9935-a4eb-43b0-8356-a4807461b250"),
+        "Find out what cleans that folder, and let it spare dnsguard's own.",
+        meaning="Without the control socket no command reaches the daemon, and without the lock a second daemon could "
+        "start beside it. Queries and packets do not need them.",
+    ),
+    EventKind.RUNTIME_LOST: Description(
+        ERROR,
+        "{what} is gone from {path} and cannot be made again: {reason}",
+        UUID("d8041957-8be9-44f7-8d83-aa084b3e8bda"),
+        "Under systemd dnsguard ends and is started again, with the folder made anew. Else make the folder, for its "
+        "user. Find out what removed it.",
+        meaning="The folder of the lock and the control socket was removed, and a service cannot make it itself. "
+        "Queries wait meanwhile, as in any restart; enforcement stays.",
     ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,

@@ -203,11 +203,17 @@ class EventLog:
         return {"pod": pod, "pod_ip": tuple(addresses), **fields}
 
 
+_LIFE = frozenset({EventKind.POD_CAME, EventKind.POD_CHANGED, EventKind.POD_WENT})
+
+
 def _share(kind: EventKind, fields: Mapping[str, object]) -> str:
     """Whose share of lines an event uses: its pod's; what no pod is known for shares one bucket for each kind.
 
-    Never the address of an unknown source: a forger would have as many shares as addresses.
+    Never the address of an unknown source: a forger would have as many shares as addresses. That pods come and go is
+    its link's share: a pod that provokes many lines does not keep the line of its end out.
     """
+    if kind in _LIFE and isinstance(link := fields.get("link"), str):
+        return link
     pod = fields.get("pod") or (None if kind is EventKind.QUERY_UNKNOWN_SOURCE else fields.get("pod_ip"))
     if pod is None:
         return kind

@@ -17,8 +17,10 @@ from dnsguard.core.errors import KernelError, MissingFeatureError
 from dnsguard.enforce.bpf import pins
 from dnsguard.enforce.bpf.libbpf import Object
 from dnsguard.enforce.bpf.syscall import Map
+from dnsguard.enforce.privilege import holds
 
 OBJECT = "dnsguard.bpf.o"
+NEEDED = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,16 @@ def _load(found: Object, earlier: Mapping[str, Map], kept: bool) -> Loaded:
 
 
 def _refusal(error: OSError, log: str) -> MissingFeatureError | KernelError:
+    if missing := [one for one in NEEDED if not holds(one)]:
+        # Without CAP_PERFMON the verifier refuses single instructions, and its log leads nowhere.
+        return MissingFeatureError(
+            f"{' and '.join(missing)} is missing, which the eBPF program needs: run as root, or give the unit's "
+            f"AmbientCapabilities= all of {' '.join(NEEDED)}"
+        )
     if error.errno == errno.EPERM:
         return MissingFeatureError(
-            "the eBPF program needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (before 5.11 LimitMEMLOCK=infinity, too): "
-            f"run as root or grant them\n{log}"
+            "bpf(2) is not permitted: a seccomp filter (SystemCallFilter=) has to let it, and before 5.11 the unit "
+            f"needs LimitMEMLOCK=infinity\n{log}"
         )
     if error.errno == errno.ENOMEM:
         return KernelError(f"no memory for the eBPF maps: make `tables` smaller\n{log}")

@@ -102,16 +102,8 @@ class PinnedMaps:
             new.unlink(missing_ok=True)
             syscall.pin(each.fd, new)
             new.rename(self._folder / name)
-        self._mark()
-
-    def _mark(self) -> None:
-        """Last of all: maps without the number count for nothing."""
-        if self._layout() is not None:
-            return
-        marker = Map(syscall.create_map(syscall.ARRAY, "layout", 4, 4))
-        marker.update(U32.pack(0), U32.pack(LAYOUT))
-        syscall.pin(marker.fd, self._bpffs / "layout")
-        marker.close()
+        if self._layout() is None:
+            _mark(self._bpffs)
 
     def close(self) -> None:
         for each in (*self.same.values(), *self._resized.values()):
@@ -121,6 +113,30 @@ class PinnedMaps:
 def _fits(found: Map, shape: Shape) -> bool:
     """Whether its elements mean what those of `shape` do."""
     return (found.type, found.key_size, found.value_size) == (shape.type, shape.key_size, shape.value_size)
+
+
+def _mark(bpffs: Path) -> None:
+    """Last of all: maps without the number count for nothing."""
+    marker = Map(syscall.create_map(syscall.ARRAY, "layout", 4, 4))
+    marker.update(U32.pack(0), U32.pack(LAYOUT))
+    syscall.pin(marker.fd, bpffs / "layout")
+    marker.close()
+
+
+def pin_again(bpffs: Path, maps: Mapping[str, Map]) -> list[str]:
+    """Pin those of a process that runs whose pin somebody has removed; returns what was gone. Raises OSError."""
+    if not on_bpffs(bpffs):
+        return []
+    folder = bpffs / "maps"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    there = {each.name for each in folder.iterdir()}
+    gone = [name for name, each in maps.items() if each.type in KEPT and name not in there]
+    for name in gone:
+        syscall.pin(maps[name].fd, folder / name)
+    if not (bpffs / "layout").exists():
+        _mark(bpffs)
+        gone.append("layout")
+    return gone
 
 
 def pinned_map(path: Path, name: str) -> Map | None:

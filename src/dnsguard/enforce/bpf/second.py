@@ -10,16 +10,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
 from dnsguard.core.model import Address, LinkIndex, Pair, Seconds
-from dnsguard.enforce.bpf import layout
+from dnsguard.enforce.bpf import layout, pins
 from dnsguard.enforce.bpf.answers import BpfAnswers
 from dnsguard.enforce.bpf.attach import WITH_PEERS, Attachments, driver
 from dnsguard.enforce.bpf.idle import idle_ns
 from dnsguard.enforce.bpf.load import load
+from dnsguard.enforce.bpf.mounts import follows
 from dnsguard.enforce.bpf.syscall import Map
 from dnsguard.enforce.bpf.table import BpfTable
 
@@ -96,6 +98,7 @@ class SecondLine:
     def __init__(self, made_for: EbpfLayout, *, tcx: bool | None = None) -> None:
         self._layout = made_for
         self._loaded = load(made_for.bpffs, made_for.sizes)
+        self._follows = follows(made_for.bpffs)
         self.knows_flows = "flows" in self._loaded.same
         self.maps = self._loaded.maps
         self._vouched, self._own = self.maps["dns_open_until_ns"], self.maps["own"]
@@ -171,8 +174,19 @@ class SecondLine:
         return self._in_thread(self._attachments.retain)
 
     def verify(self) -> Awaitable[list[str]]:
-        """What was wrong on any link; and has been put right; what could not be is in `failures`."""
-        return self._in_thread(self._attachments.verify)
+        """What was wrong on any link or with a pin, and has been put right; what could not be is in `failures`."""
+        return self._in_thread(lambda: [*self._attachments.verify(), *self._pin_again()])
+
+    def _pin_again(self) -> list[str]:
+        with suppress(OSError):  # nothing can be pinned there: the links' failures say so
+            if gone := pins.pin_again(self._layout.bpffs, self.maps):
+                return [f"pins of {len(gone)} maps were gone"]
+        return []
+
+    @property
+    def unmounted(self) -> bool:
+        """The node's bpffs was taken away under this process, which goes on with a copy that ends with it."""
+        return self._follows and not follows(self._layout.bpffs)
 
     def _in_thread(self, call: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._thread, call)

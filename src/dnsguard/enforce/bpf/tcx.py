@@ -127,7 +127,8 @@ def _detaching(pin: Path) -> Iterator[None]:
     """What is pinned there now is off its link in the end."""
     try:
         fd = syscall.get_pinned(pin)
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
+        # Without bpf(2) the pin alone can go. It is what holds the program.
         yield
         return
     try:

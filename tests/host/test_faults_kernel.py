@@ -1,0 +1,240 @@
+"""Somebody breaks what dnsguard has in the kernel: the pods stay closed, it is whole again soon, and is told once.
+
+the table, its sets, elements and rules .................... ..._table...
+eBPF's links, filters, qdiscs, pins, and their bpffs ....... ..._program..., ..._pin..., ..._bpffs...
+a capability that the unit does not have ................... ..._capability...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dnsguard.enforce.bpf.clsact import filters_of
+from dnsguard.enforce.bpf.hooks import HOOKS, Hook
+from dnsguard.enforce.bpf.syscall import prog_query
+from tests.host.faults import WHOLE_SECONDS, Journal, closed, drop_in, older, whole
+from tests.host.host import UNIT, Host
+from tests.node.scene import DB, OTHER, A
+
+pytestmark = pytest.mark.node
+
+PINS = "/sys/fs/bpf/dnsguard"
+BPFFS = (
+    "mount -o remount,rw /sys; mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf /sys/fs/bpf; mount -o remount,ro /sys"
+)
+CAPABILITIES = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
+
+
+@pytest.fixture(scope="module")
+def old(image: Path) -> Iterator[Host]:
+    with older(image) as host:
+        yield host
+
+
+def table(host: Host) -> str:
+    """Chains, rules, pairs and pod `a`'s leases, without what counts or runs out."""
+    return host.machine.shell("nft -s -t list table inet dnsguard; nft list map inet dnsguard pods4") + str(
+        sorted(host.scene.elements(A))
+    )
+
+
+def pinned(host: Host) -> list[str]:
+    return host.machine.shell(f"cd {PINS} && find . -type f | sort").split()
+
+
+def programs(host: Host) -> int:
+    """How many programs are on the links of the two pods."""
+
+    def count() -> int:
+        links = [socket.if_nametoindex(pod.link) for pod in (host.scene.a, host.scene.b)]
+        return sum(on_hook(link, hook) for link in links for hook in HOOKS)
+
+    return host.lab.inside(host.lab.node, count)
+
+
+def on_hook(link: int, hook: Hook) -> int:
+    with contextlib.suppress(OSError):  # no such qdisc
+        return len(prog_query(link, hook.tcx)) + len(filters_of(link, hook))
+    return len(prog_query(link, hook.tcx))
+
+
+# ---- the table
+
+
+@pytest.mark.parametrize("command", ["flush ruleset", "delete table inet dnsguard", "flush chain inet dnsguard pod"])
+def test_a_table_that_is_owned_is_not_broken_by_others_and_nothing_is_told(standing: Host, command: str) -> None:
+    whole(standing)
+    before, journal = table(standing), Journal(standing)
+
+    with closed(standing):
+        standing.machine.run("nft", *command.split(), check=False)
+
+        whole(standing)
+    assert table(standing) == before
+    assert journal.told == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "flush ruleset",
+        "delete table inet dnsguard",
+        "flush set inet dnsguard tcp_8080_v4",
+        f"delete element inet dnsguard tcp_8080_v4 {{ {A} . {DB} }}",
+        f"add element inet dnsguard tcp_8080_v4 {{ {A} . {OTHER} timeout 1h }}",
+        "flush chain inet dnsguard pod",
+    ],
+)
+def test_a_table_that_anybody_may_change_is_put_right_and_told_once(old: Host, command: str) -> None:
+    whole(old)
+    before, journal = table(old), Journal(old)
+    with closed(old) as leaks:
+        old.machine.run("nft", *command.split())
+
+        old.until(lambda: table(old) == before, WHOLE_SECONDS)
+        assert before == table(old)
+        assert " by nft[" in journal.once("kernel_state_repaired")
+        print(f"queries that went up before it was noticed: {len(leaks.queries())}")
+        whole(old)
+    assert len(journal.told) == 1
+
+
+def test_a_set_that_is_deleted_with_the_rule_that_names_it_comes_back(old: Host) -> None:
+    whole(old)
+    before, journal = table(old), Journal(old)
+    chain = old.machine.shell("nft -a list table inet dnsguard | grep -B9 '@tcp_8080_v4' | grep -o 'chain [a-z0-9_]*'")
+    name = chain.split()[-1]
+    with closed(old):
+        handle = old.machine.shell(f"nft -a list chain inet dnsguard {name} | grep @tcp_8080_v4").split()[-1]
+
+        script = f"delete rule inet dnsguard {name} handle {handle}; delete set inet dnsguard tcp_8080_v4"
+        old.machine.run("nft", script)
+
+        old.until(lambda: table(old) == before, WHOLE_SECONDS)
+        whole(old)
+    journal.once("kernel_state_repaired")
+
+
+# ---- eBPF
+
+
+def test_programs_that_are_detached_are_put_back_and_told_once(standing: Host) -> None:
+    journal = Journal(standing)
+    with closed(standing):
+        standing.machine.shell(f"for pin in {PINS}/links/*; do bpftool link detach pinned $pin; done")
+
+        standing.until(lambda: programs(standing) == 4, WHOLE_SECONDS)
+        told = journal.once("kernel_state_repaired")
+        whole(standing)
+    assert "veth-a: from_pod was gone, veth-a: to_pod was gone, veth-b: from_pod was gone" in told
+
+
+def test_pins_that_are_removed_are_put_back_so_that_all_outlives_the_daemon_and_told_once(standing: Host) -> None:
+    before, journal = pinned(standing), Journal(standing)
+    with closed(standing):
+        standing.machine.shell(f"rm {PINS}/links/* {PINS}/maps/* {PINS}/layout")
+
+        standing.until(lambda: pinned(standing) == before and programs(standing) == 4, WHOLE_SECONDS)
+        assert "pins of 20 maps were gone" in journal.once("kernel_state_repaired")
+        whole(standing)
+        standing.machine.systemctl("stop", UNIT, "dnsguard.socket")
+        assert programs(standing) == 4
+        standing.daemon.start()
+        whole(standing)
+
+
+def test_a_map_whose_pin_was_removed_is_the_next_daemons_too(standing: Host) -> None:
+    scene = standing.scene
+    standing.machine.shell(f"rm {PINS}/maps/flows")
+    standing.until(lambda: "./maps/flows" in pinned(standing), WHOLE_SECONDS)
+    whole(standing)
+    with scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
+        standing.machine.systemctl("restart", UNIT)
+        assert flow.alive()
+
+
+def test_filters_and_qdiscs_that_are_removed_are_put_back_and_told_once(old: Host) -> None:
+    whole(old)
+    journal = Journal(old)
+    with closed(old):
+        old.machine.shell(f"tc filter del dev {old.scene.a.link} ingress; tc qdisc del dev {old.scene.b.link} clsact")
+
+        old.until(lambda: programs(old) == 4, WHOLE_SECONDS)
+        told = journal.once("kernel_state_repaired")
+        whole(old)
+    assert told.endswith("veth-a: from_pod was gone, veth-b: from_pod was gone, veth-b: to_pod was gone")
+
+
+def test_a_bpffs_that_is_unmounted_changes_nothing_until_the_restart_which_makes_all_anew(standing: Host) -> None:
+    before, journal = pinned(standing), Journal(standing)
+    with closed(standing):
+        standing.machine.run("umount", "/sys/fs/bpf")
+
+        standing.until(lambda: bool(journal.told), 2 * WHOLE_SECONDS)
+        assert "Restart dnsguard" in journal.once("node_problem")
+        assert programs(standing) == 4
+        whole(standing)
+        standing.machine.shell(BPFFS)
+        standing.machine.systemctl("restart", UNIT)
+        whole(standing)
+    assert (pinned(standing), programs(standing)) == (before, 4)
+    assert standing.daemon.ask("status")["enforcers"] == ["nftables", "ebpf"]
+    assert len(journal.told) == 1
+
+
+# ---- capabilities
+
+
+def without(capability: str) -> str:
+    left = " ".join(one for one in CAPABILITIES if one != capability)
+    return f"AmbientCapabilities=\nAmbientCapabilities={left}"
+
+
+@pytest.mark.parametrize("capability", ["CAP_BPF", "CAP_PERFMON"])
+def test_without_a_capability_of_ebpf_nftables_enforces_alone_and_the_event_names_it(
+    standing: Host, capability: str
+) -> None:
+    with closed(standing):
+        with drop_in(standing, "less", without(capability)):
+            standing.machine.systemctl("restart", UNIT)
+            whole(standing)
+            assert standing.daemon.ask("status")["enforcers"] == ["nftables"]
+            (told,) = standing.machine.journal(f"_PID={standing.daemon.pid}", "DNSGUARD_EVENT=feature_left_out")
+            assert capability in told["MESSAGE"]
+            assert programs(standing) == 0
+        standing.machine.systemctl("restart", UNIT)
+        whole(standing)
+    assert standing.daemon.ask("status")["enforcers"] == ["nftables", "ebpf"]
+    assert programs(standing) == 4
+
+
+def test_without_bpf_at_all_what_an_earlier_daemon_put_on_the_links_is_taken_off(standing: Host) -> None:
+    with closed(standing):
+        with drop_in(standing, "less", "SystemCallFilter=~bpf"):
+            standing.machine.systemctl("restart", UNIT)
+            whole(standing)
+            assert standing.daemon.ask("status")["enforcers"] == ["nftables"]
+            assert programs(standing) == 0
+        standing.machine.systemctl("restart", UNIT)
+        whole(standing)
+    assert programs(standing) == 4
+
+
+def test_without_the_capability_for_the_network_it_does_not_start_and_the_node_stays_as_it_was(standing: Host) -> None:
+    whole(standing)
+    before = table(standing)
+    with closed(standing):
+        with drop_in(standing, "less", without("CAP_NET_ADMIN")):
+            standing.machine.systemctl("restart", UNIT, check=False)
+            standing.until(lambda: standing.machine.show(UNIT, "ExecMainStatus") == {"ExecMainStatus": "77"})
+            assert "CAP_NET_ADMIN is missing" in standing.machine.shell(f"journalctl -u {UNIT} -n 20 -o cat")
+            assert table(standing) == before
+            assert programs(standing) == 4
+            assert standing.scene.opens(standing.scene.a, DB)
+        standing.until(standing.daemon.ready)
+        whole(standing)
