@@ -175,7 +175,7 @@ def main() -> int:
     options = arguments()
     pace = QUICK if options.quick else dataclasses.replace(FULL, rounds=options.rounds)
     cores = Cores(options.server_cpu, options.load_cpu)
-    subjects = chosen("dnsguard" if options.profile or options.memory else options.only)
+    subjects = () if options.memory else chosen("dnsguard" if options.profile else options.only)
     if os.cpu_count() == 1 or not {cores.server, cores.load} <= os.sched_getaffinity(0):
         sys.exit("two cores are needed: one for the server, one for load and upstream")
     try:
