@@ -54,6 +54,8 @@ class Runtime:
         if self._told:
             return
         self._told = True
-        self._events.emit(EventKind.RUNTIME_LOST, reason=str(error), **fields)
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error)
+        self._events.emit(EventKind.RUNTIME_LOST, reason=reason, **fields)
         if self._end is not None:
             self._end()
