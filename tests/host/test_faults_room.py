@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dnslib import DNSRecord
 
 from dnsguard.learning.state import read_rows
 from tests.host.faults import PATIENCE, WHOLE, Closed, answered, events, fresh_name, is_whole, whole_soon
 from tests.host.host import UNIT, Host, hosting
 from tests.node.daemon import ANY_RESOLVER
+from tests.node.scene import ALLOWLIST, DB, addresses, exchange
 
 pytestmark = pytest.mark.node
 
@@ -21,6 +22,8 @@ FRESH = "198.18.0.9"
 RUNTIME, STATE, JOURNAL = "/run/dnsguard", "/var/lib/dnsguard", "/run/log/journal"
 FEW, FEWER = 160, 24
 """Descriptors: so few that two pods can use up what connections may have; and less than the daemon has open."""
+MANY = 4_000
+"""Pods of a policy that takes more room than the names do that make way."""
 EACH = 60
 """Connections of one pod."""
 
@@ -63,6 +66,9 @@ def test_names_that_find_no_room_delay_nothing_and_are_written_when_there_is_som
 
 
 def test_a_reload_without_room_for_the_policy_says_so_and_the_one_before_stays(small: Host) -> None:
+    pods = {f"10.100.{n // 256}.{n % 256}": ["db.example.com"] for n in range(MANY)}
+    small.daemon.write("allowlist.yaml", "Allowlist", {**ALLOWLIST, "pods": {**ALLOWLIST["pods"], **pods}})
+
     with full(small, RUNTIME), Closed(small):
         refused = small.daemon.call("reload")
         assert is_whole(small)
@@ -182,16 +188,14 @@ def test_without_any_descriptor_the_daemon_does_not_spin_and_blames_no_upstream(
 
 
 def test_a_connection_that_came_while_there_was_no_descriptor_is_answered_once_there_is(few: Host) -> None:
-    scene = few.scene
-    with contextlib.ExitStack() as opened:
+    scene, before = few.scene, told(few)[0]
+    question = bytes(DNSRecord.question("db.example.com").pack())
+
+    with scene.client(scene.a, ANY_RESOLVER, stream=True) as client:
         with at_most(few, FEWER):
-            client = opened.enter_context(scene.client(scene.a, ANY_RESOLVER, stream=True))
-            client.sendall(
-                b"\x00\x1d\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x02db\x07example\x03com\x00\x00\x01\x00\x01"[
-                    :31
-                ]
-            )
-            few.until(lambda: bool(told(few)[0]), PATIENCE)
-        client.settimeout(WHOLE)
-        assert isinstance(client, socket.socket)
-        assert client.recv(2)
+            second = scene.client(scene.a, ANY_RESOLVER, stream=True)
+            few.until(lambda: told(few)[0] > before, PATIENCE)
+        with second:
+            for waiting in (client, second):
+                waiting.settimeout(WHOLE)
+                assert addresses(exchange(waiting, question, True)) == [DB]

@@ -31,6 +31,7 @@ def node(image: Path) -> Iterator[Host]:
 def packets(host: Host, verdict: str) -> Iterator[None]:
     """What arrives at the upstream's port meets this verdict of nftables."""
     world = host.lab.world
+    host.lab.sysctl(world, ipv4__icmp_ratelimit=0)  # one ICMP error for each packet that is rejected
     rules = f"add table inet fault; add chain inet fault in {{ type filter hook input priority 0; }}; \
         add rule inet fault in meta l4proto {{ tcp, udp }} th dport 53 {verdict}"
     host.lab.run(world, "nft", rules)
