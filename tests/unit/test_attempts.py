@@ -136,3 +136,13 @@ def test_one_answer_of_use_in_between_begins_the_count_anew() -> None:
     assert not servers.useful(0)
 
     assert [servers.useless(0, 4.0 + n) for n in range(5)] == [False] * 4 + [True]
+
+
+def test_an_upstream_that_answers_probes_and_no_query_is_not_told_of_again_and_again() -> None:
+    servers, told = Servers(1), []
+    for _ in range(4):
+        told.append([servers.failed(0, 0.0), servers.failed(0, 0.0), servers.probed(0)])
+
+    assert told == [[False, True, True], [False, True, False], [False, False, False], [False, False, False]]
+    assert (servers.answered(0, 9.0), servers.answered(0, 9.0)) == (True, False)
+    assert [servers.failed(0, 9.0), servers.failed(0, 9.0), servers.probed(0)] == [False, True, True]
