@@ -25,7 +25,7 @@ class Lock:
         """Whether whoever looks for the lock finds this one."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def renew(self) -> None:
