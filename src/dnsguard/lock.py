@@ -25,7 +25,7 @@ class Lock:
         """Whether whoever looks for the lock finds this one."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def renew(self) -> None:
@@ -51,7 +51,7 @@ def _locked(path: Path) -> int:
     runtime = path.parent
     try:
         runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _opened(path)
     except PermissionError as error:
         raise MissingFeatureError(f"root is missing: run this as root ({error.filename}: {error.strerror})") from error
     except OSError as error:
@@ -61,4 +61,18 @@ def _locked(path: Path) -> int:
     except BlockingIOError:
         os.close(descriptor)
         raise CallError(f"a daemon is running on {runtime}; stop it first") from None
+    return descriptor
+
+
+def _opened(path: Path) -> int:
+    """A new one is the directory's owner's: root's `cleanup` must not lock out the service, which is another user. That
+    user writes the directory, so nothing there may lead root elsewhere."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
     return descriptor

@@ -497,5 +497,5 @@ class Service:
         self._kernel.table_repaired(what)
 
     def _upstream_back(self, server: int) -> None:
-        if self._engine.servers.answered(server, time.monotonic()):
+        if self._engine.servers.probed(server):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=str(self._settings.upstreams[server]))

@@ -417,7 +417,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.RUNTIME_LOST: Description(
         ERROR,
-        "{what} is gone from {path} and cannot be made again: {reason}",
+        "{what} went from {path} and cannot be made again: {reason}",
         UUID("d8041957-8be9-44f7-8d83-aa084b3e8bda"),
         "Under systemd dnsguard ends and is started again, with the folder made anew. Else make the folder, for its "
         "user. Find out what removed it.",
