@@ -147,6 +147,7 @@ async def test_a_dropped_packet_is_a_flow_that_was_denied(node: Node) -> None:
     node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 443, "default", packets=4))
     node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 444, "source"))
     node.seen.denied(Denial(LinkIndex(9), OWN, PEER, 6, 445, "default"))
+    node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 446, "default", begins=False))
 
     (flow,) = (await node.row())["flows"]
 
