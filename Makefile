@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup venv install uninstall demo test test-unit test-kernels lint lock bpf deb bench fuzz clean
+.PHONY: help setup venv install uninstall demo test test-unit test-kernels lint lock generated bpf deb bench fuzz clean
 
 PYTHON ?= /usr/bin/python3
 KEEP ?=
@@ -67,6 +67,10 @@ lock: venv ## Resolve the dependencies anew into the lock files, with hashes
 	$(UV_LOCK) pyproject.toml -c requirements.lock -o requirements-run.lock
 	echo hatchling | $(UV_LOCK) - -c requirements.lock -o requirements-build.lock
 	$(UV_LOCK) pyproject.toml --upgrade --extra bench -c requirements.lock -o requirements-bench.lock
+
+generated: venv ## Write anew what is made from the code: reference pages, schemas, man pages, completions, catalog, dashboard
+	for room in config cli observe; do .venv/bin/python -m dnsguard.$$room.reference .; done
+	.venv/bin/python packaging/grafana/dashboard.py
 
 bpf: ## Compile the eBPF program into the package (clang, llvm, libbpf-dev). The object is committed: nobody else needs this
 	$(PYTHON) bpf/build.py

@@ -7,6 +7,7 @@ taken from .cache/deb. Needs debhelper, and an index from which pip gets the loc
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -28,14 +29,20 @@ KEPT = 3
 def build() -> Path:
     """The package of these sources, in dist/. Raises CalledProcessError with the tool's own words on the terminal."""
     cached = CACHE / digest()
-    if not cached.is_dir():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE, prefix="build-") as folder:
-            _build(Path(folder)).rename(cached)
-        _forget()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _have(cached)
     package = next(cached.glob("*.deb"))
     (TOP / "dist").mkdir(exist_ok=True)
     return Path(shutil.copy2(package, TOP / "dist"))
+
+
+def _have(cached: Path) -> None:
+    if not cached.is_dir():
+        with tempfile.TemporaryDirectory(dir=CACHE, prefix="build-") as folder:
+            _build(Path(folder)).rename(cached)
+        _forget()
 
 
 def digest() -> str:

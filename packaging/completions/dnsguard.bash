@@ -32,11 +32,10 @@ _dnsguard() {
         learn:--pod) return ;;
         learn:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         cleanup:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
-        close:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
         version:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
     esac
     case $command in
-        '') words="run check explain status pods leases monitor reload learn demo cleanup close version --config --help" ;;
+        '') words="run check explain status pods leases monitor reload learn demo cleanup version --config --help" ;;
         run) words="--config --help" ;;
         check) words="--config --allowlist --json --system --help" ;;
         explain) words="--offline --allowlist --config --json --help" ;;
@@ -48,7 +47,6 @@ _dnsguard() {
         learn) words="--pod --config --json --help" ;;
         demo) words="--keep --help" ;;
         cleanup) words="--config --help" ;;
-        close) words="--config --help" ;;
         version) words="--config --json --help" ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")

@@ -41,8 +41,6 @@ complete -c dnsguard -n __fish_use_subcommand -a demo -d 'Show dnsguard at work.
 complete -c dnsguard -n '__fish_seen_subcommand_from demo' -l keep -d 'Leave it running and say how to enter a pod.'
 complete -c dnsguard -n __fish_use_subcommand -a cleanup -d 'Remove every trace from the kernel.'
 complete -c dnsguard -n '__fish_seen_subcommand_from cleanup' -l config -r -F -d 'Configuration file [default: /etc/dnsguard/config.yaml].'
-complete -c dnsguard -n __fish_use_subcommand -a close -d 'Close every pod link until a daemon takes over.'
-complete -c dnsguard -n '__fish_seen_subcommand_from close' -l config -r -F -d 'Configuration file [default: /etc/dnsguard/config.yaml].'
 complete -c dnsguard -n __fish_use_subcommand -a version -d 'Print the version of dnsguard, of Python and of the kernel.'
 complete -c dnsguard -n '__fish_seen_subcommand_from version' -l config -r -F -d 'Configuration file [default: /etc/dnsguard/config.yaml].'
 complete -c dnsguard -n '__fish_seen_subcommand_from version' -l json -d 'One JSON object a line, for programs.'

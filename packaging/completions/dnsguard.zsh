@@ -15,7 +15,6 @@ _dnsguard() {
         'learn:Print the allowlist that would have allowed what was seen.'
         'demo:Show dnsguard at work.'
         'cleanup:Remove every trace from the kernel.'
-        'close:Close every pod link until a daemon takes over.'
         'version:Print the version of dnsguard, of Python and of the kernel.'
     )
     _arguments -C '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--help[Show the help.]' '1:command:->command' '*::argument:->argument' && return
@@ -34,7 +33,6 @@ _dnsguard() {
                 learn) _arguments '*--pod=[Only this pod: its name or one of its addresses.]:POD: ' '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
                 demo) _arguments '*--keep[Leave it running and say how to enter a pod.]' '--help[Show the help.]' ;;
                 cleanup) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '--help[Show the help.]' ;;
-                close) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '--help[Show the help.]' ;;
                 version) _arguments '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--json[One JSON object a line, for programs.]' '--help[Show the help.]' ;;
             esac ;;
     esac

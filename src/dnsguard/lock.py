@@ -12,12 +12,46 @@ from dnsguard.control.calls import CallError
 from dnsguard.core.errors import MissingFeatureError
 
 
+class Lock:
+    """A file that only one process has locked, for as long as that process lives or until `close`."""
+
+    def __init__(self, runtime: Path) -> None:
+        """Raises CallError when another process has it or the directory cannot be used, MissingFeatureError when the
+        user may not."""
+        self.path = runtime / "lock"
+        self._descriptor = _locked(self.path)
+
+    def stands(self) -> bool:
+        """Whether whoever looks for the lock finds this one."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except OSError:
+            return False
+
+    def renew(self) -> None:
+        """Lock the file that stands there now, or a new one. Raises as the constructor does, with the old one kept."""
+        before, self._descriptor = self._descriptor, _locked(self.path)
+        os.close(before)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 @contextlib.contextmanager
-def only_one(runtime: Path) -> Iterator[None]:
+def only_one(runtime: Path) -> Iterator[Lock]:
     """Be the only daemon on this runtime directory."""
+    lock = Lock(runtime)
+    try:
+        yield lock
+    finally:
+        lock.close()
+
+
+def _locked(path: Path) -> int:
+    runtime = path.parent
     try:
         runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
-        descriptor = os.open(runtime / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _opened(path)
     except PermissionError as error:
         raise MissingFeatureError(f"root is missing: run this as root ({error.filename}: {error.strerror})") from error
     except OSError as error:
@@ -25,8 +59,20 @@ def only_one(runtime: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise CallError(f"a daemon is running on {runtime}; stop it first") from None
-    else:
-        yield
-    finally:
         os.close(descriptor)
+        raise CallError(f"a daemon is running on {runtime}; stop it first") from None
+    return descriptor
+
+
+def _opened(path: Path) -> int:
+    """A new one is the directory's owner's: root's `cleanup` must not lock out the service, which is another user. That
+    user writes the directory, so nothing there may lead root elsewhere."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    return descriptor

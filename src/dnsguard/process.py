@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import gc
+import os
 import resource
 import sys
+from typing import Final
+
+from dnsguard.engine.contracts import EventKind, Events
+
+RESERVED: Final = 4096
+"""File descriptors at most, and a quarter of all, that connections of pods do not get: upstreams, a reload, the control
+socket and scrapes need some."""
 
 
 def tune_interpreter() -> None:
@@ -35,3 +44,46 @@ def raise_descriptors() -> None:
     """As many as this process may have: 50 pods with 20 DNS connections each would use up the usual 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class Descriptors:
+    """Tells once when file descriptors run short, and once when they do no longer.
+
+    The kernel gives the lowest number that is free, so a high number means that few are left.
+    """
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.limit = limit
+        self.for_connections = limit - min(limit // 4, RESERVED)
+        """Connections of pods may have descriptors below this number."""
+        self._crowded = 0
+        self._short = False
+
+    def crowded(self) -> None:
+        """A connection was turned away for its descriptor's number."""
+        self._crowded += 1
+
+    async def look(self) -> None:
+        """Once a second or so."""
+        crowded, self._crowded = self._crowded, 0
+        none = not _one_is_left()
+        if (none or crowded) and not self._short:
+            self._events.emit(EventKind.DESCRIPTORS_SHORT, reason=self._why(none=none))
+        elif self._short and not none and not crowded:
+            self._events.emit(EventKind.DESCRIPTORS_FREE)
+        self._short = none or crowded > 0
+
+    def _why(self, *, none: bool) -> str:
+        if none:
+            return f"all {self.limit} that this process may have are in use"
+        return f"TCP connections of pods use {self.for_connections} of {self.limit}, and get no more"
+
+
+def _one_is_left() -> bool:
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True

@@ -30,8 +30,10 @@ T = TypeVar("T")
 LOOK: Final[Seconds] = 20.0
 """Between two looks at flows. A UDP flow that nobody answered, and a TCP connection that was refused, are gone from
 connection tracking after 30 s and 10 s."""
-FLUSH: Final[Seconds] = 60.0
-"""Between two writes of what changed."""
+FLUSH: Final[Seconds] = 300.0
+"""Between two writes of what changed: a busy node's 40,000 names take a second of the thread's time."""
+REPAIR: Final[Seconds] = 3.0
+"""Between two attempts to write what could not be written."""
 SLICE: Final = 200
 """Flows between two turns of the event loop."""
 _DNS: Final = 53
@@ -52,7 +54,7 @@ class Sources:
 
 
 class Seen:
-    """Fills one book. `begin` comes first, `close` last."""
+    """Fills one book. `close` comes last."""
 
     def __init__(self, book: Book, sources: Sources, folder: Path, events: Events) -> None:
         self._book = book
@@ -61,31 +63,47 @@ class Seen:
         self._events = events
         self._thread = ThreadPoolExecutor(1, "dnsguard-seen")
         self._one = asyncio.Lock()
+        self._beginning = asyncio.Lock()
+        self._begun = False
         self._open: set[int] = set()
         self._audited: Mapping[Hashable, int] | None = None
         self._told = ""
+        self._unwritten = False
 
     async def begin(self) -> None:
-        """Take up what an earlier process has seen."""
-        rows, problem = await self._in_thread(self._file.read)
-        self._tell(problem)
+        """Take up what an earlier process has seen, if that has not been done: by the first look at the latest, so that
+        no start waits for it."""
+        async with self._beginning:
+            if self._begun:
+                return
+            books, problem = await self._in_thread(self._read)
+            self._tell(problem)
+            for pod, earlier in books:
+                if (book := self._book.pods.setdefault(pod, earlier)) is not earlier:
+                    book.absorb(earlier)
+                await asyncio.sleep(0)
+            self._book.share()
+            self._begun = True
+
+    def _read(self) -> tuple[list[tuple[str, PodBook]], str]:
+        rows, problem = self._file.read()
         offset = time.time() - time.monotonic()
-        for row in sorted(rows, key=lambda row: row["last"])[-PODS:]:
-            self._book.pods.setdefault(row["pod"], book_of(row, offset))
-            await asyncio.sleep(0)
+        latest = sorted(rows, key=lambda row: row["last"])[-PODS:]
+        return [(row["pod"], book_of(row, offset)) for row in latest], problem
 
     # ---- flows
 
     def denied(self, denial: Denial) -> None:
         """A packet was dropped."""
         pod = self._sources.pods.by_link.get(denial.link)
-        if pod is None or denial.peer is None or denial.reason not in _DENIED:
+        if pod is None or denial.peer is None or denial.reason not in _DENIED or not denial.begins:
             return
         to = denial.peer, denial.protocol, denial.port
         self._book.went(pod.name, to, denial.packets, time.monotonic(), denied=True)
 
     async def look(self) -> None:
         """See which flows there are."""
+        await self.begin()
         async with self._one:
             owners = {address: pod for pod in self._sources.pods for address in pod.addresses}
             self._live(owners)
@@ -158,6 +176,7 @@ class Seen:
 
     async def flush(self) -> None:
         """Write what changed since the last time."""
+        await self.begin()
         copies = [(name, book.copy()) for name, book in self._book.changed()]
         if not copies:
             return
@@ -165,6 +184,14 @@ class Seen:
         self._tell(problem)
         for name in [name for name, _ in copies if problem and name in self._book.pods]:
             self._book.pods[name].changed = True
+        if self._unwritten and not problem:
+            self._events.emit(EventKind.STATE_FILE_WRITTEN, path=str(self._file.path))
+        self._unwritten = bool(problem)
+
+    async def flush_again(self) -> None:
+        """Write what could not be written the last time."""
+        if self._unwritten:
+            await self.flush()
 
     async def close(self) -> None:
         """Write what is left, then end the thread."""

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf, Revocation
 from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.api import ControlServer
-from dnsguard.control.calls import Gap, Reloaded, exit_code_of
+from dnsguard.control.calls import WRONG, Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
@@ -45,7 +46,7 @@ from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import UdpListener
-from dnsguard.lock import only_one
+from dnsguard.lock import Lock, only_one
 from dnsguard.names_file.content import Names
 from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
@@ -61,11 +62,12 @@ from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
 from dnsguard.policies import Policies, print_all
-from dnsguard.process import raise_descriptors, return_memory, tell_stacks_on_abort, tune_interpreter
+from dnsguard.process import Descriptors, raise_descriptors, return_memory, tell_stacks_on_abort, tune_interpreter
 from dnsguard.reports import Configured, Reports
 from dnsguard.restore import Left, restore
+from dnsguard.runtime import Runtime
 from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
-from dnsguard.seen import FLUSH, LOOK, Seen, Sources
+from dnsguard.seen import FLUSH, LOOK, REPAIR, Seen, Sources
 from dnsguard.sources.store import Store
 from dnsguard.supervision import Supervision
 from dnsguard.upstream.health import Probes
@@ -90,11 +92,11 @@ def run(config: Path) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit code."""
     try:
         settings = load_settings(config)
-        with only_one(settings.paths.runtime):
+        with only_one(settings.paths.runtime) as lock:
             tell_stacks_on_abort()
             tune_interpreter()
             raise_descriptors()
-            return uvloop.run(Service(config, settings).run())
+            return uvloop.run(Service(config, settings, lock).run())
     except ConfigError as error:
         return print_all(error.diagnostics)
     except DnsguardError as error:
@@ -105,8 +107,9 @@ def run(config: Path) -> int:
 class Service:
     """One daemon. `run` starts it, waits for a signal, and stops it."""
 
-    def __init__(self, config: Path, settings: Settings) -> None:
+    def __init__(self, config: Path, settings: Settings, lock: Lock) -> None:
         self._config = config
+        self._lock = lock
         self._settings = settings
         self._log = open_log(settings.log.format.value, settings.log.level.value)
         self._events = EventLog(
@@ -119,7 +122,9 @@ class Service:
         )
         self._supervision = Supervision(Systemd.from_environment(os.environ))
         self._counters = Counters()
+        self._descriptors = Descriptors(self._events)
         self._stop = asyncio.Event()
+        self._code = 0
         self._hangup = asyncio.Event()
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
@@ -141,6 +146,8 @@ class Service:
     async def run(self) -> int:
         """Returns the exit code; errors of the start are raised as DnsguardError."""
         loop = asyncio.get_running_loop()
+        # One thread for all that might block: else there come to be as many as there ever were such calls at a time.
+        loop.set_default_executor(ThreadPoolExecutor(1, "dnsguard"))
         self._log.outlet.attach(loop)
         # First of all: a SIGHUP while a large allowlist is read asks for a reload, and must not end the process.
         for number, event in (
@@ -168,7 +175,7 @@ class Service:
             self._events.emit(EventKind.STOPPED)
             self._events.close()
             self._log.outlet.close()
-        return 0
+        return self._code
 
     async def _start(self, rooms: contextlib.AsyncExitStack) -> list[Coroutine[Any, Any, None]]:
         """Open every room; what runs until the stop is returned, to be started."""
@@ -192,7 +199,6 @@ class Service:
             await interception.install()
             self._beside.intercepting()
         policy, names = await self._policies.first(), await self._names.read()
-        await self._sightings.begin()
         rooms.push_async_callback(self._sightings.close)
         await self._restore(policy, names)
         if self._enforcer.owned:
@@ -224,6 +230,9 @@ class Service:
             self._background.every(ROOM, "room for flows", ConntrackRoom(self._events).look),
             self._background.every(LOOK, "flows seen", self._sightings.look),
             self._background.every(FLUSH, "what was seen", self._sightings.flush),
+            self._background.every(REPAIR, "what was seen", self._sightings.flush_again),
+            self._background.every(AGAIN, "descriptors", self._descriptors.look),
+            self._background.every(AGAIN, "runtime directory", self._runtime.look),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
             self._background.every(AGAIN, "probes", probes.run),
             self._background.whenever(self._links_changed, "links", self._follow_links),
@@ -296,6 +305,8 @@ class Service:
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
         cut, audited = await self._enforcer.cut_before(), await self._enforcer.audits()
+        if audited:
+            await self._sightings.begin()  # it knows which names led to the addresses of open flows
         self._drops.adopt(await self._enforcer.dropped())
         if self._beside is not None:
             self._beside.adopt_counters(self._drops, self._answers)
@@ -321,7 +332,8 @@ class Service:
             exchanges.question,
             partial(self._background.defect, "TCP queries"),
             admit=exchanges.admit,
-            limits=TcpLimits(tcp.idle, tcp.total),
+            limits=TcpLimits(tcp.idle, tcp.total, self._descriptors.for_connections),
+            on_crowded=self._descriptors.crowded,
         )
 
     async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
@@ -356,6 +368,8 @@ class Service:
         )
         await control.start()
         rooms.push_async_callback(control.stop)
+        end = self._end_for_another if self._supervision.restarted else None
+        self._runtime = Runtime(self._lock, control, self._events, end)
         if (listen := self._settings.metrics.listen) is not None:
             health = HealthServer(str(listen), build_registry(metrics), self._health())
             await health.start()
@@ -387,6 +401,11 @@ class Service:
         """What readiness waits for; empty when it is there."""
         gaps = self._gaps() if self._settings.enforcement.ebpf is Ebpf.ON else []
         return self._missing or (f"eBPF is not the first on {' '.join(gap['link'] for gap in gaps)}" if gaps else "")
+
+    def _end_for_another(self) -> None:
+        """Stop in order, as a failure: systemd starts another process."""
+        self._code = WRONG
+        self._stop.set()
 
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""
@@ -478,5 +497,5 @@ class Service:
         self._kernel.table_repaired(what)
 
     def _upstream_back(self, server: int) -> None:
-        if self._engine.servers.answered(server, time.monotonic()):
+        if self._engine.servers.probed(server):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=str(self._settings.upstreams[server]))

@@ -40,6 +40,11 @@ class Supervision:
         self._rejected = ""
         self.interval: Seconds = min(LOOK, systemd.watchdog / 4) if systemd.watchdog else LOOK
 
+    @property
+    def restarted(self) -> bool:
+        """Whether somebody starts this process again when it ends."""
+        return self._systemd.there
+
     # -- what outlives a process
 
     def listen(self, port: int, reply_mark: int, events: Events) -> ListenSockets:

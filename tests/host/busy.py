@@ -22,7 +22,7 @@ from tests.node.scene import ALLOWLIST, A, B
 PODS = 1000
 FRESH_NAMES = 8_000
 """Enough for three minutes of it."""
-SETTINGS = {"ttl": {"floor": "30s", "cap": "1h", "grace": "10s"}}
+TTL = {"floor": "30s", "cap": "1h", "grace": "10s"}
 """As shipped; the other host tests want leases that end soon."""
 
 
@@ -38,8 +38,8 @@ def crowd() -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def busy_host(layers: Sequence[Path], **config: object) -> Iterator[Host]:
-    with hosting(layers, allowlist=crowd(), **{**SETTINGS, **config}) as host:
+def busy_host(layers: Sequence[Path]) -> Iterator[Host]:
+    with hosting(layers, allowlist=crowd(), ttl=TTL) as host:
         for number in range(FRESH_NAMES):
             host.scene.zone.put(FRESH.format(number=number), "A", fresh_address(number))
         yield host
@@ -55,15 +55,11 @@ class Busy:
     def __enter__(self) -> Busy:
         lab, pod, zone = self._host.lab, self._host.scene.a, self._host.scene.zone
         first = sum(name.endswith(".fresh.example.com") for name in zone.names_asked())
-        self._process = lab.popen(
-            pod.namespace,
-            *(sys.executable, "-m", "tests.host.traffic", ANY_RESOLVER, str(first)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        program = [sys.executable, "-m", "tests.host.traffic", ANY_RESOLVER, str(first)]
+        self._process = lab.popen(pod.namespace, *program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         wait_for(lambda: zone.asked(FRESH.format(number=first + 20)) > 0, 10)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        said, _ = self._process.communicate("", timeout=60)
+    def __exit__(self, *error: object) -> None:
+        said, _ = self._process.communicate(timeout=60)
         self.result = json.loads(said)

@@ -29,6 +29,15 @@ def test_systemd_has_nothing_to_say_about_a_unit(bare: Machine, unit: str) -> No
     assert said.stdout + said.stderr == ""
 
 
+def test_a_boot_with_the_units_enabled_has_an_order(bare: Machine) -> None:
+    bare.systemctl("enable", "dnsguard.service")
+
+    said = bare.run("systemd-analyze", "verify", "--man=no", "multi-user.target", check=False)
+
+    assert "cycle" not in said.stderr
+    assert bare.shell("systemctl is-enabled dnsguard.socket dnsguard-early.service") == "enabled\n" * 2
+
+
 @pytest.mark.parametrize("unit", UNITS[:2])
 def test_a_service_is_exposed_no_more_than_it_must(bare: Machine, unit: str) -> None:
     path = f"/usr/lib/systemd/system/{unit}"

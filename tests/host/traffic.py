@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import struct
 import sys
 import time
@@ -296,7 +297,12 @@ def _send(writer: asyncio.StreamWriter, name: str, number: int) -> None:
 async def until_told(run: Callable[[asyncio.Event], Awaitable[dict[str, Any]]]) -> dict[str, Any]:
     """Run until standard input ends."""
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), lambda: sys.stdin.buffer.read1() or stop.set())
+
+    def told() -> None:
+        if not os.read(sys.stdin.fileno(), 1024):
+            stop.set()
+
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), told)
     return await run(stop)
 
 

@@ -11,6 +11,7 @@ a bad file, keys that need a restart ...................... a_configuration_with
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,10 +133,11 @@ def test_a_state_file_that_is_damaged_is_set_aside(scene: Scene) -> None:
     path.write_bytes(b"SQLite format 3\0" + bytes(5000))
 
     scene.daemon.start()
-
-    assert "is now seen.unusable" in scene.daemon.told("seen_file_failed")["reason"]
     assert scene.resolve(scene.a, "mail.example.com") == [MAIL]
-    assert "mail.example.com" in scene.daemon.call("learn").stdout
+    said = scene.daemon.call("learn").stdout
+
+    assert "mail.example.com" in said and "db.example.com" not in said
+    assert "is now seen.unusable" in scene.daemon.told("seen_file_failed")["reason"]
 
 
 @BOTH
@@ -196,3 +198,25 @@ def test_a_restart_into_enforce_cuts_the_flows_that_nothing_justifies(scene: Sce
     assert kept.alive() and unjust.dead()
     for flow in (kept, unjust):
         flow.socket.close()
+
+
+def test_what_is_learned_while_enforcing_allows_what_was_denied_too(tmp_path: Path) -> None:
+    with playing(tmp_path) as scene:
+        assert scene.resolve(scene.a, "db.example.com") == [DB]
+        assert scene.opens(scene.a, DB)
+        assert rcode(scene.ask(scene.a, "other.example.com")) == "NXDOMAIN"
+        assert not scene.opens(scene.a, BARE, WRONG_PORT)
+        scene.daemon.told("flow_denied", pod="shop/a", address=BARE)
+
+        content = learned(scene)
+        scene.daemon.signal(signal.SIGHUP)
+        scene.daemon.told("policy_loaded", generation=2)
+
+        assert content["policies"]["shop/a"]["egress"] == [
+            {"to": [{"domainNames": ["other.example.com"]}], "ports": [{"protocol": "TCP", "port": 9}]},
+            {"to": [{"domainNames": ["db.example.com"]}], "ports": [{"protocol": "TCP", "port": PORT}]},
+            {"to": [{"ipBlock": {"cidr": f"{BARE}/32"}}], "ports": [{"protocol": "TCP", "port": WRONG_PORT}]},
+        ]
+        assert scene.resolve(scene.a, "other.example.com") == [OTHER]
+        assert not scene.opens(scene.a, OTHER)
+        assert scene.opens(scene.a, BARE, WRONG_PORT) and scene.opens(scene.a, DB)

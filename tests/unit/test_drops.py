@@ -195,3 +195,41 @@ def test_what_the_kernel_answered_for_an_earlier_process_is_not_counted_again(st
 def test_nothing_answered_leaves_no_label_behind(stage: Stage) -> None:
     AnsweredInKernel(stage.engine).count([Answered(stage.links["web"], 0, 0, 4)])
     assert dict(stage.counters.requests) == {} and dict(stage.counters.cache_hits) == {}
+
+
+# ---- in Audit
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("default", EventKind.FLOW_AUDITED),
+        ("rule", EventKind.FLOW_AUDITED),
+        ("cut", EventKind.FLOW_AUDITED),
+        ("listener", EventKind.FLOW_AUDITED),
+        ("unknown", EventKind.FLOW_AUDITED),
+        ("source", EventKind.FLOW_DENIED),
+        ("malformed", EventKind.FLOW_DENIED),
+    ],
+)
+def test_in_audit_what_has_passed_is_told_and_counted_apart(
+    stage: Stage, drops: Drops, reason: str, kind: EventKind
+) -> None:
+    stage.engine.exchanges.set_audit(True)
+
+    drops.tell(denial(stage, reason))
+    drops.count([Dropped(reason, None, POD, None, 3)])
+
+    counters, passed = stage.engine.counters, kind is EventKind.FLOW_AUDITED
+    assert [one for one, _ in stage.told.events if one.value.startswith("flow_")] == [kind]
+    assert stage.told.of(kind)[0]["verdict"] == ("audited" if passed else "denied")
+    assert (dict(counters.egress_audited), dict(drops.audited)) == (({reason: 3}, {"web": 3}) if passed else ({}, {}))
+    assert (dict(counters.egress_denied), drops.by_pod) == (({}, {}) if passed else ({reason: 3}, {"web": 3}))
+
+
+def test_whoever_learns_hears_of_every_report(stage: Stage) -> None:
+    heard: list[Denial] = []
+
+    Drops(stage.engine, stage.told, stage.clock, heard.append).tell(denial(stage))
+
+    assert heard == [denial(stage)]

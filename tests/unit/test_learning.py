@@ -4,6 +4,7 @@ forge a line of the file."""
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -273,6 +274,7 @@ pods:
         ("com", 8, False),
         ("co.uk", 8, False),
         ("s3.amazonaws.com", 8, False),
+        ("\\053.6", 8, True),
     ],
 )
 def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
@@ -286,7 +288,9 @@ def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
 
     text = allowlist(rows_of(book))
 
-    assert (f'"*.{parent}"  # {names} names' in text) == written
+    quoted = json.dumps(f"*.{parent}")
+    assert (f"{quoted}  # {names} names" in text) == written
+    loaded(text)
     assert (f"host0.{parent}" in text) == (not written)
 
 
@@ -301,6 +305,19 @@ def test_an_address_that_serves_several_names_opens_the_port_for_each() -> None:
 
     assert [len(peer.patterns) for peer in rule.rule.domains] == [2]
     assert [one.first for one in rule.rule.ports] == [443]
+
+
+def test_an_address_that_was_used_before_any_name_led_there_is_written_itself_too() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    go(book, "shop/a", "192.0.2.1", 443)
+    play(book, "shop/a", "a.example.com", "192.0.2.1")
+    go(book, "shop/a", "192.0.2.1", 443)
+
+    (rule,) = policy(loaded(allowlist(rows_of(book))), "10.244.0.5").rules
+
+    assert [str(block.cidr) for block in rule.rule.blocks] == ["192.0.2.1/32"]
+    assert len(rule.rule.domains) == 1
 
 
 def test_a_pod_that_got_a_name_takes_along_what_was_seen_before() -> None:
@@ -393,10 +410,24 @@ def test_a_million_random_names_neither_grow_the_book_nor_push_anything_out() ->
     assert parse_name("db.example.com") in evil.names and parse_name("db.example.com") in good.names
     assert len(evil.names) <= limits.MOST_NAMES and len(evil.missing) <= limits.MISSING
     assert len(evil.children) <= 2 * limits.MOST_NAMES
-    assert len(evil.lately) + len(evil.earlier) <= 2 * limits.ADDRESSES
+    assert len(evil.lately) + len(evil.earlier) <= 2 * limits.MOST_ADDRESSES
     assert evil.folded[parse_name("evil.test")].count >= 29_000
     assert evil.stray_names > 50_000
     assert "questions and 0 flows went beyond" in allowlist(rows_of(book))
+
+
+def test_many_names_under_each_of_many_parents_do_not_grow_the_book() -> None:
+    book = Book()
+    for number in range(limits.FOLD * 2 * limits.MOST_NAMES):
+        name = Name(b"\x08%08x\x08%08x\x04evil\x04test\0" % (number, number // limits.FOLD))
+        book.unanswered("shop/evil", name, "", 1.0)
+
+    (row,) = rows_of(book)
+    evil, again = book.pods["shop/evil"], book_of(row, SINCE_1970)
+
+    assert evil.folded and evil.names_kept <= limits.MOST_NAMES and len(evil.children) <= limits.MOST_NAMES
+    assert again.folded and again.names_kept <= limits.MOST_NAMES
+    assert evil.stray_names > 50_000
 
 
 def test_a_port_scan_does_not_grow_the_book() -> None:
@@ -407,8 +438,21 @@ def test_a_port_scan_does_not_grow_the_book() -> None:
 
     found = book.pods["shop/evil"]
 
-    assert sum(map(len, found.flows.values())) == limits.FLOWS
-    assert found.stray_flows == 20_000 - limits.FLOWS
+    assert sum(map(len, found.flows.values())) == limits.MOST_FLOWS
+    assert found.stray_flows == 20_000 - limits.MOST_FLOWS
+
+
+def test_all_pods_together_have_a_bound_and_each_has_its_least() -> None:
+    book = Book()
+    for pod in range(300):
+        for number in range(400):
+            name = parse_name(f"n{number}.d{number}.p{pod}.example.com")
+            book.answered(f"pod{pod}", name, told("192.0.2.1"), "", 1.0)  # type: ignore[arg-type]
+
+    kept = [len(one.names) for one in book.pods.values()]
+
+    assert sum(kept) <= limits.NAMES + 300 * limits.LEAST_NAMES
+    assert min(kept) >= limits.LEAST_NAMES
 
 
 def test_only_the_pods_of_which_something_was_seen_last_are_kept() -> None:

@@ -265,7 +265,24 @@ def test_a_pod_that_went_leaves_nothing() -> None:
     armed(leases, DB)
     assert leases.remove_pod(POD) == [Element("tcp_443", ME + DB)]
     assert (len(leases), leases.elements) == (0, 0)
+    assert not any(leases._turns.values())
     assert leases.due(100.0) == []
+
+
+def test_a_pod_that_went_takes_nothing_of_another_with_it() -> None:
+    leases = table()
+    armed(leases, DB)
+    armed(leases, DB, pod=OTHER)
+    leases.remove_pod(POD)
+    assert [lease.pod for lease in leases.due(100.0)] == [OTHER]
+
+
+def test_a_lease_that_was_taken_back_and_forgotten_is_not_kept_until_it_would_have_ended() -> None:
+    leases = table()
+    armed(leases, DB, need=3600.0)
+    leases.rejustify(POD, only(B), 10.0, same_program=False)
+    leases.forget_ended(POD, (), OLD)
+    assert not any(leases._turns.values())
 
 
 def test_an_address_gained_and_one_lost_are_elements_written_and_removed() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dnsguard.core.limits import CONNECTIONS, IN_FLIGHT, NAMES, QUERIES, Limits, Share
 from dnsguard.core.model import Name
@@ -63,7 +65,7 @@ def test_names_of_a_minute_that_is_over_are_let_go_of_and_no_sooner(share: Share
     share.forget(59.0)
     assert share.name(Name(b"\1x\0"), 59.0) == NAMES
     share.forget(60.0)
-    assert share._names == set()
+    assert len(share._names) == 0
 
 
 def test_a_refused_query_takes_nothing_from_the_next(share: Share) -> None:
@@ -102,3 +104,14 @@ def test_work_counts_as_queries_and_is_begun_only_when_none_is_owed(share: Share
     assert allowed(share, 1.0, 100) == 0
     assert share.work(1, 1.0) is None
     assert allowed(share, 2.2, 100) == 11
+
+
+@given(st.lists(st.integers(0, 400), max_size=600), st.integers(1, 300))
+def test_a_minutes_names_are_counted_each_once_up_to_the_limit(asked: list[int], limit: int) -> None:
+    share = Share(Limits(names_per_minute=limit), 0.0)
+    counted: set[int] = set()
+    for number in asked:
+        refused = share.name(Name(b"\4%04d\0" % number), 0.0) is not None
+        assert refused == (number not in counted and len(counted) >= limit)
+        if not refused:
+            counted.add(number)

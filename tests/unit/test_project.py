@@ -26,7 +26,9 @@ def test_make_help_names_every_target_that_a_person_calls() -> None:
     assert {line.split()[1] for line in told.splitlines() if line.strip().startswith("make ")} == targets
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-bench.lock"])
+@pytest.mark.parametrize(
+    "lock", ["requirements.lock", "requirements-bench.lock", "requirements-run.lock", "requirements-build.lock"]
+)
 def test_every_locked_package_has_its_hashes(lock: str) -> None:
     packages = re.split(r"\n(?=[A-Za-z0-9])", (ROOT / lock).read_text())[1:]
 
@@ -41,8 +43,22 @@ def test_what_is_declared_is_locked() -> None:
     assert [name for name in declared if f"\n{name.lower()}==" not in locked and name != "matplotlib"] == []
 
 
-def test_a_folder_of_what_is_not_built_says_so() -> None:
-    assert "Nothing is built here yet" in (ROOT / "systemd/README.md").read_text()
+def test_what_a_node_runs_is_locked_as_it_is_tested() -> None:
+    tested = _locked("requirements.lock")
+
+    assert _locked("requirements-run.lock") < tested
+    assert _locked("requirements-build.lock") < tested
+
+
+def _locked(lock: str) -> set[str]:
+    return set(re.findall(r"^[a-z0-9-]+==\S+", (ROOT / lock).read_text(), re.MULTILINE))
+
+
+def test_every_file_for_systemd_is_in_the_list_of_its_folder() -> None:
+    listed = (ROOT / "systemd/README.md").read_text()
+    files = [path.name for path in (ROOT / "systemd").iterdir() if path.is_file()]
+
+    assert [name for name in files if f"`{name}`" not in listed and name != "README.md"] == []
 
 
 @pytest.mark.parametrize("purpose", sorted(machine.NEEDS_ROOT))

@@ -147,6 +147,7 @@ async def test_a_dropped_packet_is_a_flow_that_was_denied(node: Node) -> None:
     node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 443, "default", packets=4))
     node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 444, "source"))
     node.seen.denied(Denial(LinkIndex(9), OWN, PEER, 6, 445, "default"))
+    node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 446, "default", begins=False))
 
     (flow,) = (await node.row())["flows"]
 
@@ -170,8 +171,8 @@ async def test_leases_name_what_the_answers_of_this_process_do_not(node: Node) -
 async def test_what_was_seen_is_there_again_for_the_next_process(node: Node) -> None:
     node.book.unanswered(POD, parse_name("db.example.com"), "", time.monotonic())
     node.open(5432)
-    before = await node.row()
     await node.seen.close()
+    (before,), _ = SeenFile(node.folder).read()
     node.flows.flows.clear()
     node.book, node.seen = node.process()
 

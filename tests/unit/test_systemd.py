@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import os
 import socket
 import threading
@@ -144,6 +145,13 @@ def test_a_writer_that_hangs_is_none(manager: Manager) -> None:
 def test_a_sign_of_life_comes_well_before_it_is_missed() -> None:
     assert Supervision(Systemd("", watchdog=4.0)).interval == 1.0
     assert Supervision(Systemd("", watchdog=600.0)).interval == 5.0
+
+
+async def test_a_start_that_takes_long_asks_for_more_time(manager: Manager) -> None:
+    async with Supervision(Systemd(manager.path)).starting():
+        await asyncio.sleep(0)
+
+        assert manager.everything() == ["EXTEND_TIMEOUT_USEC=30000000"]
 
 
 def test_a_refused_reload_is_in_the_status_until_one_is_accepted(manager: Manager) -> None:

@@ -45,8 +45,9 @@ class Command:
 
 
 def commands(app: typer.Typer) -> list[Command]:
-    """In the order of the help."""
-    return [_command(one.callback, one.name, one.epilog) for one in app.registered_commands if one.callback is not None]
+    """In the order of the help, which does not show those that are for units alone."""
+    shown = (one for one in app.registered_commands if not one.hidden)
+    return [_command(one.callback, one.name, one.epilog) for one in shown if one.callback is not None]
 
 
 def _command(function: Callable[..., Any], name: str | None, epilog: Any) -> Command:

@@ -67,6 +67,8 @@ class ControlServer:
         self._handlers = dict(handlers)
         self._on_error = on_error
         self._runner: web.AppRunner | None = None
+        self._site: web.SockSite | None = None
+        self._inode = 0
         self._stopping = False
 
     async def start(self) -> None:
@@ -77,7 +79,29 @@ class ControlServer:
             app.router.add_route(CALLS[name].method, f"/v1/{name}", self._serve)
         self._runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE, shutdown_timeout=1.0)
         await self._runner.setup()
-        await web.SockSite(self._runner, sock, backlog=BACKLOG).start()
+        await self._listen(self._runner, sock)
+
+    async def _listen(self, runner: web.AppRunner, sock: socket.socket) -> None:
+        self._inode = self.path.stat().st_ino
+        self._site = web.SockSite(runner, sock, backlog=BACKLOG)
+        await self._site.start()
+
+    def stands(self) -> bool:
+        """Whether whoever looks for the socket finds this one."""
+        try:
+            return self.path.stat().st_ino == self._inode
+        except OSError:
+            return False
+
+    async def renew(self) -> None:
+        """Listen on a new socket in the place of the one that somebody removed. Calls under way go on. Raises as
+        `start` does."""
+        if self._runner is None:
+            return
+        sock, before = bind(self.path), self._site
+        if before is not None:
+            await before.stop()
+        await self._listen(self._runner, sock)
 
     async def stop(self) -> None:
         """Requests under way get a second to end, and live ones end by themselves."""

@@ -65,8 +65,10 @@ class Answer:
     """A vetted answer, shared by all who asked the same. Never changed once made."""
 
     # Not a frozen dataclass: its __init__ alone would cost as much as vetting.
-    __slots__ = ("_counts", "_flags", "_fragments", "_name", "addresses", "ede", "negative", "rcode", "ttl")
+    __slots__ = ("_counts", "_flags", "_fragments", "addresses", "ede", "name", "negative", "rcode", "ttl")
 
+    name: Name
+    """What was asked for."""
     rcode: int
     """NOERROR or NXDOMAIN."""
     ttl: int
@@ -89,7 +91,6 @@ class Answer:
         ends = accumulate(map(len, self._fragments[:-1]))
         return [4 * number + end for number, end in enumerate(ends)]
 
-    _name: Name
     _flags: int
     _counts: bytes
     _fragments: tuple[bytes, ...]
@@ -183,19 +184,19 @@ def without(answer: Answer, addresses: Collection[Address]) -> Answer:
     if len(left) == len(answer.addresses):
         return answer
     if not left:
-        return _withheld(answer._name, answer.ttl, None)
-    message = bytes(12) + answer._name + bytes(4) + answer.ttl.to_bytes(4, "big").join(answer._fragments)
+        return _withheld(answer.name, answer.ttl, None)
+    message = bytes(12) + answer.name + bytes(4) + answer.ttl.to_bytes(4, "big").join(answer._fragments)
     known: dict[int, bytes] = {}
     counts = [int.from_bytes(answer._counts[i : i + 2], "big") for i in (2, 4)]
-    records, _ = read_records(message, 16 + len(answer._name), sum(counts), known)
-    body = Body(answer._name)
+    records, _ = read_records(message, 16 + len(answer.name), sum(counts), known)
+    body = Body(answer.name)
     for record in records:
         rdata = read_rdata(message, record, known)
         if record.rtype in (1, 28) and rdata in gone:
             counts[0] -= 1
         else:
             body.add(record.owner, record.rtype, rdata)
-    return _build(answer._name, body, counts, flags=answer._flags & ~AD, ttl=answer.ttl, addresses=left)
+    return _build(answer.name, body, counts, flags=answer._flags & ~AD, ttl=answer.ttl, addresses=left)
 
 
 _new_answer = cast(Callable[[type[Answer]], Answer], object.__new__)
@@ -266,7 +267,7 @@ def _vet_plain(packet: bytes, question: Question, guard: Protected, cap: int) ->
     answer.addresses = tuple(addresses) if len(addresses) == 1 else tuple(dict.fromkeys(addresses))
     answer.negative = False
     answer.ede = None
-    answer._name = question.name
+    answer.name = question.name
     answer._flags = (packet[2] << 8 | packet[3]) & AD
     answer._counts = _FEW[count] if count < 32 else _COUNTS(1, count, 0)
     answer._fragments = tuple(fragments)
@@ -361,7 +362,7 @@ def _build(
     answer.addresses = tuple(addresses)
     answer.negative = False
     answer.ede = None
-    answer._name = name
+    answer.name = name
     answer._flags = flags
     answer._counts = _COUNTS(1, *counts)
     answer._fragments = body.finish()
@@ -376,7 +377,7 @@ def _withheld(name: Name, cap: int, ede: ExtendedError | None) -> Answer:
     answer.addresses = ()
     answer.negative = True
     answer.ede = ede
-    answer._name = name
+    answer.name = name
     answer._flags = 0
     answer._counts = _COUNTS(1, 0, 1)
     answer._fragments = (NEGATIVE_SOA_START, NEGATIVE_SOA_END)

@@ -14,8 +14,13 @@ from dnsguard.core.model import Seconds
 FAILURES_TO_DOWN = 2
 """In a row: one lost packet is not an outage."""
 
+USELESS_TO_TELL = 5
+"""Answers in a row that were of no use, over at least USELESS_SECONDS: one name that fails is nobody's outage."""
+USELESS_SECONDS: Seconds = 2.0
+
 FIRST_PROBE: Seconds = 1.0
-LONGEST_PROBE: Seconds = 30.0
+LONGEST_PROBE: Seconds = 4.0
+"""A server that is back is in use within 5 s."""
 EDNS_MEMORY: Seconds = 3600.0
 """After this an upstream that refused EDNS is tried with it again: it may have been repaired."""
 
@@ -25,9 +30,16 @@ class _Server:
     failures: int = 0
     failed_at: Seconds = float("-inf")
     down: bool = False
+    told: bool = False
+    """That it is down has been told, and nothing since."""
+    doubts: int = 0
+    """How often it went down since it last answered a query."""
     pause: Seconds = FIRST_PROBE
     probe_at: Seconds = float("inf")
     plain_until: Seconds = float("-inf")
+    useless: int = 0
+    useless_since: Seconds = 0.0
+    useless_told: bool = False
 
 
 class Servers:
@@ -52,7 +64,7 @@ class Servers:
         return min(left, key=lambda index: self._servers[index].failed_at, default=None)
 
     def failed(self, index: int, now: Seconds) -> bool:
-        """It gave no usable answer. True when this made it go down."""
+        """It gave no usable answer. True when this made it go down and that has not been told."""
         server = self._servers[index]
         server.failures += 1
         server.failed_at = now
@@ -61,22 +73,52 @@ class Servers:
         server.down = True
         server.pause = FIRST_PROBE
         server.probe_at = now + server.pause
-        return True
+        server.doubts += 1
+        told, server.told = server.told, True
+        return not told
 
     def answered(self, index: int, now: Seconds) -> bool:
-        """It gave an answer, to a query or a probe. True when this brought it back."""
+        """It answered a query. True when it had been told to be down."""
         server = self._servers[index]
-        was_down = server.down
-        server.failures = 0
-        server.down = False
-        server.probe_at = float("inf")
-        return was_down
+        _bring_back(server)
+        server.doubts = 0
+        told, server.told = server.told, False
+        return told
+
+    def probed(self, index: int) -> bool:
+        """It answered a probe, and is asked again. True when that is to be told: of one that answers probes and no
+        query only the first time."""
+        server = self._servers[index]
+        _bring_back(server)
+        if server.doubts > 1:
+            return False
+        told, server.told = server.told, False
+        return told
+
+    def useless(self, index: int, now: Seconds) -> bool:
+        """It answered with a refusal, a failure or what is no sound message. True, once, when it does nothing else."""
+        server = self._servers[index]
+        if not server.useless:
+            server.useless_since = now
+        server.useless += 1
+        if server.useless_told or server.useless < USELESS_TO_TELL or now - server.useless_since < USELESS_SECONDS:
+            return False
+        server.useless_told = True
+        return True
+
+    def useful(self, index: int) -> bool:
+        """Its answer was of use. True when `useless` had said that none was."""
+        server = self._servers[index]
+        told = server.useless_told
+        server.useless, server.useless_told = 0, False
+        return told
 
     def down(self, index: int) -> bool:
         return self._servers[index].down
 
     def due_probes(self, now: Seconds) -> list[int]:
-        """The downed upstreams to probe now. Each is due again after twice the pause (at most 30 s) while silent."""
+        """The downed upstreams to probe now. Each is due again after twice the pause (at most LONGEST_PROBE) while
+        silent."""
         due = [index for index, server in enumerate(self._servers) if server.probe_at <= now]
         for index in due:
             server = self._servers[index]
@@ -95,3 +137,9 @@ class Servers:
 
     def speaks_edns(self, index: int, now: Seconds) -> bool:
         return now >= self._servers[index].plain_until
+
+
+def _bring_back(server: _Server) -> None:
+    server.failures = 0
+    server.down = False
+    server.probe_at = float("inf")

@@ -7,6 +7,7 @@ flood is another pod's nothing (I5).
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from dnsguard.core.model import Name, Seconds
@@ -20,6 +21,8 @@ FREE_OCTETS, OCTETS = 512, 128
 """An answer longer than this counts as one more query for every so many octets: reading it takes that much longer."""
 FREE_LEASES = LEASES = 16
 """So do leases of one answer."""
+
+_FEWEST = 64
 
 REFUSED_BEFORE_DROPPING = 9
 """Queries refused for each one allowed before the rest is dropped: ten times the limit in all."""
@@ -36,6 +39,49 @@ class Limits:
     names_per_minute: int = 3000
 
 
+class _Names:
+    """A set of names, by 32 bits of their hashes: some 10 octets each, of which a set takes 90. Two of a thousand names
+    are taken for one in a minute of ten thousand, and no pod knows which."""
+
+    __slots__ = ("_count", "_places")
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._places = array("I", bytes(4 * _FEWEST))
+        """Each number at the first free place from its own on; 0 is a free one. At least a third are free."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, name: Name, most: int) -> bool:
+        """Whether it is among them from now on: it was, or there were fewer than `most`."""
+        number = hash(name) & 0xFFFFFFFF or 1
+        places = self._places
+        last = len(places) - 1
+        place = number & last
+        while found := places[place]:
+            if found == number:
+                return True
+            place = place + 1 & last
+        if self._count >= most:
+            return False
+        places[place] = number
+        self._count += 1
+        if 3 * self._count > 2 * last:
+            self._grow()
+        return True
+
+    def _grow(self) -> None:
+        places = array("I", bytes(8 * len(self._places)))
+        last = len(places) - 1
+        for number in filter(None, self._places):
+            place = number & last
+            while places[place]:
+                place = place + 1 & last
+            places[place] = number
+        self._places = places
+
+
 class Share:
     """What one pod has used."""
 
@@ -47,7 +93,7 @@ class Share:
         self._refusals = float(limits.burst * REFUSED_BEFORE_DROPPING)
         self._updated = now
         self._minute = now
-        self._names: set[int] = set()
+        self._names = _Names()
         self.in_flight = 0
         self.connections = 0
 
@@ -93,19 +139,14 @@ class Share:
         """Count a name that is about to leave the node; one already counted this minute is free."""
         if now - self._minute >= 60.0:
             self._minute = now
-            self._names.clear()
-        names = self._names
-        if len(names) < self._limits.names_per_minute:
-            names.add(hash(name))
-            return None
-        return None if hash(name) in names else NAMES
+            self._names = _Names()
+        return None if self._names.add(name, self._limits.names_per_minute) else NAMES
 
     def forget(self, now: Seconds) -> None:
-        """Drop what is left of a credit, and the names of a minute that is over: those of a pod that asks no more are
-        100 octets each."""
+        """Drop what is left of a credit, and the names of a minute that is over, for a pod may ask no more."""
         self._tokens = min(self._tokens, float(self._limits.burst))
-        if now - self._minute >= 60.0:
-            self._names = set()
+        if now - self._minute >= 60.0 and len(self._names):
+            self._names = _Names()
 
     def within_reason(self) -> bool:
         """Whether a pod over its queries in flight or its connections is not past ten times of them yet."""

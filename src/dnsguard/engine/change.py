@@ -156,6 +156,9 @@ class Changes:
             # Judged before the kernel is: whatever is told from here on, the kernel opens first.
             self._audit_is(False)
             try:
+                for pod in list(self._pods):
+                    self._exchanges.open_audited(pod, self._now())
+                    await asyncio.sleep(0)
                 await self._enforcer.audit(False)
             except BaseException:
                 self._audit_is(True)

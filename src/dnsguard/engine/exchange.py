@@ -281,7 +281,8 @@ class Exchanges:
     ) -> tuple[Answer, int] | None:
         """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for; None when
         there is no room or no kernel for them, and the exchange has been failed (in Audit: it has been told of)."""
-        pod, name = exchange.pod, exchange.question.name
+        # The answer's name, not the question's: one object for the leases of all pods.
+        pod, name = exchange.pod, answer.name
         addresses: Sequence[Address] = answer.addresses
         if exchange.verdict.barred or self.audit:
             answer, addresses = self._openable(exchange, answer, scopes)
@@ -385,9 +386,9 @@ class Exchanges:
                 return
         answer = answer or exchange.answer
         if answer is not None:
-            self._witness.answered(exchange.pod.name, exchange.question.name, answer, verdict.labels, exchange.started)
+            self._witness.answered(exchange.pod.name, answer.name, answer, verdict.labels, exchange.started)
             if verdict is AUDITED and answer.addresses:
-                until = self._now() + exchange.ttl
+                until = self._now() + max(exchange.ttl, self._settings.floor)
                 self.audited.told(exchange.pod.id, Told(exchange.question.name, answer.addresses, until))
         if self._events.all_queries and verdict is not AUDITED:
             self._telling.allowed(exchange)
@@ -462,8 +463,7 @@ class Exchanges:
         self.audit = self._fetches.audit = self._refusals.audit = self._telling.audit = on
 
     def audit_is(self, on: bool) -> None:
-        """From here on nothing is withheld, or all is again. What is under way is judged anew, and what pods were told
-        of names that are allowed by now is opened to them: the enforcer does that before what it is told next."""
+        """From here on nothing is withheld, or all is again. What is under way is judged anew."""
         now = self._now()
         self.set_audit(on)
         # They hold answers that only one of the two would tell.
@@ -475,12 +475,10 @@ class Exchanges:
                 self._close(exchange)
                 if not isinstance(exchange.client, Refreshing):
                     self._judge(exchange.question, exchange.client, exchange.pod, exchange.source, now)
-        if not on:
-            for pod in self._pods:
-                self._open_audited(pod, now)
 
-    def _open_audited(self, pod: Pod, now: Seconds) -> None:
-        """Leases for what a pod was told in Audit and may still use, as far as its rules allow the names now."""
+    def open_audited(self, pod: Pod, now: Seconds) -> None:
+        """Leases for what a pod was told in Audit and may still use, as far as its rules allow the names now: the
+        enforcer makes them before it does what it is told next."""
         for told in list(self.audited.alive(pod.id, now)):
             verdict = pod.policy.verdict(told.name)
             if isinstance(verdict, Denied) or not verdict.scopes:

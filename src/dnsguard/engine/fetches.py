@@ -27,6 +27,7 @@ BURST: Seconds = 0.2
 """Asked again sooner than this after an attempt: several asking at once, not a retry."""
 _TOLD = frozenset((Rcode.SERVFAIL, Rcode.NOTIMP, Rcode.REFUSED))
 """What an upstream may say to the pod, too. FORMERR is about our query, and what is left over about nothing."""
+_RCODES = {int(one): one.name for one in Rcode}
 
 _NOTHING = Protected(())
 
@@ -172,6 +173,7 @@ class Fetches:
             self._ask(fetch, server, now, stream=attempt.stream)
         else:
             rcode = packet[3] & 15
+            self._useless(server, _RCODES.get(rcode, f"rcode {rcode}"), now)
             fetch.rcode = rcode if rcode in _TOLD else Rcode.SERVFAIL
             self._next(attempt, now)
 
@@ -186,8 +188,11 @@ class Fetches:
             vetted = self._vetted(packet, fetch)
         except UpstreamError as error:
             self._counters.upstream_discarded[error.reason] += 1
+            self._useless(attempt.server, f"malformed ({error.reason})", now)
             self._next(attempt, now)
             return
+        if self._servers.useful(attempt.server):
+            self._events.emit(EventKind.UPSTREAM_UP, upstream=self._name(attempt.server))
         self._end(fetch)
         self._outlets.answered(fetch, vetted)
 
@@ -209,7 +214,8 @@ class Fetches:
         if reason == "garbage" and not attempt.stream:
             self._ask(attempt.fetch, attempt.server, now, stream=True)
             return
-        self._blame(attempt.server, reason, now)
+        if reason != "sockets":  # none left in this process: no upstream's fault
+            self._blame(attempt.server, reason, now)
         self._next(attempt, now)
 
     def _name(self, server: int) -> str:
@@ -218,6 +224,10 @@ class Fetches:
     def _blame(self, server: int, reason: str, now: Seconds) -> None:
         if self._servers.failed(server, now):
             self._events.emit(EventKind.UPSTREAM_DOWN, upstream=self._name(server), reason=reason)
+
+    def _useless(self, server: int, reason: str, now: Seconds) -> None:
+        if self._servers.useless(server, now):
+            self._events.emit(EventKind.UPSTREAM_FAILING, upstream=self._name(server), reason=reason)
 
     def _next(self, attempt: Attempt, now: Seconds) -> None:
         """This upstream was no use: ask another that was not asked yet, else let the attempt's time pass first."""

@@ -10,30 +10,43 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from dnsguard.core.answers import Answer
 from dnsguard.core.model import Address, Name, Seconds
 from dnsguard.core.wire import Rcode
 from dnsguard.learning.suffixes import is_shared
 
-NAMES: Final = 50_000
-"""Names of all pods together, shared equally; the most and the least that one pod has room for."""
-MOST_NAMES, LEAST_NAMES = 1000, 100
+NAMES: Final = 40_000
+"""Names of all pods together, shared equally: 16 MB."""
+MOST_NAMES, LEAST_NAMES = 1000, 50
+"""What one pod has room for in any case."""
 MISSING: Final = 50
 """Names that do not exist, for each pod."""
-FLOWS: Final = 500
-"""Flows of one pod that differ in address, protocol or port."""
-ADDRESSES: Final = 2000
-"""Addresses of one pod whose names are known; as many again from before."""
+FLOWS: Final = 20_000
+"""Flows that differ in pod, address, protocol or port, shared likewise."""
+MOST_FLOWS, LEAST_FLOWS = 500, 20
+ADDRESSES: Final = 50_000
+"""Addresses whose names are known, shared likewise; as many again from before."""
+MOST_ADDRESSES, LEAST_ADDRESSES = 2000, 100
 NAMES_PER_ADDRESS: Final = 16
 FOLD: Final = 64
 """Names under one parent that become one record."""
 PODS: Final = 500
+_OFTEN: Final = 256
+"""New records between two looks at how many there are."""
 LASTING: Final[Seconds] = 3600.0
 """How long at least the names of an address are known after it was told: the longest TTL. At most twice as long."""
 
 _NXDOMAIN: Final = int(Rcode.NXDOMAIN)
+
+
+class Room(NamedTuple):
+    """What one pod may fill."""
+
+    names: int = MOST_NAMES
+    flows: int = MOST_FLOWS
+    addresses: int = MOST_ADDRESSES
 
 
 class Outcome(IntEnum):
@@ -63,18 +76,25 @@ class Asked:
         self.names = names
 
     def add(self, other: Asked) -> None:
-        self.count += other.count
+        """Another name under the same parent."""
         self.names += other.names
+        self.again(other)
+
+    def again(self, other: Asked) -> None:
+        """The same, seen at another time."""
+        self.count += other.count
         self.last, self.rule = max((self.last, self.rule), (other.last, other.rule))
         self.outcome = max(self.outcome, other.outcome)
 
 
 class Went:
-    """Flows to one address, protocol and port; `names` led there. `denied`: no rule allowed the last."""
+    """Flows to one address, protocol and port; `names` led there, but not always when it was `bare`. `denied`: no rule
+    allowed the last."""
 
-    __slots__ = ("count", "denied", "last", "names")
+    __slots__ = ("bare", "count", "denied", "last", "names")
 
     def __init__(self, count: int, last: Seconds, names: tuple[Name, ...], *, denied: bool) -> None:
+        self.bare = False
         self.count = count
         self.last = last
         self.names = names
@@ -86,10 +106,11 @@ class PodBook:
 
     __slots__ = (
         *("addresses", "changed", "children", "earlier", "flows", "flows_kept", "folded", "last", "lately", "missing"),
-        *("names", "stray_flows", "stray_names", "turned"),
+        *("names", "room", "stray_flows", "stray_names", "turned"),
     )
 
-    def __init__(self, now: Seconds) -> None:
+    def __init__(self, now: Seconds, room: Room = Room()) -> None:  # noqa: B008 (immutable)
+        self.room = room
         self.addresses: tuple[Address, ...] = ()
         self.names: dict[Name, Asked] = {}
         self.missing: dict[Name, Asked] = {}
@@ -97,8 +118,8 @@ class PodBook:
         self.children: dict[Name, int] = {}
         self.flows: dict[Address, dict[tuple[int, int], Went]] = {}
         self.flows_kept = 0
-        self.lately: dict[Address, tuple[Name, ...]] = {}
-        self.earlier: dict[Address, tuple[Name, ...]] = {}
+        self.lately: dict[Address, Name | tuple[Name, ...]] = {}
+        self.earlier: dict[Address, Name | tuple[Name, ...]] = {}
         self.turned = now
         self.stray_names = 0
         """Questions for names that found no room."""
@@ -115,22 +136,60 @@ class PodBook:
         copy.stray_names, copy.stray_flows = self.stray_names, self.stray_flows
         return copy
 
+    def absorb(self, earlier: PodBook) -> None:
+        """Take over what an earlier process has seen of the pod."""
+        for table, before in (
+            (self.names, earlier.names),
+            (self.missing, earlier.missing),
+            (self.folded, earlier.folded),
+        ):
+            for name, asked in before.items():
+                mine = table.setdefault(name, asked)
+                if mine is not asked:
+                    mine.again(asked)
+        for name in self.missing.keys() & self.names.keys():
+            del self.missing[name]
+        for parent, count in earlier.children.items():
+            self.children[parent] = max(count, self.children.get(parent, 0))
+        for peer, ports in earlier.flows.items():
+            for place, went in ports.items():
+                self._absorb_flow((peer, *place), went)
+        self.addresses = self.addresses or earlier.addresses
+        self.stray_names += earlier.stray_names
+        self.stray_flows += earlier.stray_flows
+
+    def _absorb_flow(self, to: tuple[Address, int, int], before: Went) -> None:
+        went = self.flow(*to)
+        if went is not None:
+            went.count += before.count
+            went.bare |= before.bare
+            went.names = tuple(dict.fromkeys((*before.names, *went.names)))[-NAMES_PER_ADDRESS:]
+            if before.last > went.last:
+                went.last, went.denied = before.last, before.denied
+
     def told(self, address: Address, name: Name, now: Seconds) -> None:
         """An answer for `name` held this address."""
-        if len(self.lately) >= ADDRESSES or now - self.turned >= LASTING:
+        if len(self.lately) >= self.room.addresses or now - self.turned >= LASTING:
             self.earlier, self.lately, self.turned = self.lately, {}, now
-        known = self.lately.get(address, ())
-        if name not in known:
+        known = _each(self.lately.get(address, ()))
+        if not known:
+            self.lately[address] = name
+        elif name not in known:
             self.lately[address] = (*known, name)[-NAMES_PER_ADDRESS:]
 
     def names_of(self, address: Address) -> list[Name]:
         """The names that led to this address, as far as that is known."""
-        names = [*self.lately.get(address, ()), *self.earlier.get(address, ())]
+        names = [*_each(self.lately.get(address, ())), *_each(self.earlier.get(address, ()))]
         for went in self.flows.get(address, {}).values():
             names += went.names
         return list(dict.fromkeys(names))
 
-    def find(self, name: Name, outcome: Outcome, room: int) -> Asked:
+    @property
+    def names_kept(self) -> int:
+        """Records of names that take of the pod's room: one for all names under a parent, too."""
+        return len(self.names) + len(self.folded)
+
+    def find(self, name: Name, outcome: Outcome) -> Asked:
         """The record of a name that is not in `names`; one that is kept nowhere when there is no room."""
         found = self.folded.get(parent_of(name))
         if found is not None:
@@ -138,7 +197,7 @@ class PodBook:
         if outcome is Outcome.MISSING:
             return self._missing(name)
         before = self.missing.pop(name, None)
-        if len(self.names) >= room:
+        if self.names_kept >= self.room.names:
             self.stray_names += 1
             return Asked()
         asked = self.names[name] = before or Asked()
@@ -160,6 +219,7 @@ class PodBook:
         count = self.children[parent] = self.children.get(parent, 0) + 1
         if count < FOLD or is_shared(parent):
             return None
+        del self.children[parent]
         whole = self.folded[parent] = Asked(names=0)
         for child in [child for child in self.names if parent_of(child) == parent]:
             whole.add(self.names.pop(child))
@@ -170,7 +230,7 @@ class PodBook:
         ports = self.flows.get(peer)
         if ports is not None and (found := ports.get((protocol, port))) is not None:
             return found
-        if self.flows_kept >= FLOWS:
+        if self.flows_kept >= self.room.flows:
             self.stray_flows += 1
             return None
         self.flows_kept += 1
@@ -183,7 +243,8 @@ class Book:
 
     def __init__(self) -> None:
         self.pods: dict[str, PodBook] = {}
-        self._room = MOST_NAMES
+        self._room = Room()
+        self._new = 0
 
     def pod(self, name: str, now: Seconds) -> PodBook:
         """The book of this pod, begun when there is none."""
@@ -191,9 +252,28 @@ class Book:
         if found is None:
             if len(self.pods) >= PODS:
                 del self.pods[min(self.pods, key=lambda one: self.pods[one].last)]
-            found = self.pods[name] = PodBook(now)
-            self._room = max(LEAST_NAMES, min(MOST_NAMES, NAMES // len(self.pods)))
+            found = self.pods[name] = PodBook(now, self._room)
+            self.share()
         return found
+
+    def share(self) -> None:
+        """Give every pod its part of the room; when it is all used, the least. What is in stays in."""
+        books, pods = self.pods.values(), max(1, len(self.pods))
+        names, flows = sum(book.names_kept for book in books), sum(book.flows_kept for book in books)
+        self._new = 0
+        self._room = Room(
+            _part(MOST_NAMES, LEAST_NAMES, NAMES // pods if names < NAMES else 0),
+            _part(MOST_FLOWS, LEAST_FLOWS, FLOWS // pods if flows < FLOWS else 0),
+            _part(MOST_ADDRESSES, LEAST_ADDRESSES, ADDRESSES // pods),
+        )
+        for book in books:
+            book.room = self._room
+
+    def _another(self) -> None:
+        """There may be one more record."""
+        self._new += 1
+        if self._new >= _OFTEN:
+            self.share()
 
     # ---- questions (run for every one of them: 0.3 us)
 
@@ -202,8 +282,9 @@ class Book:
         addresses = answer.addresses
         asked = book.names.get(name)
         if asked is None:
+            self._another()
             missing = not addresses and answer.rcode == _NXDOMAIN
-            asked = book.find(name, Outcome.MISSING if missing else Outcome.EXISTS, self._room)
+            asked = book.find(name, Outcome.MISSING if missing else Outcome.EXISTS)
             asked.outcome = max(asked.outcome, Outcome.MISSING if missing else Outcome.EXISTS)
         elif asked.outcome != _EXISTS:
             asked.outcome = Outcome.MISSING if not addresses and answer.rcode == _NXDOMAIN else Outcome.EXISTS
@@ -213,14 +294,15 @@ class Book:
         book.changed = True
         lately = book.lately
         for address in addresses:
-            if name not in lately.get(address, ()):
+            if lately.get(address) != name:
                 book.told(address, name, now)
 
     def unanswered(self, pod: str, name: Name, rule: str, now: Seconds) -> None:
         book = self.pods.get(pod) or self.pod(pod, now)
         asked = book.names.get(name) or book.missing.get(name)
         if asked is None:
-            asked = book.find(name, Outcome.UNKNOWN, self._room)
+            self._another()
+            asked = book.find(name, Outcome.UNKNOWN)
         asked.count += 1
         asked.last = now
         asked.rule = rule
@@ -245,6 +327,7 @@ class Book:
         """`count` more flows of a pod to an address, protocol and port; `named` are names that are known to lead there
         besides those of its answers."""
         book = self.pod(pod, now)
+        self._another()
         went = book.flow(*to)
         if went is None:
             return
@@ -252,6 +335,7 @@ class Book:
         went.last = now
         went.denied = denied
         names = dict.fromkeys((*went.names, *book.names_of(to[0]), *named))
+        went.bare |= not names
         went.names = tuple(names)[-NAMES_PER_ADDRESS:]
         book.changed = True
 
@@ -277,6 +361,15 @@ class Book:
             if book.changed:
                 book.changed = False
                 yield name, book
+
+
+def _each(names: Name | tuple[Name, ...]) -> tuple[Name, ...]:
+    """Most addresses have one name: half the memory without a tuple for it."""
+    return (names,) if isinstance(names, bytes) else names
+
+
+def _part(most: int, least: int, share: int) -> int:
+    return max(least, min(most, share))
 
 
 def parent_of(name: Name) -> Name:

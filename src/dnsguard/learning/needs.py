@@ -152,11 +152,12 @@ class _Working:
     def _flow(self, row: FlowRow) -> None:
         note = Note(row["count"], row["last"], 1, row["denied"])
         ports = _ports(row)
-        names = [name for text in row["names"] if (name := parse_name(text)) != ROOT]
-        if not names or not ports:
+        names = [parse_name(text) for text in row["names"]]
+        if not names or not ports or row["bare"] or ROOT in names:
             self._block(ip_network(row["address"]), ports, note)
-            return
-        for name in names:
+        for name in names if ports else ():
+            if name == ROOT:
+                continue
             pattern = self._known(name)
             self._missing.pop(name, None)
             self._notes.setdefault(pattern, note)

@@ -30,7 +30,8 @@ class NameRow(TypedDict):
 
 
 class FlowRow(TypedDict):
-    """Flows to one place; `names` led there. `denied`: no rule allowed the last, in Audit or in fact."""
+    """Flows to one place; `names` led there, but not always when it is `bare`. `denied`: no rule allowed the last, in
+    Audit or in fact."""
 
     address: str
     protocol: int
@@ -38,6 +39,7 @@ class FlowRow(TypedDict):
     count: int
     last: int
     names: list[str]
+    bare: bool
     denied: bool
 
 
@@ -59,11 +61,10 @@ class RowError(DnsguardError):
 
 def pattern_written(pattern: Pattern) -> str:
     """As it is written in a file, such that it is read back as the same, whatever octets it has."""
-    text = pattern_text(pattern)
-    if pattern.wildcard or not text.replace(".", "").isdigit():
-        return text
-    # All digits look like an address to the reader of names.
-    return f"\\{ord(text[0]):03d}{text[1:]}"
+    text = pattern_text(Pattern(pattern.name))
+    if text.replace(".", "").isdigit():  # looks like an address to the reader of names
+        text = f"\\{ord(text[0]):03d}{text[1:]}"
+    return f"*.{text}" if pattern.wildcard else text
 
 
 def name_written(name: Name) -> str:
@@ -80,7 +81,7 @@ def row_of(pod: str, book: PodBook, offset: Seconds) -> SeenRow:
     return {
         "pod": pod,
         "addresses": [str(ip_address(address)) for address in book.addresses],
-        "last": int(book.last + offset),
+        "last": round(book.last + offset),
         "names": [*folded, *(_name_row(Pattern(name), asked, offset) for name, asked in kept)],
         "flows": [
             _flow_row(address, place, went, offset) for address, by_port in book.flows.items()
@@ -95,7 +96,7 @@ def _name_row(pattern: Pattern, asked: Asked, offset: Seconds) -> NameRow:
     return {
         "name": pattern_written(pattern),
         "count": asked.count,
-        "last": int(asked.last + offset),
+        "last": round(asked.last + offset),
         "rule": asked.rule,
         "outcome": _OUTCOMES[Outcome(asked.outcome)],
         "names": asked.names,
@@ -108,8 +109,9 @@ def _flow_row(address: Address, place: tuple[int, int], went: Went, offset: Seco
         "protocol": place[0],
         "port": place[1],
         "count": went.count,
-        "last": int(went.last + offset),
+        "last": round(went.last + offset),
         "names": [name_written(name) for name in went.names],
+        "bare": went.bare,
         "denied": went.denied,
     }
 
@@ -121,7 +123,7 @@ def book_of(row: SeenRow, offset: Seconds) -> PodBook:
     """The book that `row_of` made it from, but for the names of addresses without a flow. Raises RowError."""
     try:
         return _book(row, offset)
-    except (KeyError, TypeError, ValueError, AttributeError, DnsguardError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, DnsguardError) as error:
         raise RowError(f"what was seen of a pod cannot be read: {error!r}") from error
 
 
@@ -143,11 +145,14 @@ def _take_name(book: PodBook, row: NameRow, offset: Seconds) -> None:
     outcome = _BY_TEXT[row["outcome"]]
     asked = Asked(int(row["count"]), last, outcome, str(row["rule"]), int(row["names"]))
     text = row["name"]
-    if text.startswith("*."):
+    if outcome is Outcome.MISSING and not text.startswith("*."):
+        if len(book.missing) < MISSING:
+            book.missing[parse_name(text)] = asked
+    elif book.names_kept >= MOST_NAMES:
+        pass
+    elif text.startswith("*."):
         book.folded[parse_name(text[2:])] = asked
-    elif outcome is Outcome.MISSING and len(book.missing) < MISSING:
-        book.missing[parse_name(text)] = asked
-    elif outcome is not Outcome.MISSING and len(book.names) < MOST_NAMES:
+    else:
         name = parse_name(text)
         book.names[name] = asked
         parent = parent_of(name)
@@ -159,4 +164,4 @@ def _take_flow(book: PodBook, row: FlowRow, offset: Seconds) -> None:
     if went is not None:
         names = tuple(parse_name(text) for text in row["names"][:NAMES_PER_ADDRESS])
         went.count, went.last, went.names = int(row["count"]), float(row["last"]) - offset, names
-        went.denied = bool(row["denied"])
+        went.bare, went.denied = bool(row["bare"]), bool(row["denied"])

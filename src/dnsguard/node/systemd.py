@@ -45,6 +45,11 @@ class Systemd:
         taken = {name: environment.pop(name, "") for name in _VARIABLES}
         return cls(taken["NOTIFY_SOCKET"], _watchdog(taken), list(_inherited(taken)))
 
+    @property
+    def there(self) -> bool:
+        """Whether anybody listens."""
+        return bool(self._address)
+
     # -- what it keeps for us
 
     def take(self, name: str) -> list[socket.socket]:

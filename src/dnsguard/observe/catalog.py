@@ -310,7 +310,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("b11dbb9ca77b47c38015e751d6c5274d"),
         "Check that the server runs and is reachable from this node.",
         meaning="It did not answer several times in a row. The other upstreams are asked instead; this one is tried "
-        "every second.",
+        "every few seconds.",
+    ),
+    EventKind.UPSTREAM_FAILING: Description(
+        WARNING,
+        "upstream {upstream} answers, but with nothing of use: {reason}",
+        UUID("8b3465c8-8be5-4c92-bca0-3187fdf47a39"),
+        "Look at the server: whether it serves this node, and whether it reaches those that it asks itself.",
+        meaning="Every answer of some seconds was a refusal, a failure or no sound message. The other upstreams are "
+        "asked after it; where there are none, pods get SERVFAIL or what it said, and nothing opens.",
     ),
     EventKind.UPSTREAM_UP: Description(
         INFO,
@@ -379,6 +387,39 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("58bf544d-b1d0-4c9b-9dbd-262468fbea97"),
         "Nothing to do.",
         meaning="The file holds all that it should again; the next restart finds everything.",
+    ),
+    EventKind.DESCRIPTORS_SHORT: Description(
+        WARNING,
+        "file descriptors are short: {reason}",
+        UUID("8013045e-858e-4ba9-8f19-9db26be30674"),
+        "See who holds so many TCP connections (`dnsguard status`); lower limits.tcpConnections, or raise LimitNOFILE= "
+        "of the unit.",
+        meaning="The process may open only so many sockets and files. New TCP connections of pods are turned away, so "
+        "that queries over UDP and the upstreams have what they need; what has none gets SERVFAIL.",
+    ),
+    EventKind.DESCRIPTORS_FREE: Description(
+        INFO,
+        "there are file descriptors again",
+        UUID("9c63a62a-2f62-4104-8d0c-145eff987f38"),
+        "Nothing to do.",
+        meaning="TCP connections of pods are taken again.",
+    ),
+    EventKind.RUNTIME_RESTORED: Description(
+        WARNING,
+        "somebody removed {what} from {path}: made again",
+        UUID("b76c9935-a4eb-43b0-8356-a4807461b250"),
+        "Find out what cleans that folder, and let it spare dnsguard's own.",
+        meaning="Without the control socket no command reaches the daemon, and without the lock a second daemon could "
+        "start beside it. Queries and packets do not need them.",
+    ),
+    EventKind.RUNTIME_LOST: Description(
+        ERROR,
+        "{what} went from {path} and cannot be made again: {reason}",
+        UUID("d8041957-8be9-44f7-8d83-aa084b3e8bda"),
+        "Under systemd dnsguard ends and is started again, with the folder made anew. Else make the folder, for its "
+        "user. Find out what removed it.",
+        meaning="The folder of the lock and the control socket was removed, and a service cannot make it itself. "
+        "Queries wait meanwhile, as in any restart; enforcement stays.",
     ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,

@@ -75,7 +75,7 @@ class BpfAnswers:
         if not content.fits:
             return False
         value = content.pack(next(self._serials), _ns(until), ttl_ends_ns=_ns(ttl_ends))
-        return self._write((source, question.name, question.qtype), value, until)
+        return self._write((source, answer.name, question.qtype), value, until)  # the name is one object for all
 
     def put_denial(
         self, source: int, question: Question, *, rcode: int, ede: ExtendedError | None, until: Seconds

@@ -83,8 +83,9 @@ class Table:
         now = time.monotonic()
         for name, keys in leases.items():
             ends = self._ends.setdefault(name, {})
+            moments = {ms: now + ms / 1000 for ms in set(keys.values())}  # most are the same: one object for these
             for key, ms in keys.items():
-                ends[key] = now + ms / 1000
+                ends[key] = moments[ms]
         for element in refused:
             self._ends[elements.lease_set(*element)].pop(element.key, None)
         if sum(map(len, self._ends.values())) > self._sweep_at:

@@ -1,0 +1,52 @@
+"""A control group with little memory, and a process in it: for the kernel's own OOM killer to choose.
+
+On cgroup v1 the group is one of this machine's memory hierarchy, because a systemd in namespaces has only the unified
+one there; on v2 it is the service's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.host import groups
+
+V1 = groups.TOP / "memory"
+
+
+@contextlib.contextmanager
+def little_memory(name: str, octets: int) -> Iterator[Path]:
+    """A group of this name: what is written to its cgroup.procs has so much, for what it allocates from then on."""
+    group = (V1 if V1.is_dir() else groups.TOP) / f"{groups.PREFIX}-{os.getpid()}-{name}"
+    group.mkdir()
+    try:
+        limit = "memory.limit_in_bytes" if V1.is_dir() else "memory.max"
+        (group / limit).write_text(str(octets))
+        yield group
+    finally:
+        _end(group)
+
+
+def _end(group: Path) -> None:
+    """Processes that are left go up into the group above."""
+    deadline = time.monotonic() + groups.REMOVAL_SECONDS
+    while True:
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                (group.parent / "cgroup.procs").write_text(pid)
+        try:
+            group.rmdir()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def kills(group: Path) -> int:
+    """How often the OOM killer has chosen in it."""
+    file = group / ("memory.oom_control" if V1.is_dir() else "memory.events")
+    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("oom_kill "))
