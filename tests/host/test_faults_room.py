@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ RUNTIME, STATE, JOURNAL = "/run/dnsguard", "/var/lib/dnsguard", "/run/log/journa
 FEW, FEWER = 160, 24
 """Descriptors: so few that two pods can use up what connections may have; and less than the daemon has open."""
 MANY = 4_000
-"""Pods of a policy that takes more room than the names do that make way."""
+"""Pods of a policy that does not fit into what is left of a full disk."""
 EACH = 60
 """Connections of one pod."""
 
@@ -41,9 +42,13 @@ def small(image: Path) -> Iterator[Host]:
         yield host
 
 
+def fill(host: Host, folder: str) -> None:
+    host.machine.run("dd", "if=/dev/zero", f"of={folder}/other", "bs=4k", "oflag=append", "conv=notrunc", check=False)
+
+
 @contextlib.contextmanager
 def full(host: Host, folder: str) -> Iterator[None]:
-    host.machine.run("dd", "if=/dev/zero", f"of={folder}/other", "bs=4k", check=False)
+    fill(host, folder)
     assert host.machine.shell(f"df --output=avail {folder} | tail -1").strip() == "0"
     try:
         yield
@@ -69,7 +74,10 @@ def test_a_reload_without_room_for_the_policy_says_so_and_the_one_before_stays(s
     pods = {f"10.100.{n // 256}.{n % 256}": ["db.example.com"] for n in range(MANY)}
     small.daemon.write("allowlist.yaml", "Allowlist", {**ALLOWLIST, "pods": {**ALLOWLIST["pods"], **pods}})
 
+    before = len(events(small, "state_file_unwritable"))
     with full(small, RUNTIME), Closed(small):
+        small.until(lambda: is_whole(small) and len(events(small, "state_file_unwritable")) > before, PATIENCE)
+        fill(small, RUNTIME)  # the names have made way
         refused = small.daemon.call("reload")
         assert is_whole(small)
 
@@ -78,21 +86,21 @@ def test_a_reload_without_room_for_the_policy_says_so_and_the_one_before_stays(s
     small.machine.systemctl("reload", UNIT)
 
 
-def test_what_learn_has_seen_is_kept_in_memory_while_the_disk_is_full(small: Host) -> None:
-    before = len(events(small, "state_file_written"))
+def test_what_learn_has_seen_is_kept_in_memory_while_the_disk_is_full(small: Host, tmp_path: Path) -> None:
     with full(small, STATE), Closed(small):
         for _ in range(5):
             assert is_whole(small)
             asked = [row["names"] for row in small.daemon.ask("learn") if row["pod"] == "shop/a"]
         assert "fresh.example.com" in str(asked)
 
-    small.until(lambda: len(events(small, "state_file_written")) > before, WHOLE)
+    small.until(lambda: bool(events(small, "state_file_written", path=f"{STATE}/seen.sqlite")), WHOLE)
     (failed,) = events(small, "seen_file_failed")
     assert f"{STATE}/seen.sqlite cannot be written" in failed["DNSGUARD_REASON"]
     (written,) = events(small, "state_file_written", path=f"{STATE}/seen.sqlite")
     assert written["PRIORITY"] == "6"
-    kept = read_rows(small.machine.root / STATE[1:] / "seen.sqlite")
-    assert "shop/a" in [row["pod"] for row in kept]
+    # SQLite would follow the link that leads into the machine to where it does not lead.
+    copy = shutil.copy(small.machine.root / STATE[1:] / "seen.sqlite", tmp_path)
+    assert "shop/a" in [row["pod"] for row in read_rows(Path(copy))]
 
 
 def test_a_full_journal_delays_no_query(small: Host) -> None:
@@ -183,7 +191,7 @@ def test_without_any_descriptor_the_daemon_does_not_spin_and_blames_no_upstream(
 
     few.until(lambda: bool(answered(few, fresh_name(), stream=True)), WHOLE)
     few.until(lambda: told(few) == (short + 1, free + 1), WHOLE)
-    assert share < 0.2
+    assert share < 0.1
     assert events(few, "upstream_down") == []
 
 

@@ -21,13 +21,13 @@ from dnsguard.core.model import Action, Address, Flow, LinkIndex
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import Assignment, PodTable
 from dnsguard.core.policy import effective
+from dnsguard.daemon.seen import Seen, Sources
 from dnsguard.enforce.denials import Audited, Denial
 from dnsguard.engine.contracts import EventKind
 from dnsguard.learning.book import Book
 from dnsguard.learning.rows import SeenRow
 from dnsguard.learning.state import VERSION, SeenFile
 from dnsguard.node.scripted import ScriptedFlows
-from dnsguard.seen import Seen, Sources
 
 POD = "shop/a"
 
