@@ -58,11 +58,11 @@ def closed(host: Host) -> Iterator[Leaks]:
         assert leaks.heard == []
 
 
-def becomes(look: Callable[[], T], wanted: T, seconds: float = WHOLE_SECONDS) -> None:
-    """What `look` finds is `wanted` by then. Raises AssertionError that shows the difference."""
+def in_time(look: Callable[[], T], wanted: T, seconds: float = WHOLE_SECONDS) -> T:
+    """What `look` finds: as soon as that is `wanted`, else at the end of the time."""
     with contextlib.suppress(TimeoutError):
         wait_for(lambda: look() == wanted, seconds)
-    assert look() == wanted
+    return look()
 
 
 def whole(host: Host) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dnsguard.control.calls import CallError
-from dnsguard.lock import Lock, only_one
+from dnsguard.daemon.lock import Lock, only_one
 
 NOBODY = 65534
 

@@ -12,8 +12,8 @@ from typing import Final
 from dnsguard.control.api import ControlServer
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Seconds
+from dnsguard.daemon.lock import Lock
 from dnsguard.engine.contracts import EventKind, Events
-from dnsguard.lock import Lock
 
 LOOK: Final[Seconds] = 1.0
 
