@@ -1,7 +1,7 @@
-"""A control group with little memory, and a process in it: for the kernel's own OOM killer to choose.
+"""A control group with little memory: what is put into it meets the kernel's own OOM killer.
 
-On cgroup v1 the group is one of this machine's memory hierarchy, because a systemd in namespaces has only the unified
-one there; on v2 it is the service's own.
+It is a group of this machine, because where memory is a hierarchy of its own (cgroup v1) a systemd in namespaces does
+not have it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from pathlib import Path
 from tests.host import groups
 
 V1 = groups.TOP / "memory"
+TOP = V1 if V1.is_dir() else groups.TOP
 
 
 @contextlib.contextmanager
 def little_memory(name: str, octets: int) -> Iterator[Path]:
     """A group of this name: what is written to its cgroup.procs has so much, for what it allocates from then on."""
-    group = (V1 if V1.is_dir() else groups.TOP) / f"{groups.PREFIX}-{os.getpid()}-{name}"
+    _sweep()
+    group = TOP / f"{groups.PREFIX}-{os.getpid()}-little-{name}"
     group.mkdir()
     try:
         limit = "memory.limit_in_bytes" if V1.is_dir() else "memory.max"
@@ -28,6 +30,13 @@ def little_memory(name: str, octets: int) -> Iterator[Path]:
         yield group
     finally:
         _end(group)
+
+
+def _sweep() -> None:
+    """What dead test runs have left."""
+    for group in TOP.glob(f"{groups.PREFIX}-*-little-*"):
+        if not Path("/proc", group.name.split("-")[1]).exists():
+            _end(group)
 
 
 def _end(group: Path) -> None:

@@ -35,6 +35,12 @@ def node(image: Path) -> Iterator[Host]:
         yield host
 
 
+def test_what_looks_for_openness_sees_it(image: Path) -> None:
+    """Every other test here can fail: on a node without dnsguard all is open."""
+    with hosting([image], start=False) as host, pytest.raises(AssertionError, match="a connected to"), Closed(host):
+        pass
+
+
 def restarts(host: Host) -> int:
     return int(host.machine.show(UNIT, "NRestarts")["NRestarts"])
 

@@ -84,6 +84,7 @@ def test_an_upstream_that_is_no_use_opens_nothing_is_told_of_once_and_is_used_ag
     node: Host, fault: str
 ) -> None:
     broken, kind, reason = FAULTS[fault]
+    node.until(lambda: node.daemon.ask("status")["in_flight"] == 0)  # nothing waits that another fault has delayed
     seen = {one: len(events(node, one)) for one in ("upstream_down", "upstream_failing", "upstream_up")}
 
     with broken(node), Closed(node):

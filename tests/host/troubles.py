@@ -64,7 +64,7 @@ class Closed:
         self._over.set()
         self._thread.join()
         if error is None:
-            assert self.opened == []
+            assert self.opened == [], self.opened
             assert self.tried
 
 
