@@ -35,14 +35,14 @@ class Runtime:
         if not missing:
             self._told = False
             return
-        fields = {"what": " and ".join(missing), "path": str(self._lock.path.parent)}
+        what = " and ".join(missing)
         try:
             await self._put_back()
         except (DnsguardError, OSError) as error:
-            self._lost(fields, error)
+            self._lost(what, error)
         else:
             self._told = False
-            self._events.emit(EventKind.RUNTIME_RESTORED, **fields)
+            self._events.emit(EventKind.RUNTIME_RESTORED, what=what, path=str(self._lock.path.parent))
 
     async def _put_back(self) -> None:
         if not self._lock.stands():
@@ -50,10 +50,11 @@ class Runtime:
         if not self._control.stands():
             await self._control.renew()
 
-    def _lost(self, fields: dict[str, str], error: Exception) -> None:
+    def _lost(self, what: str, error: Exception) -> None:
         if self._told:
             return
         self._told = True
-        self._events.emit(EventKind.RUNTIME_LOST, reason=str(error), **fields)
+        path = str(self._lock.path.parent)
+        self._events.emit(EventKind.RUNTIME_LOST, reason=str(error), what=what, path=path)
         if self._end is not None:
             self._end()
