@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsguard.core.book import Armed, Capacity, Spared
-from dnsguard.core.lease import NAMES_PER_LEASE, UNKNOWN, Element, Write
+from dnsguard.core.lease import NAMES_PER_LEASE, PAST_PER_LEASE, UNKNOWN, Element, Write
 from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Name, PodId, PortRange, Protocol, Scope
 
@@ -124,6 +124,27 @@ def test_the_pods_share_is_counted_before_the_kernel_is_asked() -> None:
     armed(leases, DB)
     assert arm(leases, WEB) == "leasesPerPod"
     assert len(leases) == 1
+
+
+def test_names_that_justify_leases_are_counted_too() -> None:
+    leases = table(Capacity(pairs=3))
+    armed(leases, DB, WEB)
+    armed(leases, DB, name=B)
+    assert arm(leases, WEB, name=B) == "leasesPerPod"
+    assert isinstance(arm(leases, DB, name=B, now=1.0), Armed)
+    assert isinstance(arm(leases, DB, WEB, name=C, pod=OTHER), Armed)
+    leases.due(100.0)
+    armed(leases, DB, WEB, name=C, now=100.0)
+    assert leases.pods[POD].pairs == 2
+
+
+def test_of_names_that_held_a_lease_open_before_the_latest_are_remembered() -> None:
+    leases = table()
+    for number in range(3 * PAST_PER_LEASE):
+        armed(leases, DB, name=Name(b"\4%04d\0" % number), now=float(number))
+    leases.due(1000.0)
+    past = {name for _, name in leases.stood_on(POD)[DB]}
+    assert len(past) == PAST_PER_LEASE
 
 
 def test_a_full_share_of_one_pod_leaves_room_for_another() -> None:

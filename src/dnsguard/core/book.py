@@ -26,11 +26,13 @@ _write = cast(Callable[[type[Write], tuple[str, bytes, int]], Write], tuple.__ne
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """`leases` and `addresses_per_name` are per pod, `elements` is the node's (one a pod address of that family)."""
+    """`leases`, `addresses_per_name` and `pairs` of a lease and a name that justifies it are per pod, `elements` is the
+    node's (one a pod address of that family)."""
 
     leases: int = 10_000
     addresses_per_name: int = 1000
     elements: int = 100_000
+    pairs: int = 40_000
 
 
 class Armed(NamedTuple):
@@ -119,6 +121,10 @@ class Book:
             missing = [(s.name, a) for s in scopes for a in addresses if table.get(s.name, a) is None]
             if missing and (over := self._over(table, missing)):
                 return over
+        if table.pairs + most > capacity.pairs:
+            added = sum(not table.justified(s.name, a, name) for s in scopes for a in addresses)
+            if added and table.pairs + added > capacity.pairs:
+                return "leasesPerPod"
         writes: list[Write] = []
         leases: list[Lease] = []
         wait = 0

@@ -115,8 +115,11 @@ class Revocation:
         if not flows:
             return
         self._keep(flows, by_address)
-        await self._enforcer.cut(flows)
-        await self._flows.delete(flows)
+        try:
+            await self._enforcer.cut(flows)
+        finally:
+            # A pod may have more flows than there is room to cut: forgotten, they are decided anew by its program.
+            await self._flows.delete(flows)
         self._counters.flows_cut += len(flows)
         for pod in {by_address[flow.pod].id: by_address[flow.pod] for flow in flows}.values():
             count = sum(by_address[flow.pod] is pod for flow in flows)
