@@ -42,8 +42,9 @@ COMPLETIONS = {
     "fish": (Path("/usr/share/fish/vendor_completions.d"), "dnsguard.fish"),
 }
 NEXT = f"""\
-dnsguard is installed, and does not run yet. What pods may resolve and reach is in {CONFIG}/allowlist.yaml:
-pods without an entry there may nothing. Then
+dnsguard is installed, and does not run yet. Set upstreams and pods.interfaces in {CONFIG}/config.yaml, and write what
+pods may resolve and reach into allowlist.yaml beside it: a pod without an entry there is closed in, unless mode is
+Audit. Then
   dnsguard check
   systemctl enable --now dnsguard.socket dnsguard.service"""
 

@@ -37,7 +37,7 @@ from dnsguard.daemon.background import Background
 from dnsguard.daemon.beside import LINE, Beside, open_line, remove_line
 from dnsguard.daemon.drops import AnsweredInKernel, Drops
 from dnsguard.daemon.kernel_events import KernelEvents
-from dnsguard.daemon.lock import Lock, only_one
+from dnsguard.daemon.lock import Lock, leave_to_owner, only_one
 from dnsguard.daemon.policies import Policies, print_all
 from dnsguard.daemon.process import (
     Descriptors,
@@ -97,16 +97,20 @@ AGAIN: Final[Seconds] = 1.0
 
 def run(config: Path) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit code."""
+    systemd = Systemd.from_environment(os.environ)
     try:
         settings = load_settings(config)
+        leave_to_owner(settings.paths.runtime)
         with only_one(settings.paths.runtime) as lock:
             tell_stacks_on_abort()
             tune_interpreter()
             raise_descriptors()
-            return uvloop.run(Service(config, settings, lock).run())
+            return uvloop.run(Service(config, settings, lock, systemd).run())
     except ConfigError as error:
+        systemd.status("\n".join(map(str, error.diagnostics)))
         return print_all(error.diagnostics)
     except DnsguardError as error:
+        systemd.status(str(error))
         print(f"dnsguard: {error}", file=sys.stderr)
         return exit_code_of(error)
 
@@ -114,7 +118,7 @@ def run(config: Path) -> int:
 class Service:
     """One daemon. `run` starts it, waits for a signal, and stops it."""
 
-    def __init__(self, config: Path, settings: Settings, lock: Lock) -> None:
+    def __init__(self, config: Path, settings: Settings, lock: Lock, systemd: Systemd) -> None:
         self._config = config
         self._lock = lock
         self._settings = settings
@@ -127,7 +131,7 @@ class Service:
             level=LEVELS[settings.log.level.value],
             pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
-        self._supervision = Supervision(Systemd.from_environment(os.environ))
+        self._supervision = Supervision(systemd)
         self._counters = Counters()
         self._descriptors = Descriptors(self._events)
         self._stop = asyncio.Event()
@@ -356,6 +360,7 @@ class Service:
             self._drops.audited,
             self._gaps,
             lambda: metrics.totals(),
+            lambda: self._supervision.rejected,
         )
         metrics = Metrics(self._counters, list(reports.upstreams()), gauges(self._rooms(reports)))
         control = ControlServer(

@@ -109,6 +109,7 @@ def test_a_file_with_errors_changes_nothing_and_every_error_is_told_with_its_pla
         assert f"{file}:5:16: error: " in reloaded.stderr
         assert f"{file}:6:3: error: " in reloaded.stderr
         assert scene.daemon.ask("status")["generation"] == generation
+        assert f"{file}:5:16: error: " in scene.daemon.ask("status")["rejected"]
         assert flow.alive()
         assert scene.opens(scene.a, DB)
         assert scene.resolve(scene.a, "db.example.com") == [DB]

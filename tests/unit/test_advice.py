@@ -167,6 +167,13 @@ def test_a_policy_of_another_pod_says_more_than_a_name_that_is_like_it(
     assert "write those that the pod uses" in told["add"]["remark"]
 
 
+def test_the_first_pod_goes_into_the_list_as_it_was_shipped(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    files.allowlist.write_text("policies: {}\npods: {}\n")
+    files.add(files.told(capsys, "10.244.0.5", "db.example.com")["add"])
+
+    assert files.told(capsys, "10.244.0.5", "db.example.com")["verdict"] == "allowed"
+
+
 def test_a_port_that_nobody_knows_is_called_a_guess(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     assert "443 is a guess" in files.told(capsys, "10.244.0.5", "elsewhere.test")["add"]["remark"]
 

@@ -177,6 +177,21 @@ async def test_own_addresses_and_settings_reach_the_checks(config: Path, allowli
     loaded.store.close()
 
 
+@pytest.mark.parametrize(
+    ("config_text", "warned"), [("", True), ("mode: Audit\n", False), ("defaultAction: Allow\n", False)]
+)
+@pytest.mark.parametrize("pods", ["pods: {}\n", "policies: {}\n"])
+def test_a_list_of_no_pods_is_warned_of_where_it_closes_them_all(
+    config: Path, allowlist: Path, config_text: str, warned: bool, pods: str
+) -> None:
+    write(config, f"upstreams: [10.96.0.10]\n{config_text}")
+    write(allowlist, pods)
+
+    loaded = load_here(config, allowlist)
+
+    assert [str(one).partition(": warning: ")[2][:17] for one in loaded.diagnostics] == ["no pod is listed:"] * warned
+
+
 async def test_a_file_with_an_error_gives_no_store(config: Path, allowlist: Path, runtime: Path) -> None:
     write(allowlist, "pods: {10.0.0.1: [a b]}\n")
 

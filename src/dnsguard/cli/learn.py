@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog="Example: dnsguard learn > /etc/dnsguard/allowlist.yaml")(learn)
+    app.command(epilog="Example: dnsguard learn > learned.yaml")(learn)
 
 
 def learn(context: typer.Context, pod: PodOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:

@@ -14,8 +14,8 @@ def register(app: typer.Typer) -> None:
 def run(context: typer.Context, config: ConfigOption = None) -> None:
     """Run the daemon in the foreground.
 
-    It intercepts pods' DNS and enforces the allowlist. SIGHUP reloads the allowlist, SIGTERM
-    stops and leaves enforcement in place. Needs root.
+    It intercepts pods' DNS and enforces the allowlist. SIGHUP reloads both files, SIGTERM
+    stops and leaves enforcement in place. Needs root, or what dnsguard.service gives its user.
     """
     from dnsguard import service
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 _OF_QUERIES: Final = {"cache_hits": "from a cache", "limited": "over a limit", "answers_withheld": "withheld"}
+_ERRORS: Final = 3
+"""Lines of a refused reload that are shown."""
 _TROUBLES: Final = {
     "lease_writes_refused": ("refused", "answers whose leases the kernel refused"),
     "kernel_repairs": ("repaired", "changes of others to the kernel undone"),
@@ -56,6 +58,11 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
         yield "gap", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}"
     yield "config", status["config"]
     yield "policy", f"generation {status['generation']} of {status['allowlist']}"
+    rejected = status["rejected"].splitlines()
+    for line in rejected[:_ERRORS]:
+        yield "refused", f"at the last reload: {line}"
+    if len(rejected) > _ERRORS:
+        yield "refused", f"{len(rejected) - _ERRORS} more lines; `dnsguard check` prints them all"
     yield "pods", f"{status['pods']} of {status['pods_limit']}"
     yield "leases", f"{status['leases']}, {status['lease_elements']} of {status['leases_limit']} elements"
     yield from _questions(status)

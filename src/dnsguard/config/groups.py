@@ -296,9 +296,9 @@ class Paths(Group):
     state: PathText = Path("/var/lib/dnsguard")
     """What `learn` has seen."""
     runtime: PathText = Path("/run/dnsguard")
-    """Control socket and lock. On tmpfs."""
+    """Control socket, lock, and the names behind leases. On tmpfs."""
     bpffs: PathText = Path("/sys/fs/bpf/dnsguard")
-    """Pinned eBPF maps."""
+    """Pinned eBPF programs and maps."""
 
 
 class Settings(Group):

@@ -108,6 +108,8 @@ class Status(TypedDict):
     config: str
     allowlist: str
     generation: int
+    rejected: str
+    """What was wrong with the last reload, a line for each error; empty when nothing was."""
     pods: int
     pods_limit: int
     leases: int

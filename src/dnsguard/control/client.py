@@ -16,6 +16,7 @@ from dnsguard.core.errors import DnsguardError
 
 MARGIN: Final = 5.0
 """Seconds that the client waits beyond the daemon's own limit."""
+START: Final = "start it with `systemctl start dnsguard`; `journalctl -u dnsguard` says why it ended"
 
 
 class NotRunningError(DnsguardError):
@@ -87,13 +88,9 @@ class ControlClient:
 
     def _unreachable(self, error: OSError | http.client.HTTPException) -> DnsguardError:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            return NotRunningError(
-                f"the daemon is not running (no socket at {self.path}): start it with `dnsguard run`"
-            )
+            return NotRunningError(f"the daemon is not running (no socket at {self.path}): {START}")
         if isinstance(error, ConnectionRefusedError):
-            return NotRunningError(
-                f"the daemon is not running (nobody listens on {self.path}): start it with `dnsguard run`"
-            )
+            return NotRunningError(f"the daemon is not running (nobody listens on {self.path}): {START}")
         if isinstance(error, PermissionError):
             return CallError(f"{self.path}: permission denied: run as root, or as a member of group dnsguard")
         if isinstance(error, TimeoutError):

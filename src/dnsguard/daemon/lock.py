@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +38,23 @@ class Lock:
         os.close(self._descriptor)
 
 
+def leave_to_owner(runtime: Path) -> None:
+    """Raises CallError for root where the directory is another user's: files of root's there, and root's maps, would
+    keep the service from starting."""
+    with contextlib.suppress(FileNotFoundError):
+        owner = runtime.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            start = "start the service (systemctl start dnsguard), or set another paths.runtime"
+            raise CallError(f"{runtime} is for user {_user(owner)}, not for root: {start}")
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
+
+
 @contextlib.contextmanager
 def only_one(runtime: Path) -> Iterator[Lock]:
     """Be the only daemon on this runtime directory."""
@@ -53,7 +71,7 @@ def _locked(path: Path) -> int:
         runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
         descriptor = _opened(path)
     except PermissionError as error:
-        raise MissingFeatureError(f"root is missing: run this as root ({error.filename}: {error.strerror})") from error
+        raise MissingFeatureError(_refused(path, error)) from error
     except OSError as error:
         raise CallError(f"paths.runtime: {runtime}: {error.strerror}") from error
     try:
@@ -76,3 +94,9 @@ def _opened(path: Path) -> int:
         owner = path.parent.stat()
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
     return descriptor
+
+
+def _refused(path: Path, error: PermissionError) -> str:
+    if os.access(path.parent, os.W_OK) and path.exists():
+        return f"{path} is another user's: remove it, when no dnsguard runs"
+    return f"root is missing: run this as root ({error.filename}: {error.strerror})"

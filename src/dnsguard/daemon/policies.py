@@ -61,7 +61,7 @@ class Policies:
         loaded = await self._load(self._settings)
         code = print_all(loaded.diagnostics)
         if loaded.store is None:
-            raise CallError(f"{self._settings.allowlist} cannot be used; the errors are above", code)
+            raise CallError(f"{self._settings.allowlist} cannot be used: `dnsguard check` says why", code)
         self._keep(loaded.store)
         self._tell(loaded.diagnostics)
         return loaded.store

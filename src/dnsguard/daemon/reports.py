@@ -52,6 +52,8 @@ class Reports:
     """Packets of each pod that passed in Audit only, by its name."""
     gaps: Callable[[], Sequence[Gap]] = tuple
     totals: Callable[[], Mapping[str, int]] = dict
+    rejected: Callable[[], str] = str
+    """What was wrong with the last reload; empty when nothing was."""
 
     async def version(self) -> Version:
         return {"version": __version__}
@@ -68,6 +70,7 @@ class Reports:
             "config": str(self.configured.file),
             "allowlist": str(settings.allowlist),
             "generation": engine.changes.generation,
+            "rejected": self.rejected(),
             "pods": len(engine.pods),
             "pods_limit": settings.tables.pods,
             "leases": len(engine.leases),

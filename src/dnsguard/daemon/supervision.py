@@ -37,7 +37,8 @@ class Supervision:
     def __init__(self, systemd: Systemd, clock: Callable[[], float] = time.monotonic) -> None:
         self._systemd = systemd
         self._clock = clock
-        self._rejected = ""
+        self.rejected = ""
+        """What was wrong with the last reload; empty when nothing was."""
         self.interval: Seconds = min(LOOK, systemd.watchdog / 4) if systemd.watchdog else LOOK
 
     @property
@@ -104,15 +105,15 @@ class Supervision:
         try:
             yield
         except DnsguardError as error:
-            self._rejected = f"the last reload was refused: {error}"
+            self.rejected = str(error)
             raise
         else:
-            self._rejected = ""
+            self.rejected = ""
         finally:
             self.tell(status())
 
     def tell(self, status: str) -> None:
-        self._systemd.status(f"{status}; {self._rejected}" if self._rejected else status)
+        self._systemd.status(f"{status}; the last reload was refused: {self.rejected}" if self.rejected else status)
 
     def look(self, busy_since: Sequence[float | None], status: str) -> None:
         """A sign of life, unless a thread has been at one piece of work for half of what systemd waits."""

@@ -29,9 +29,7 @@ def check_daemon(node: Node) -> Iterator[Finding]:
     if node.hidden:
         yield unseen("daemon", node.hidden)
     elif node.daemon is None:
-        yield warning(
-            "daemon", "does not run: what follows is how it would find the node", "dnsguard run, or its service"
-        )
+        yield warning("daemon", "does not run: what follows is how it would find the node", "systemctl start dnsguard")
     elif not node.daemon["ready"]:
         yield problem("daemon", f"is not ready: it waits for {node.daemon['missing']}", "look at its log")
     else:

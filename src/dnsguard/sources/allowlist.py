@@ -43,6 +43,8 @@ class Surroundings:
     own: frozenset[Network] = frozenset()
     """The node's own addresses, each as a network of one."""
     default: Action = Action.DENY
+    closed: bool = False
+    """Whether a pod without an entry is closed in."""
 
 
 @dataclass(slots=True)
@@ -81,6 +83,9 @@ class AllowlistReader:
             self._read_policies(top["policies"])
         if "pods" in top:
             yield from self._read_pods(top["pods"])
+        if self.around.closed and not self._networks and not self._findings.errors:
+            origin = self._findings.origin(top["pods"]) if "pods" in top else Origin(self.file, 1, 1)
+            self._findings.warn_at(origin, "no pod is listed: in Enforce every governed pod is closed in")
         for name, policy in self._policies.items():
             if not policy.used:
                 self._findings.warn_at(policy.origin, f"no pod uses policy '{name}'")

@@ -21,6 +21,7 @@ _PLAIN: Final = re.compile(r"[a-z_][a-z0-9_-]*(\.[a-z0-9_-]+)+")
 """Names that every reader of YAML takes for text."""
 _EMPTY: Final = re.compile(r"egress:\s*\[(?=\s*\])")
 _PODS: Final = re.compile(r"pods:\s*(#.*)?$")
+_NO_PODS: Final = re.compile(r"pods:\s*\{(?=\s*\})")
 
 
 class Edit(NamedTuple):
@@ -58,6 +59,8 @@ def add_pod(rule: Rule, file: Path, address: str) -> Edit | None:
         return None
     lines = _lines(file)
     for number, line in enumerate(lines, 1):
+        if found := _NO_PODS.match(line):
+            return Edit(str(file), number, found.end() + 1, f"{_key(address)}: [{', '.join(_names(rule))}]")
         if _PODS.match(line):
             following = next(lines, "")
             indent = following[: len(following) - len(following.lstrip())].rstrip("\n") or "  "

@@ -25,9 +25,10 @@ from typing import BinaryIO
 
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors
 from dnsguard.config.files import read_text
+from dnsguard.config.groups import Mode
 from dnsguard.config.settings import Settings, read_settings
 from dnsguard.core.answers import DEFAULT_PROTECTED
-from dnsguard.core.model import Address, Origin
+from dnsguard.core.model import Action, Address, Origin
 from dnsguard.sources.allowlist import AllowlistReader, Surroundings
 from dnsguard.sources.store import Store, StoreWriter
 
@@ -123,7 +124,9 @@ def surroundings(settings: Settings | None, own: Collection[Address]) -> Surroun
     protected = settings.answers.protected_networks
     if settings.answers.protect_default:
         protected += (*DEFAULT_PROTECTED, *mine)
-    return Surroundings(protected, mine, settings.default_action.action)
+    default = settings.default_action.action
+    closed = settings.mode is Mode.ENFORCE and default is Action.DENY
+    return Surroundings(protected, mine, default, closed)
 
 
 @contextmanager
