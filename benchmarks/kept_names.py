@@ -22,10 +22,10 @@ from dnsguard.core.model import Action, Address, DomainPeer, LinkIndex, Name, Pa
 from dnsguard.core.names import EVERYTHING, parse_name
 from dnsguard.core.pods import Assignment, PodTable
 from dnsguard.core.policy import Allowed, effective
+from dnsguard.daemon.restore import Left, restore
 from dnsguard.names_file.content import FILE, read_names
 from dnsguard.names_file.record import Record
 from dnsguard.names_file.store import Batch, NamesStore
-from dnsguard.restore import Left, restore
 
 PODS, LEASES = 100, 100_000
 AT_ONCE = 10_000

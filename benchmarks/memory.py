@@ -26,6 +26,8 @@ EVERY = 1.0
 """Seconds between two looks at the daemon's memory."""
 SETTLED = 120.0
 """What leases, flows and kernel answers of the long run may take to end."""
+WARM = 25.0
+"""What is done every 20 s has been done by then, in a thread that is made at its first use."""
 TTL = 1
 BRIEF = "ttl: {floor: 1s, grace: 1s, cap: 1s}"
 """Leases of the long run: they end while it goes on, as those of a day do."""
@@ -188,6 +190,7 @@ class _Run:
         self.node.ask(self.deadline, 0, self.extent.pods)
         self.node.reload(range(1))
         self.node.reload(range(0))
+        time.sleep(WARM)
         patience = time.monotonic() + SETTLED
         while (found := books(self.node)).leases and time.monotonic() < patience:
             time.sleep(EVERY)

@@ -23,9 +23,7 @@ from typing import Any, Final
 
 import uvloop
 
-from dnsguard import __version__, assembly
-from dnsguard.background import Background
-from dnsguard.beside import LINE, Beside, open_line, remove_line
+from dnsguard import __version__
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf, Revocation
 from dnsguard.config.settings import Settings, load_settings
@@ -34,19 +32,36 @@ from dnsguard.control.calls import WRONG, Gap, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
-from dnsguard.drops import AnsweredInKernel, Drops
+from dnsguard.daemon import assembly
+from dnsguard.daemon.background import Background
+from dnsguard.daemon.beside import LINE, Beside, open_line, remove_line
+from dnsguard.daemon.drops import AnsweredInKernel, Drops
+from dnsguard.daemon.kernel_events import KernelEvents
+from dnsguard.daemon.lock import Lock, leave_to_owner, only_one
+from dnsguard.daemon.policies import Policies, print_all
+from dnsguard.daemon.process import (
+    Descriptors,
+    raise_descriptors,
+    return_memory,
+    tell_stacks_on_abort,
+    tune_interpreter,
+)
+from dnsguard.daemon.reports import Configured, Reports
+from dnsguard.daemon.restore import Left, restore
+from dnsguard.daemon.runtime import Runtime
+from dnsguard.daemon.scrape import KernelCounters, Rooms, gauges, stuck
+from dnsguard.daemon.seen import FLUSH, LOOK, REPAIR, Seen, Sources
+from dnsguard.daemon.supervision import Supervision
 from dnsguard.enforce.bpf.second import SecondLine
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.enforce.privilege import require_privilege
 from dnsguard.engine.contracts import EventKind, Ticket
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, Surroundings
-from dnsguard.kernel_events import KernelEvents
 from dnsguard.learning.book import Book
 from dnsguard.listen.tcp import TcpLimits, TcpListener
 from dnsguard.listen.transparent import ListenSockets
 from dnsguard.listen.udp import UdpListener
-from dnsguard.lock import Lock, leave_to_owner, only_one
 from dnsguard.names_file.content import Names
 from dnsguard.names_file.keeping import KeptNames
 from dnsguard.node.conntrack import Conntrack
@@ -61,15 +76,7 @@ from dnsguard.observe.log import LEVELS, open_log
 from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.watching import Watching
-from dnsguard.policies import Policies, print_all
-from dnsguard.process import Descriptors, raise_descriptors, return_memory, tell_stacks_on_abort, tune_interpreter
-from dnsguard.reports import Configured, Reports
-from dnsguard.restore import Left, restore
-from dnsguard.runtime import Runtime
-from dnsguard.scrape import KernelCounters, Rooms, gauges, stuck
-from dnsguard.seen import FLUSH, LOOK, REPAIR, Seen, Sources
 from dnsguard.sources.store import Store
-from dnsguard.supervision import Supervision
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
 from dnsguard.upstream.transport import Transport
@@ -502,5 +509,5 @@ class Service:
         self._kernel.table_repaired(what)
 
     def _upstream_back(self, server: int) -> None:
-        if self._engine.servers.answered(server, time.monotonic()):
+        if self._engine.servers.probed(server):
             self._events.emit(EventKind.UPSTREAM_UP, upstream=str(self._settings.upstreams[server]))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.host.host import UNIT, Host, hosting
 from tests.host.leaks import Leaks
+from tests.node.daemon import wait_for
 from tests.node.scene import ALLOWLIST, DB, OTHER
+
+T = TypeVar("T")
 
 WHOLE_SECONDS = 5.0
 FOLDER = Path(__file__).resolve().parent
@@ -53,6 +56,13 @@ def closed(host: Host) -> Iterator[Leaks]:
         yield leaks
         assert leaks.sent > 0
         assert leaks.heard == []
+
+
+def in_time(look: Callable[[], T], wanted: T, seconds: float = WHOLE_SECONDS) -> T:
+    """What `look` finds: as soon as that is `wanted`, else at the end of the time."""
+    with contextlib.suppress(TimeoutError):
+        wait_for(lambda: look() == wanted, seconds)
+    return look()
 
 
 def whole(host: Host) -> None:

@@ -73,7 +73,11 @@ class Service(Dnsguard):
 
     def ask(self, call: str, **arguments: str) -> Any:
         client = ControlClient(self._machine.root / "run/dnsguard")
-        return list(client.rows(call, **arguments)) if call in ("pods", "leases") else client.call(call, **arguments)
+        return (
+            list(client.rows(call, **arguments))
+            if call in ("pods", "leases", "learn")
+            else client.call(call, **arguments)
+        )
 
     def ready(self) -> bool:
         try:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ipaddress import ip_network
 from itertools import islice
 
-from dnsguard.assembly import engine_settings, interception_route, protected, table_layout
 from dnsguard.config import settings
 from dnsguard.config.diagnostics import Diagnostic, errors, exit_code
 from dnsguard.config.files import decode
@@ -17,6 +16,7 @@ from dnsguard.core.errors import PolicyError
 from dnsguard.core.model import Action, Address, PodEntry
 from dnsguard.core.names import pattern_text
 from dnsguard.core.pods import assign
+from dnsguard.daemon.assembly import engine_settings, interception_route, protected, table_layout
 from dnsguard.sources import allowlist
 from dnsguard.sources.store import Store, StoreWriter
 

@@ -30,7 +30,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dnsguard.beside import VERIFY
+from dnsguard.daemon.beside import VERIFY
 from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.layout import What
 from dnsguard.enforce.bpf.syscall import TCX_INGRESS, Map, get_pinned, prog_by_id, prog_info, prog_query

@@ -31,9 +31,9 @@ PODS = 4
 NAMES = 20
 CACHED = 10
 RULE = {"to": [{"domainNames": ["*.fresh.example.com"]}], "ports": [{"protocol": "TCP", "port": 8080}]}
-BOUNDED = {"cached answers": CACHED, "pods with past denials": 1024}
-"""What need not be as before, and the most that there may be of it."""
-PASSING = ("leases", "leases to look at", "drops by pod", "map counts", "map flows")
+BOUNDED = {"cached answers": CACHED, "pods with past denials": 1024, "threads": 8}
+"""What need not be as before, and the most that there may be of it: a thread is made at its first use."""
+PASSING = ("leases", "drops by pod", "map counts", "map flows")
 """What is gone last of a burst."""
 COUNTED = ("drops by pod", "kernel answers by pod")
 """What is counted of pods every few seconds."""

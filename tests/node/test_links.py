@@ -35,13 +35,17 @@ class Node:
         self.sockets: list[socket.socket] = []
         self._lab = lab
         self.links = Links(patterns, self._on_link, self.problems.append, self._on_own)
-        self.watch = Watch([self.links], self.problems.append, opener=self._open)
+        self.missed = 0
+        self.watch = Watch([self.links], self.problems.append, on_missed=self._on_missed, opener=self._open)
 
     @property
     def pods(self) -> dict[str, frozenset[Address]]:
         """The latest word on each link, by name."""
         latest = {link: (name, addresses) for link, name, addresses in self.calls}
         return {name: addresses for name, addresses in latest.values() if addresses is not None}
+
+    def _on_missed(self) -> None:
+        self.missed += 1
 
     def _on_link(self, link: LinkIndex, name: str, addresses: frozenset[Address] | None) -> None:
         self.calls.append((link, name, addresses))
@@ -292,6 +296,7 @@ async def test_when_notifications_were_lost_everything_is_read_again(lab: Lab) -
         assert node.pods["veth-a"] == packed("10.244.0.5")
         assert len([one for one in node.sockets if one.fileno() >= 0]) == 2, "one that hears and one that asks"
     assert len(node.sockets) > 2, "nothing was lost, so nothing was tested"
+    assert node.missed >= 1
 
 
 @on_uvloop

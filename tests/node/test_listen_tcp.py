@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -252,6 +253,18 @@ async def test_a_client_that_keeps_asking_is_cut_when_its_time_is_over_and_not_b
                     await asyncio.sleep(0.02)
             assert now() - begun >= 0.95
         assert listener.cut == 1
+
+
+@on_uvloop
+async def test_a_connection_whose_descriptor_is_kept_for_others_is_turned_away_and_told_of(lab: Lab) -> None:
+    pod = lab.pod("a", "10.244.0.5")
+    server, crowded = Server(), Counter[str]()
+    async with listening(intercept(lab), server, TcpLimits(descriptors=3)) as listener:
+        listener.on_crowded = lambda: crowded.update(["told"])
+        with connected(lab, pod) as asking:
+            assert await ended(asking)
+        assert listener.refused == 1
+    assert (server.admitted, crowded["told"]) == ([], 1)
 
 
 @on_uvloop

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dnsguard.control.calls import CallError
-from dnsguard.lock import Lock, leave_to_owner
+from dnsguard.daemon.lock import Lock, leave_to_owner
 
 pytestmark = pytest.mark.node
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from dnsguard.daemon.supervision import LISTENING, OFFERED, Supervision
 from dnsguard.demo.lab import Lab
 from dnsguard.listen.transparent import ListenSockets
 from dnsguard.node.systemd import Inherited, Systemd
-from dnsguard.supervision import LISTENING, OFFERED, Supervision
 
 pytestmark = pytest.mark.node
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from dnsguard.core.lease import Element
 from dnsguard.core.model import Address, LinkIndex, Name, Seconds
+from dnsguard.daemon.restore import Left, restore
 from dnsguard.names_file.content import FILE, Names, read_names
 from dnsguard.names_file.record import Record
 from dnsguard.names_file.store import NamesStore
-from dnsguard.restore import Left, restore
 from dnsguard.upstream.scripted import Answer
 from tests.replay.stage import Stage, respond
 

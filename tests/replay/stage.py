@@ -17,7 +17,6 @@ from typing import Any
 
 from dnslib import EDNS0, QTYPE, RR, DNSHeader, DNSQuestion, DNSRecord
 
-from dnsguard.assembly import engine_settings, protected
 from dnsguard.config.settings import settings_from_text
 from dnsguard.core.attempts import Servers
 from dnsguard.core.compile import closed, decide
@@ -26,6 +25,7 @@ from dnsguard.core.model import Action, Address, Flow, LinkIndex, Name, Packet, 
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import Lookup, Pod
 from dnsguard.core.policy import Allowed
+from dnsguard.daemon.assembly import engine_settings, protected
 from dnsguard.enforce.memory import MemoryEnforcer
 from dnsguard.enforce.told import MemoryAnswers
 from dnsguard.engine.change import Restore, no_leases

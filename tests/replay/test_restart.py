@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from dnsguard.core.lease import Element, Held
+from dnsguard.daemon.restore import Left, restore
 from dnsguard.names_file.content import Names
-from dnsguard.restore import Left, restore
 from dnsguard.upstream.scripted import Answer
 from tests.replay.stage import Stage, respond
 

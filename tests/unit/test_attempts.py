@@ -117,3 +117,32 @@ def test_as_long_as_one_is_up_a_downed_one_is_never_chosen(steps: list[tuple[str
         assert chosen is not None
         assert servers.down(chosen) == all(servers.down(i) for i in range(3))
         assert (servers.next_probe() is None) == (not any(servers.down(i) for i in range(3)))
+
+
+def test_an_upstream_is_of_no_use_after_five_such_answers_over_two_seconds_and_that_is_said_once() -> None:
+    servers = Servers(2)
+
+    assert [servers.useless(0, now) for now in (0.0, 0.1, 0.2, 0.3, 0.4, 1.9)] == [False] * 6
+    assert [servers.useless(0, now) for now in (2.0, 2.1, 60.0)] == [True, False, False]
+    assert not servers.useless(1, 2.0)
+    assert (servers.useful(0), servers.useful(0), servers.useful(1)) == (True, False, False)
+    assert not servers.useless(0, 61.0)
+
+
+def test_one_answer_of_use_in_between_begins_the_count_anew() -> None:
+    servers = Servers(1)
+    for now in (0.0, 1.0, 2.0, 3.0):
+        assert not servers.useless(0, now)
+    assert not servers.useful(0)
+
+    assert [servers.useless(0, 4.0 + n) for n in range(5)] == [False] * 4 + [True]
+
+
+def test_an_upstream_that_answers_probes_and_no_query_is_not_told_of_again_and_again() -> None:
+    servers, told = Servers(1), []
+    for _ in range(4):
+        told.append([servers.failed(0, 0.0), servers.failed(0, 0.0), servers.probed(0)])
+
+    assert told == [[False, True, True], [False, True, False], [False, False, False], [False, False, False]]
+    assert (servers.answered(0, 9.0), servers.answered(0, 9.0)) == (True, False)
+    assert [servers.failed(0, 9.0), servers.failed(0, 9.0), servers.probed(0)] == [False, True, True]

@@ -315,7 +315,7 @@ def test_run_is_given_the_path_and_its_code_is_passed_on(monkeypatch: pytest.Mon
 
 def test_cleanup_is_given_the_settings(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dnsguard.cleanup.cleanup", lambda settings: 0 if settings.paths.runtime == Path(dead).parent else 9
+        "dnsguard.daemon.cleanup.cleanup", lambda settings: 0 if settings.paths.runtime == Path(dead).parent else 9
     )
     assert main(["cleanup", "--config", dead]) == 0
 
@@ -326,7 +326,7 @@ def test_what_the_kernel_refuses_is_one_line_and_1(
     def refuse(settings: object) -> int:
         raise KernelError("a daemon runs")
 
-    monkeypatch.setattr("dnsguard.cleanup.cleanup", refuse)
+    monkeypatch.setattr("dnsguard.daemon.cleanup.cleanup", refuse)
     assert main(["cleanup", "--config", dead]) == 1
     assert capsys.readouterr().err == "a daemon runs\n"
 

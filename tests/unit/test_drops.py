@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsguard.core.model import LinkIndex
-from dnsguard.drops import AnsweredInKernel, Drops, Growth
+from dnsguard.daemon.drops import AnsweredInKernel, Drops, Growth
 from dnsguard.enforce.bpf.events import REASONS
 from dnsguard.enforce.denials import Answered, Denial, Dropped
 from dnsguard.engine.contracts import EventKind

@@ -110,6 +110,26 @@ def test_one_pods_flood_costs_no_other_pod_a_line() -> None:
     assert heard.events[-1].fields["pod"] == "shop/quiet"
 
 
+def test_a_link_that_comes_and_goes_without_end_has_a_share_of_lines_and_what_was_left_out_is_said() -> None:
+    heard = Heard(rate=0)
+    for _ in range(1000):
+        heard.log.emit(EventKind.POD_CAME, pod="shop/a", link="veth-a")
+        heard.log.emit(EventKind.POD_WENT, pod="shop/a", link="veth-a")
+    heard.log.emit(EventKind.POD_CAME, pod="shop/b", link="veth-b")
+    assert len(heard.events) == 11
+    assert heard.events[-1].fields["pod"] == "shop/b"
+    heard.clock.now += 10
+    heard.log.tick()
+    assert heard.events[-1].message.startswith("1990 more lines about veth-a were left out")
+
+
+def test_a_pod_that_is_loud_does_not_keep_the_line_of_its_end_out() -> None:
+    heard = Heard()
+    heard.deny(times=1000)
+    heard.log.emit(EventKind.POD_WENT, pod="shop/a", link="veth-a")
+    assert heard.kinds == [DENIED, EventKind.POD_WENT]
+
+
 def test_what_was_left_out_is_said_when_the_pod_falls_quiet() -> None:
     heard = Heard()
     heard.deny(times=4)

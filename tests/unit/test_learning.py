@@ -416,6 +416,20 @@ def test_a_million_random_names_neither_grow_the_book_nor_push_anything_out() ->
     assert "questions and 0 flows went beyond" in allowlist(rows_of(book))
 
 
+def test_many_names_under_each_of_many_parents_do_not_grow_the_book() -> None:
+    book = Book()
+    for number in range(limits.FOLD * 2 * limits.MOST_NAMES):
+        name = Name(b"\x08%08x\x08%08x\x04evil\x04test\0" % (number, number // limits.FOLD))
+        book.unanswered("shop/evil", name, "", 1.0)
+
+    (row,) = rows_of(book)
+    evil, again = book.pods["shop/evil"], book_of(row, SINCE_1970)
+
+    assert evil.folded and evil.names_kept <= limits.MOST_NAMES and len(evil.children) <= limits.MOST_NAMES
+    assert again.folded and again.names_kept <= limits.MOST_NAMES
+    assert evil.stray_names > 50_000
+
+
 def test_a_port_scan_does_not_grow_the_book() -> None:
     book = Book()
     seen(book, "shop/evil", "10.244.0.6")

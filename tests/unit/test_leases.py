@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnsguard.core.book import Armed, Capacity, Spared
-from dnsguard.core.lease import NAMES_PER_LEASE, UNKNOWN, Element, Write
+from dnsguard.core.lease import NAMES_PER_LEASE, PAST_PER_LEASE, UNKNOWN, Element, Write
 from dnsguard.core.leases import Leases
 from dnsguard.core.model import Address, Name, PodId, PortRange, Protocol, Scope
 
@@ -124,6 +124,27 @@ def test_the_pods_share_is_counted_before_the_kernel_is_asked() -> None:
     armed(leases, DB)
     assert arm(leases, WEB) == "leasesPerPod"
     assert len(leases) == 1
+
+
+def test_names_that_justify_leases_are_counted_too() -> None:
+    leases = table(Capacity(pairs=3))
+    armed(leases, DB, WEB)
+    armed(leases, DB, name=B)
+    assert arm(leases, WEB, name=B) == "leasesPerPod"
+    assert isinstance(arm(leases, DB, name=B, now=1.0), Armed)
+    assert isinstance(arm(leases, DB, WEB, name=C, pod=OTHER), Armed)
+    leases.due(100.0)
+    armed(leases, DB, WEB, name=C, now=100.0)
+    assert leases.pods[POD].pairs == 2
+
+
+def test_of_names_that_held_a_lease_open_before_the_latest_are_remembered() -> None:
+    leases = table()
+    for number in range(3 * PAST_PER_LEASE):
+        armed(leases, DB, name=Name(b"\4%04d\0" % number), now=float(number))
+    leases.due(1000.0)
+    past = {name for _, name in leases.stood_on(POD)[DB]}
+    assert len(past) == PAST_PER_LEASE
 
 
 def test_a_full_share_of_one_pod_leaves_room_for_another() -> None:
@@ -265,7 +286,24 @@ def test_a_pod_that_went_leaves_nothing() -> None:
     armed(leases, DB)
     assert leases.remove_pod(POD) == [Element("tcp_443", ME + DB)]
     assert (len(leases), leases.elements) == (0, 0)
+    assert not any(leases._turns.values())
     assert leases.due(100.0) == []
+
+
+def test_a_pod_that_went_takes_nothing_of_another_with_it() -> None:
+    leases = table()
+    armed(leases, DB)
+    armed(leases, DB, pod=OTHER)
+    leases.remove_pod(POD)
+    assert [lease.pod for lease in leases.due(100.0)] == [OTHER]
+
+
+def test_a_lease_that_was_taken_back_and_forgotten_is_not_kept_until_it_would_have_ended() -> None:
+    leases = table()
+    armed(leases, DB, need=3600.0)
+    leases.rejustify(POD, only(B), 10.0, same_program=False)
+    leases.forget_ended(POD, (), OLD)
+    assert not any(leases._turns.values())
 
 
 def test_an_address_gained_and_one_lost_are_elements_written_and_removed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 
@@ -14,7 +15,7 @@ from dnsguard import __version__
 from dnsguard.core.errors import DnsguardError
 from dnsguard.enforce.bpf.events import REASONS
 from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters, Histogram
-from dnsguard.observe.health import Health, HealthServer, split_listen
+from dnsguard.observe.health import BACKLOG, MOST, PATIENCE, Health, HealthServer, split_listen
 from dnsguard.observe.metrics import FROM_THE_START, INTEGERS, TALLIES, Gauges, Metrics, build_registry
 
 
@@ -26,6 +27,7 @@ class Daemon:
         self.missing = ""
         self.stuck = ""
         self.refreshed = 0
+        self.endless = False
         gauges = Gauges(leases=lambda: 7, policy_generation=lambda: 3, upstreams_up=lambda: {"10.96.0.10:53": True})
         registry = build_registry(Metrics(self.counters, ["10.96.0.10:53", "[fd00::10]:53"], gauges))
         health = Health(lambda: self.missing, lambda: self.stuck, self.refresh)
@@ -33,6 +35,8 @@ class Daemon:
 
     async def refresh(self) -> None:
         self.refreshed += 1
+        if self.endless:
+            await asyncio.Event().wait()
 
     async def get(self, path: str) -> tuple[int, str]:
         async with (
@@ -222,3 +226,28 @@ def test_an_observation_on_a_bound_belongs_to_it() -> None:
     for value in (1.0, 2.0, 2.1):
         histogram.observe(value)
     assert histogram.counts == [1, 1, 1]
+
+
+async def test_connections_that_ask_for_nothing_do_not_add_up(daemon: Daemon) -> None:
+    opened = [await asyncio.open_connection("127.0.0.1", daemon.server.port) for _ in range(10 * MOST)]
+
+    status, _ = await daemon.get("/healthz")
+    async with asyncio.timeout(5):
+        ended = [await reader.read() for reader, _ in opened[: 9 * MOST - BACKLOG]]
+
+    assert (status, set(ended)) == (200, {b""})
+    for _, writer in opened:
+        writer.close()
+
+
+async def test_a_scrape_that_does_not_end_does_not_hold_up_the_stop(daemon: Daemon) -> None:
+    scraping = asyncio.create_task(daemon.get("/metrics"))
+    daemon.endless = True
+    while not daemon.refreshed:
+        await asyncio.sleep(0.01)
+
+    async with asyncio.timeout(10 * PATIENCE):
+        await daemon.server.stop()
+
+    with pytest.raises(aiohttp.ClientError):
+        await scraping

@@ -335,6 +335,35 @@ def test_everything_is_handed_over_in_pieces_while_changes_go_on(monkeypatch: py
     assert {row[2] for batch in made for row in batch.names} == set(places)
 
 
+def test_of_a_pod_with_too_many_names_none_is_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "MOST_OF_A_POD", 100)
+    pods, leases = one_pod()
+    following = Record(pods, leases)
+    made = [following.everything(0.0)]
+    for number in range(300):
+        arm(pods, leases, Name(b"\4%04d\0" % number), PEER)
+        made.append(following.changes(1.0))
+    store = NamesStore(path, BOOT)
+    store.apply(made)
+    store.close()
+
+    (kept,) = read_names(path, BOOT).values()
+
+    assert (kept.leases, kept.program) == ({}, pods.by_link[LINK].program.name)
+    assert not any(batch.names for batch in made[250:])
+
+
+def test_names_that_change_often_are_not_taken_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "MOST_OF_A_POD", 10)
+    pods, leases = one_pod()
+    following = Record(pods, leases)
+    following.everything(0.0)
+    for number in range(100):
+        arm(pods, leases, DB, PEER, until=50.0 + number)
+
+        assert following.changes(1.0).names == [(LINK, "tcp_443", PEER, DB, 50.0 + number)]
+
+
 def test_more_changes_than_are_remembered_become_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "MOST_TOUCHED", 5)
     pods, leases = one_pod()

@@ -28,6 +28,10 @@ def ipv6(protocol: int, data: bytes) -> bytes:
     return struct.pack(">IHBB", 6 << 28, len(data), protocol, 64) + POD6 + PEER6 + data
 
 
+def tcp(flags: int) -> bytes:
+    return struct.pack(">HHIIBBHHH", 4000, 443, 0, 0, 5 << 4, flags, 0, 0, 0)
+
+
 def report(prefix: str, packet: bytes, link: int = 7) -> bytes:
     body = netlink.text(10, prefix) + netlink.attribute(4, struct.pack(">I", link)) + netlink.attribute(9, packet)
     return netlink.message(0x400, 0, 0, netlink.generic(2) + body)
@@ -43,6 +47,28 @@ def test_a_report_names_link_addresses_port_and_reason() -> None:
 def test_a_report_of_a_rule_names_its_number() -> None:
     (denial,) = denials(report("dnsguard 12", ipv4(17, struct.pack(">HH", 1, 2))))
     assert (denial.reason, denial.rule) == ("rule", 12)
+
+
+@pytest.mark.parametrize(
+    ("packet", "begins"),
+    [
+        (ipv4(6, tcp(flags=0x02)), True),
+        (ipv4(6, tcp(flags=0x10)), True),
+        (ipv4(6, tcp(flags=0x04), options=3), False),
+        (ipv6(0, bytes([6, 0]) + bytes(6) + tcp(flags=0x14)), False),
+        (ipv4(1, bytes([8, 0])), True),
+        (ipv4(1, bytes([3, 3])), False),
+        (ipv6(58, bytes([4, 2])), False),
+        (ipv6(58, bytes([128, 0])), True),
+        (ipv4(132, bytes(12) + bytes([1])), True),
+        (ipv4(132, bytes(12) + bytes([6])), False),
+        (ipv4(6, tcp(flags=0x04)[:13]), True),
+        (ipv4(17, tcp(flags=0x04)), True),
+    ],
+)
+def test_a_report_says_of_a_mere_answer_that_it_begins_nothing(packet: bytes, begins: bool) -> None:
+    (denial,) = denials(report("dnsguard default", packet))
+    assert denial.begins is begins
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from dnsguard.config.groups import Settings
 from dnsguard.config.settings import load_settings
 from dnsguard.control.calls import CallError
 from dnsguard.core.errors import KernelError
+from dnsguard.daemon.policies import Policies
 from dnsguard.engine.change import Outcome
 from dnsguard.engine.contracts import EventKind
 from dnsguard.engine.counters import Counters
-from dnsguard.policies import Policies
 
 CONFIG = "upstreams: [10.96.0.10]\nallowlist: {folder}/allowlist.yaml\npaths: {{runtime: {folder}}}\nmode: {mode}\n"
 

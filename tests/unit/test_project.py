@@ -89,3 +89,10 @@ def test_the_drawing_of_the_architecture_names_every_room() -> None:
     known = [room for room in rooms if not room.startswith(("__", "defaults", "py.typed"))]
 
     assert [room for room in known if f"`{room}`" not in page] == []
+
+
+def test_the_docstring_of_the_daemons_folder_names_every_module() -> None:
+    folder = ROOT / "src/dnsguard/daemon"
+    modules = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+
+    assert [name for name in modules if not re.search(rf"\b{name}\b", (folder / "__init__.py").read_text())] == []

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from dnsguard import scrape
+from dnsguard.daemon import scrape
+from dnsguard.daemon.scrape import FRESH, STUCK, KernelCounters, stuck
 from dnsguard.enforce.enforcer import LineEnforcer
-from dnsguard.scrape import FRESH, STUCK, KernelCounters, stuck
 
 
 class Kernel:

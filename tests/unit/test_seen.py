@@ -21,13 +21,13 @@ from dnsguard.core.model import Action, Address, Flow, LinkIndex
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import Assignment, PodTable
 from dnsguard.core.policy import effective
+from dnsguard.daemon.seen import Seen, Sources
 from dnsguard.enforce.denials import Audited, Denial
 from dnsguard.engine.contracts import EventKind
 from dnsguard.learning.book import Book
 from dnsguard.learning.rows import SeenRow
 from dnsguard.learning.state import VERSION, SeenFile
 from dnsguard.node.scripted import ScriptedFlows
-from dnsguard.seen import Seen, Sources
 
 POD = "shop/a"
 
@@ -147,6 +147,7 @@ async def test_a_dropped_packet_is_a_flow_that_was_denied(node: Node) -> None:
     node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 443, "default", packets=4))
     node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 444, "source"))
     node.seen.denied(Denial(LinkIndex(9), OWN, PEER, 6, 445, "default"))
+    node.seen.denied(Denial(LinkIndex(3), OWN, PEER, 6, 446, "default", begins=False))
 
     (flow,) = (await node.row())["flows"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dnsguard.core.errors import KernelError
+from dnsguard.daemon.supervision import OWNER, Supervision
 from dnsguard.node.systemd import Inherited, Systemd
-from dnsguard.supervision import OWNER, Supervision
 
 
 class Manager:

@@ -16,6 +16,6 @@ def cleanup(context: typer.Context, config: ConfigOption = None) -> None:
 
     Tables, rules, routes: pods are then unfiltered. Refuses while a daemon runs. Needs root.
     """
-    from dnsguard.cleanup import cleanup as remove_every_trace
+    from dnsguard.daemon.cleanup import cleanup as remove_every_trace
 
     raise typer.Exit(remove_every_trace(settings(context, config)))

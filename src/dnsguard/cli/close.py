@@ -16,6 +16,6 @@ def close(context: typer.Context, config: ConfigOption = None) -> None:
 
     Does nothing where dnsguard's table is in force already. Needs root.
     """
-    from dnsguard.early import close as close_links
+    from dnsguard.daemon.early import close as close_links
 
     raise typer.Exit(close_links(config_path(context, config)))

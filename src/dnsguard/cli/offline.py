@@ -16,9 +16,9 @@ from dnsguard.core.compile import compile_program
 from dnsguard.core.model import Action, Address
 from dnsguard.core.pods import assign
 from dnsguard.core.policy import effective
+from dnsguard.daemon.why import Case, explain_all
 from dnsguard.sources.loader import load_here
 from dnsguard.sources.store import Store
-from dnsguard.why import Case, explain_all
 
 MOST_OTHERS: Final = 2000
 """Entries of other pods that are looked at for a policy that would allow it."""

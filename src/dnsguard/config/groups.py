@@ -224,7 +224,7 @@ class Limits(Group):
     addresses_per_name: Annotated[StrictInt, Field(ge=1, le=100_000)] = 1000
     """Leases alive for one name."""
     leases_per_pod: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 10_000
-    """Leases alive; one counts once for each scope and address."""
+    """Leases alive; one counts once for each scope and address. Four names for each may justify them, all in all."""
     flows_per_pod: Annotated[StrictInt, Field(ge=1, le=10_000_000)] = 10_000
     """Open flows that eBPF remembers. Beyond it, what a pod sends is decided packet by packet, and connections towards
     it are answered only where it might begin them itself."""

@@ -90,7 +90,7 @@ class ControlServer:
         """Whether whoever looks for the socket finds this one."""
         try:
             return self.path.stat().st_ino == self._inode
-        except FileNotFoundError:
+        except OSError:
             return False
 
     async def renew(self) -> None:

@@ -30,6 +30,10 @@ class _Server:
     failures: int = 0
     failed_at: Seconds = float("-inf")
     down: bool = False
+    told: bool = False
+    """That it is down has been told, and nothing since."""
+    doubts: int = 0
+    """How often it went down since it last answered a query."""
     pause: Seconds = FIRST_PROBE
     probe_at: Seconds = float("inf")
     plain_until: Seconds = float("-inf")
@@ -60,7 +64,7 @@ class Servers:
         return min(left, key=lambda index: self._servers[index].failed_at, default=None)
 
     def failed(self, index: int, now: Seconds) -> bool:
-        """It gave no usable answer. True when this made it go down."""
+        """It gave no usable answer. True when this made it go down and that has not been told."""
         server = self._servers[index]
         server.failures += 1
         server.failed_at = now
@@ -69,16 +73,27 @@ class Servers:
         server.down = True
         server.pause = FIRST_PROBE
         server.probe_at = now + server.pause
-        return True
+        server.doubts += 1
+        told, server.told = server.told, True
+        return not told
 
     def answered(self, index: int, now: Seconds) -> bool:
-        """It gave an answer, to a query or a probe. True when this brought it back."""
+        """It answered a query. True when it had been told to be down."""
         server = self._servers[index]
-        was_down = server.down
-        server.failures = 0
-        server.down = False
-        server.probe_at = float("inf")
-        return was_down
+        _bring_back(server)
+        server.doubts = 0
+        told, server.told = server.told, False
+        return told
+
+    def probed(self, index: int) -> bool:
+        """It answered a probe, and is asked again. True when that is to be told: of one that answers probes and no
+        query only the first time."""
+        server = self._servers[index]
+        _bring_back(server)
+        if server.doubts > 1:
+            return False
+        told, server.told = server.told, False
+        return told
 
     def useless(self, index: int, now: Seconds) -> bool:
         """It answered with a refusal, a failure or what is no sound message. True, once, when it does nothing else."""
@@ -122,3 +137,9 @@ class Servers:
 
     def speaks_edns(self, index: int, now: Seconds) -> bool:
         return now >= self._servers[index].plain_until
+
+
+def _bring_back(server: _Server) -> None:
+    server.failures = 0
+    server.down = False
+    server.probe_at = float("inf")

@@ -26,11 +26,13 @@ _write = cast(Callable[[type[Write], tuple[str, bytes, int]], Write], tuple.__ne
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """`leases` and `addresses_per_name` are per pod, `elements` is the node's (one a pod address of that family)."""
+    """`leases`, `addresses_per_name` and `pairs` of a lease and a name that justifies it are per pod, `elements` is the
+    node's (one a pod address of that family)."""
 
     leases: int = 10_000
     addresses_per_name: int = 1000
     elements: int = 100_000
+    pairs: int = 40_000
 
 
 class Armed(NamedTuple):
@@ -119,6 +121,10 @@ class Book:
             missing = [(s.name, a) for s in scopes for a in addresses if table.get(s.name, a) is None]
             if missing and (over := self._over(table, missing)):
                 return over
+        if table.pairs + most > capacity.pairs:
+            added = sum(not table.justified(s.name, a, name) for s in scopes for a in addresses)
+            if added and table.pairs + added > capacity.pairs:
+                return "leasesPerPod"
         writes: list[Write] = []
         leases: list[Lease] = []
         wait = 0
@@ -204,6 +210,16 @@ class Book:
         lease.turn = turn
         turn.append(lease)
 
+    @staticmethod
+    def _look_no_more(leases: Iterable[Lease]) -> None:
+        """What is forgotten before its time is not kept until then."""
+        turns: dict[int, Turn] = {}
+        for lease in leases:
+            if lease.turn is not None:
+                turns[lease.turn.at], lease.turn = lease.turn, None
+        for turn in turns.values():
+            turn[:] = [lease for lease in turn if lease.turn is turn]
+
     def due(self, now: Seconds) -> list[Lease]:
         """End the leases whose time is over by `now` (within a second) and return them."""
         ended: list[Lease] = []
@@ -250,9 +266,13 @@ class Book:
         ended = self.pods[pod].ended
         idle = [place for place, lease in ended.items() if lease.address not in flowing]
         beyond = max(0, len(idle) - spared.most)
-        for number, place in enumerate(idle):
-            if ended[place].until < (spared.last if number < beyond else spared.first):
-                self.touched.append((ended.pop(place), None))
+        gone = [
+            ended.pop(place)
+            for number, place in enumerate(idle)
+            if ended[place].until < (spared.last if number < beyond else spared.first)
+        ]
+        self._look_no_more(gone)
+        self.touched.extend([(lease, None) for lease in gone])
 
     def stood_on(self, pod: PodId) -> dict[Address, set[tuple[str, Name]]]:
         """For each address of a lease, living or ended: the scopes and every name that ever justified it there."""
@@ -295,6 +315,7 @@ class Book:
         """Forget everything about a pod; the elements that the enforcer should remove."""
         table = self.pods.pop(pod)
         self.moved.append(pod)
+        self._look_no_more((*table, *table.ended.values()))
         gone = [element for lease in table for element in table.elements(lease)]
         self.elements -= len(gone)
         return gone

@@ -17,6 +17,8 @@ UNKNOWN = Name(b"")
 NAMES_PER_LEASE = 1000
 """Names remembered for one lease; beyond it the one that ends first is forgotten (it then justifies nothing)."""
 
+PAST_PER_LEASE = 50
+"""Names remembered that held it open before, the latest: a flow that is open was most likely let by one of them."""
 
 _FEW = 8
 
@@ -118,12 +120,12 @@ class Lease:
 
     def remember(self, names: Collection[Name]) -> Collection[Name]:
         """These held it open, and do no longer. Returns the names that had to be forgotten for it."""
-        if not self.past:
+        if not self.past and len(names) <= PAST_PER_LEASE:
             self.past = past_of(names)
             return ()
         past = list(dict.fromkeys((*names, *self.past)))
-        self.past = past_of(past[:NAMES_PER_LEASE])
-        return past[NAMES_PER_LEASE:]
+        self.past = past_of(past[:PAST_PER_LEASE])
+        return past[PAST_PER_LEASE:]
 
 
 def past_of(names: Iterable[Name]) -> Collection[Name]:
@@ -140,7 +142,7 @@ class PodLeases:
     """The leases of one pod by scope and address, those that ended while a flow may still live on them, and how many
     each name justifies."""
 
-    __slots__ = ("by_scope", "count", "ended", "per_name", "v4", "v6", "width")
+    __slots__ = ("by_scope", "count", "ended", "pairs", "per_name", "v4", "v6", "width")
 
     def __init__(self) -> None:
         self.by_scope: dict[str, dict[Address, Lease]] = {}
@@ -149,6 +151,8 @@ class PodLeases:
         self.ended: dict[Place, Lease] = {}
         """In the order in which they ended."""
         self.per_name: dict[Name, int] = {}
+        self.pairs = 0
+        """Of a living lease and a name that justifies it."""
         self.v4: tuple[Address, ...] = ()
         self.v6: tuple[Address, ...] = ()
         self.width = 0
@@ -206,6 +210,7 @@ class PodLeases:
         """`name` justifies the lease, which has no other, until its end."""
         lease.only = name
         self.per_name[name] = self.per_name.get(name, 0) + 1
+        self.pairs += 1
 
     def add_name(self, lease: Lease, name: Name, until: Seconds) -> Name | None:
         """`name` justifies the lease too, until then. Returns the name that had to be forgotten for it."""
@@ -213,6 +218,7 @@ class PodLeases:
         if forgotten is not None:
             self.discount((forgotten,))
         self.per_name[name] = self.per_name.get(name, 0) + 1
+        self.pairs += 1
         return forgotten
 
     def rename(self, lease: Lease, names: dict[Name, Seconds], until: Seconds) -> None:
@@ -221,6 +227,7 @@ class PodLeases:
         self.discount(name for name in before if name not in names)
         for name in names.keys() - before.keys():
             self.per_name[name] = self.per_name.get(name, 0) + 1
+            self.pairs += 1
         lease.rename(names, until)
 
     def age(self, lease: Lease, now: Seconds) -> Collection[Name]:
@@ -231,6 +238,7 @@ class PodLeases:
 
     def discount(self, names: Iterable[Name]) -> None:
         for name in names:
+            self.pairs -= 1
             left = self.per_name.get(name, 1) - 1
             if left > 0:
                 self.per_name[name] = left

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from dnsguard.core.book import REFUSED, Book
-from dnsguard.core.lease import NAMES_PER_LEASE, UNKNOWN, Element, Lease, Place, PodLeases, Write, past_of
+from dnsguard.core.lease import PAST_PER_LEASE, UNKNOWN, Element, Lease, Place, PodLeases, Write, past_of
 from dnsguard.core.model import Address, Name, PodId, Seconds
 
 
@@ -169,7 +169,7 @@ class Leases(Book):
     def restore_past(self, pod: PodId, scope: str, address: Address, names: Mapping[Name, Seconds]) -> None:
         """These names justified a lease, living or ended, until these times, which are over."""
         table = self.pods[pod]
-        latest = sorted(names, key=names.__getitem__, reverse=True)[:NAMES_PER_LEASE]
+        latest = sorted(names, key=names.__getitem__, reverse=True)[:PAST_PER_LEASE]
         lease = table.get(scope, address)
         if lease is None:
             lease = table.ended[scope, address] = Lease(pod, scope, address)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from typing import Final
 
-from dnsguard.assembly import interception_route
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Seconds
+from dnsguard.daemon.assembly import interception_route
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import FAMILIES, Node, Refusal
 from dnsguard.doctor.podlink import ADDRESSES, PodLink, asked_addresses, link_name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dnsguard.assembly import interception_route
+from dnsguard.daemon.assembly import interception_route
 from dnsguard.doctor.findings import Finding, ok, problem, warning
 from dnsguard.doctor.node import Node
 from dnsguard.node.routing import OUR_PROTOCOL, takes

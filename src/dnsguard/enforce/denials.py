@@ -35,7 +35,8 @@ PROTOCOLS: Final[Mapping[int, str]] = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp
 @dataclass(frozen=True, slots=True)
 class Denial:
     """Dropped packets of one kind, as seen from the pod; None for an address that could not be read. `rule` is the
-    number of the Deny rule in the pod's program. `port` is the peer's, 0 where the protocol has none."""
+    number of the Deny rule in the pod's program. `port` is the peer's, 0 where the protocol has none. `begins` is
+    false of what can begin no flow and only answers what came to the pod: whoever sent that chose where this goes."""
 
     link: LinkIndex
     pod: Address | None
@@ -45,6 +46,7 @@ class Denial:
     reason: str
     rule: int | None = None
     packets: int = 1
+    begins: bool = True
 
 
 class Dropped(NamedTuple):

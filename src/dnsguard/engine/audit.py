@@ -18,6 +18,8 @@ AUDITED: Final = Allowed((), (), "")
 
 ANSWERS: Final = 1000
 """Answers remembered for one pod."""
+ADDRESSES: Final = 5000
+"""Addresses in them: 2 MB. One answer has room for 4,095."""
 LASTING: Final[Seconds] = 3600.0
 """How long past its TTL an answer still explains a flow: programs keep addresses longer than they should."""
 
@@ -30,32 +32,66 @@ class Told(NamedTuple):
     until: Seconds
 
 
-class AuditedNames:
-    """The answers of every pod, oldest first."""
+_Key = tuple[Name, int]
+"""A name, and the length of its addresses."""
+
+
+class _Answers:
+    """Those of one pod, oldest first."""
+
+    __slots__ = ("by_address", "by_key", "places")
 
     def __init__(self) -> None:
-        self._told: dict[PodId, dict[tuple[Name, int], Told]] = {}
+        self.by_key: dict[_Key, Told] = {}
+        self.by_address: dict[Address, dict[_Key, None]] = {}
+        self.places = 0
+
+    def add(self, key: _Key, told: Told) -> None:
+        self.by_key[key] = told
+        self.places += len(told.addresses)
+        for address in told.addresses:
+            self.by_address.setdefault(address, {})[key] = None
+
+    def drop(self, key: _Key) -> None:
+        if (told := self.by_key.pop(key, None)) is None:
+            return
+        self.places -= len(told.addresses)
+        for address in set(told.addresses):
+            keys = self.by_address[address]
+            del keys[key]
+            if not keys:
+                del self.by_address[address]
+
+
+class AuditedNames:
+    """The answers of every pod."""
+
+    def __init__(self) -> None:
+        self._told: dict[PodId, _Answers] = {}
 
     def told(self, pod: PodId, told: Told) -> None:
         """A pod was told the addresses of a name that no rule allows; there is at least one."""
-        answers = self._told.setdefault(pod, {})
+        answers = self._told.setdefault(pod, _Answers())
         key = told.name, len(told.addresses[0])
-        answers.pop(key, None)
-        answers[key] = told
-        if len(answers) > ANSWERS:
-            del answers[next(iter(answers))]
+        answers.drop(key)
+        answers.add(key, told)
+        while len(answers.by_key) > ANSWERS or answers.places > ADDRESSES:
+            answers.drop(next(iter(answers.by_key)))
 
     def names(self, pod: PodId, address: Address, now: Seconds) -> list[Name]:
         """The names that resolved to this address for this pod, lately."""
-        answers = self._told.get(pod, {}).values()
-        return [one.name for one in answers if address in one.addresses and one.until + LASTING > now]
+        if (answers := self._told.get(pod)) is None:
+            return []
+        keys = answers.by_address.get(address, ())
+        return [key[0] for key in keys if answers.by_key[key].until + LASTING > now]
 
     def alive(self, pod: PodId, now: Seconds) -> Iterator[Told]:
         """What the pod may still use."""
-        return (one for one in self._told.get(pod, {}).values() if one.until > now)
+        answers = self._told.get(pod, _Answers())
+        return (one for one in answers.by_key.values() if one.until > now)
 
     def forget(self, pod: PodId) -> None:
         self._told.pop(pod, None)
 
     def __len__(self) -> int:
-        return sum(map(len, self._told.values()))
+        return sum(len(answers.by_key) for answers in self._told.values())

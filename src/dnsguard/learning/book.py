@@ -184,6 +184,11 @@ class PodBook:
             names += went.names
         return list(dict.fromkeys(names))
 
+    @property
+    def names_kept(self) -> int:
+        """Records of names that take of the pod's room: one for all names under a parent, too."""
+        return len(self.names) + len(self.folded)
+
     def find(self, name: Name, outcome: Outcome) -> Asked:
         """The record of a name that is not in `names`; one that is kept nowhere when there is no room."""
         found = self.folded.get(parent_of(name))
@@ -192,7 +197,7 @@ class PodBook:
         if outcome is Outcome.MISSING:
             return self._missing(name)
         before = self.missing.pop(name, None)
-        if len(self.names) >= self.room.names:
+        if self.names_kept >= self.room.names:
             self.stray_names += 1
             return Asked()
         asked = self.names[name] = before or Asked()
@@ -214,6 +219,7 @@ class PodBook:
         count = self.children[parent] = self.children.get(parent, 0) + 1
         if count < FOLD or is_shared(parent):
             return None
+        del self.children[parent]
         whole = self.folded[parent] = Asked(names=0)
         for child in [child for child in self.names if parent_of(child) == parent]:
             whole.add(self.names.pop(child))
@@ -253,7 +259,7 @@ class Book:
     def share(self) -> None:
         """Give every pod its part of the room; when it is all used, the least. What is in stays in."""
         books, pods = self.pods.values(), max(1, len(self.pods))
-        names, flows = sum(len(book.names) for book in books), sum(book.flows_kept for book in books)
+        names, flows = sum(book.names_kept for book in books), sum(book.flows_kept for book in books)
         self._new = 0
         self._room = Room(
             _part(MOST_NAMES, LEAST_NAMES, NAMES // pods if names < NAMES else 0),

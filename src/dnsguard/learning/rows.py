@@ -145,11 +145,14 @@ def _take_name(book: PodBook, row: NameRow, offset: Seconds) -> None:
     outcome = _BY_TEXT[row["outcome"]]
     asked = Asked(int(row["count"]), last, outcome, str(row["rule"]), int(row["names"]))
     text = row["name"]
-    if text.startswith("*."):
+    if outcome is Outcome.MISSING and not text.startswith("*."):
+        if len(book.missing) < MISSING:
+            book.missing[parse_name(text)] = asked
+    elif book.names_kept >= MOST_NAMES:
+        pass
+    elif text.startswith("*."):
         book.folded[parse_name(text[2:])] = asked
-    elif outcome is Outcome.MISSING and len(book.missing) < MISSING:
-        book.missing[parse_name(text)] = asked
-    elif outcome is not Outcome.MISSING and len(book.names) < MOST_NAMES:
+    else:
         name = parse_name(text)
         book.names[name] = asked
         parent = parent_of(name)

@@ -8,6 +8,7 @@ sends what is not DNS; and that an error in handling one query harms no other.
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import struct
 import sys
@@ -28,6 +29,12 @@ WRITE_PAUSE = 64 << 10
 """Octets not yet taken by the kernel from which on no more queries are read."""
 WRITE_LIMIT = 1 << 20
 """Octets not yet taken by the kernel at which a client that does not read is cut."""
+_NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+ACCEPTED = 64
+"""Connections taken from one socket in one turn of the loop, so that others get theirs."""
+PAUSE: Seconds = 0.25
+"""How long nothing is accepted when the kernel has no descriptor or no memory for it: the socket stays readable, and
+the loop would turn for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,9 @@ class TcpListener:
         on_crowded: Callable[[], None] = lambda: None,
     ) -> None:
         self._sockets = tuple(sockets)
-        self._servers: list[asyncio.Server] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._beginning: set[asyncio.Task[object]] = set()
+        """Accepted, and not yet anybody's."""
         self.on_query, self.on_error, self.admit, self.on_crowded = on_query, on_error, admit, on_crowded
         self.limits = limits or TcpLimits()
         self.connections: set[TcpConnection] = set()
@@ -66,30 +75,74 @@ class TcpListener:
 
     async def start(self) -> None:
         """Begin, in the running event loop."""
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         for listening in self._sockets:
-            server = await loop.create_server(lambda: TcpConnection(self, loop), sock=listening, backlog=BACKLOG)
-            self._servers.append(server)
+            listening.setblocking(False)
+            listening.listen(BACKLOG)
+            self._listen(listening)
 
     def stop(self) -> None:
         """Take no more connections and queries; each connection ends once it has its answers."""
-        self._close_servers()
+        self._close_sockets()
         for connection in list(self.connections):
             connection.finish()
 
     def close(self) -> None:
         """Stop and end every connection at once."""
-        self._close_servers()
+        self._close_sockets()
+        for task in self._beginning:
+            task.cancel()
         for connection in list(self.connections):
             connection.abort()
 
-    def _close_servers(self) -> None:
-        for server in self._servers:
-            server.close()
-        for listening in self._sockets if not self._servers else ():
-            listening.close()  # never started: no server owns it
-        self._servers.clear()
+    def _close_sockets(self) -> None:
+        for listening in self._sockets:
+            if self._loop is not None:
+                self._loop.remove_reader(listening.fileno())
+            listening.close()
         self._sockets = ()
+
+    def _listen(self, listening: socket.socket) -> None:
+        if self._loop is not None and listening.fileno() >= 0:
+            self._loop.add_reader(listening.fileno(), self._accept, listening)
+
+    # Not asyncio's server: under uvloop it turns in circles when there is no descriptor.
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTED):
+            try:
+                accepted, _ = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._pause(listening, error)
+                return
+            if accepted.fileno() < self.limits.descriptors:
+                self._begin(accepted)
+            else:
+                accepted.close()
+                self.refused += 1
+                self.on_crowded()
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        if error.errno in _NO_ROOM:
+            self.on_crowded()
+        else:
+            self.on_error(error)
+        if self._loop is not None:
+            self._loop.remove_reader(listening.fileno())
+            self._loop.call_later(PAUSE, self._listen, listening)
+
+    def _begin(self, accepted: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(loop.connect_accepted_socket(lambda: TcpConnection(self, loop), accepted))
+        self._beginning.add(task)
+        task.add_done_callback(self._has_begun)
+
+    def _has_begun(self, task: asyncio.Task[object]) -> None:
+        self._beginning.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and not isinstance(error, OSError):  # OSError: already gone
+            self.on_error(error)
 
 
 class TcpConnection(asyncio.Protocol):
@@ -144,10 +197,7 @@ class TcpConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own class is not derived from it
         try:
             self._source, self._link = _origin(self._transport)
-            if self._transport.get_extra_info("socket").fileno() < self._listener.limits.descriptors:
-                self._release = self._listener.admit(self._source, self._link)
-            else:
-                self._listener.on_crowded()
+            self._release = self._listener.admit(self._source, self._link)
         except OSError:  # already gone
             self.abort()
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 from dnsguard.core.book import Touch
 from dnsguard.core.lease import Lease
@@ -18,6 +18,9 @@ SLICE = 1000
 """Leases of one batch, while everything is handed over."""
 MOST_TOUCHED = 200_000
 """Changes remembered; when there are more, everything is handed over instead."""
+MOST_OF_A_POD = 40_000
+"""Rows of one pod, of 300 octets at the most; they are counted when twice as many were handed over. None is kept of a
+pod that has more: its leases are restored with names unknown, and the file has room for those of others."""
 
 
 class Record:
@@ -27,6 +30,9 @@ class Record:
         self._pods, self._leases = pods, leases
         self._links: dict[PodId, LinkIndex] = {}
         self._rest: list[Lease] = []
+        self._handed_over: Counter[PodId] = Counter()
+        self._crowded: set[PodId] = set()
+        """Pods that have too many."""
         self._touched: deque[Touch] = deque(maxlen=MOST_TOUCHED)
         self._moved: deque[PodId] = deque()
         leases.touched, leases.moved = self._touched, self._moved
@@ -35,6 +41,8 @@ class Record:
         """The beginning of all that is true now, however the file was; `changes` gives the rest, until `complete`."""
         self._touched.clear()
         self._moved.clear()
+        self._handed_over.clear()
+        self._crowded.clear()
         batch = Batch(anew=True)
         self._links = {pod.id: pod.link for pod in self._pods}
         batch.pods = [_row(pod) for pod in self._pods]
@@ -67,6 +75,9 @@ class Record:
 
     def _add_pod(self, batch: Batch, number: PodId) -> None:
         pod = self._pods.by_id.get(number)
+        if pod is None:
+            self._handed_over.pop(number, None)
+            self._crowded.discard(number)
         if pod is not None:
             self._links[number] = pod.link
             batch.pods.append(_row(pod))
@@ -76,7 +87,7 @@ class Record:
     def _add_touched(self, batch: Batch, now: Seconds) -> None:
         lease, name = self._touched.popleft()
         link = self._links.get(lease.pod)
-        if link is None or lease.pod not in self._leases.pods:
+        if link is None or lease.pod not in self._leases.pods or lease.pod in self._crowded:
             return
         here = self._known(lease)
         if name is None and here is not lease:
@@ -90,6 +101,7 @@ class Record:
             else:
                 # Only what was taken back is told of when it is over: the rest ends by itself, in the file too.
                 batch.names.append((link, lease.scope, lease.address, name, until if until is not None else -now))
+                self._count(batch, lease.pod, 1)
 
     def _known(self, lease: Lease) -> Lease | None:
         """What is remembered now in this lease's place."""
@@ -99,7 +111,7 @@ class Record:
     def _add_rest(self, batch: Batch, now: Seconds) -> None:
         for _ in range(min(SLICE, len(self._rest))):
             lease = self._rest.pop()
-            if lease.pod in self._leases.pods and self._known(lease) is lease:
+            if lease.pod in self._leases.pods and lease.pod not in self._crowded and self._known(lease) is lease:
                 self._add_whole(batch, lease, now)
 
     def _add_whole(self, batch: Batch, lease: Lease, now: Seconds) -> None:
@@ -107,6 +119,21 @@ class Record:
         over = min(now, lease.until)
         batch.names += [(link, scope, address, name, over) for name in lease.past if name not in lease.names]
         batch.names += [(link, scope, address, name, until) for name, until in lease.names.items()]
+        self._count(batch, lease.pod, len(lease.past) + len(lease.names))
+
+    def _count(self, batch: Batch, pod: PodId, rows: int) -> None:
+        """So many rows of a pod were handed over; take all of them out again when it has too many."""
+        self._handed_over[pod] += rows
+        if self._handed_over[pod] <= 2 * MOST_OF_A_POD:
+            return
+        table, link = self._leases.pods[pod], self._links[pod]
+        kept = sum(len(lease.names) + len(lease.past) for lease in (*table, *table.ended.values()))
+        self._handed_over[pod] = kept
+        if kept > MOST_OF_A_POD:
+            self._crowded.add(pod)
+            batch.gone.append((link,))
+            batch.pods.append(_row(self._pods.by_id[pod]))
+            batch.names = [row for row in batch.names if row[0] != link]
 
 
 def _row(pod: Pod) -> PodRow:

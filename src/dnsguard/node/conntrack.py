@@ -10,6 +10,7 @@ The messages are read by hand: the source address has a fixed place in each, so 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import struct
@@ -35,6 +36,7 @@ CTA_TUPLE_ORIG, CTA_TUPLE_IP and CTA_IP_V4_SRC or CTA_IP_V6_SRC, 4 each (ctnetli
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _BURST = 256
+_PATIENCE = 10
 _LENGTHS = ({4}, {16})
 
 Tuple = tuple[int, Address, int, Address, int]
@@ -47,7 +49,7 @@ class Conntrack:
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETFILTER)
         self._socket.bind((0, 0))
-        self._socket.settimeout(10)
+        self._socket.settimeout(_PATIENCE)
         self._sequence = 0
         self._thread = ThreadPoolExecutor(1, "dnsguard-conntrack")
 
@@ -125,11 +127,36 @@ class Conntrack:
         requests = [request for flow in flows for request in _tuples(flow)]
         for start in range(0, len(requests), _BURST):  # the answers to one burst fit into the socket's buffer
             burst = requests[start : start + _BURST]
-            first = self._sequence + 1
-            for family, body in burst:
-                self._send(_DELETE, _ACK, family, body)
-            for _ in burst:
-                self._acknowledged(first)
+            with self._at_once():
+                try:
+                    self._delete_together(burst)
+                except OSError as error:
+                    if error.errno not in (errno.ENOBUFS, errno.EAGAIN):
+                        raise
+                    self._drain()  # the kernel gives no more answers until it is empty
+                    for request in burst:  # what was done is done; of some the answer was lost
+                        self._delete_together([request])
+
+    @contextlib.contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """The kernel does what is asked within the sending: an answer is there afterwards, or never."""
+        self._socket.setblocking(False)
+        try:
+            yield
+        finally:
+            self._socket.settimeout(_PATIENCE)
+
+    def _drain(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._socket.recv(4096)
+
+    def _delete_together(self, burst: Sequence[tuple[int, bytes]]) -> None:
+        first = self._sequence + 1
+        for family, body in burst:
+            self._send(_DELETE, _ACK, family, body)
+        for _ in burst:
+            self._acknowledged(first)
 
     def _send(self, kind: int, flags: int, family: int, body: bytes) -> None:
         self._sequence += 1

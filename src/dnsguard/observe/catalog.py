@@ -101,7 +101,6 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} came on {link}",
         UUID("ee434c7f412a48c8a4d6b5540078c9a2"),
         "Nothing to do.",
-        limited=True,
         meaning="A link with the pod's addresses was found on this node. From now on the pod is governed.",
     ),
     EventKind.POD_CHANGED: Description(
@@ -109,7 +108,6 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} on {link} changed: {reason}",
         UUID("653bb0e5e6aa43dc9abcfd6c9a0cb559"),
         "Nothing to do.",
-        limited=True,
         meaning="Its addresses, its entry or its policy are others than before; what is open to it was adapted.",
     ),
     EventKind.POD_WENT: Description(
@@ -117,7 +115,6 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{who} went from {link}",
         UUID("bdb01abef66041c7aa74a60c12c88ebf"),
         "Nothing to do.",
-        limited=True,
         meaning="Its link or its addresses have gone. Everything that was open to it is closed.",
     ),
     EventKind.POD_CONFLICT: Description(
@@ -417,7 +414,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.RUNTIME_LOST: Description(
         ERROR,
-        "{what} is gone from {path} and cannot be made again: {reason}",
+        "{what} went from {path} and cannot be made again: {reason}",
         UUID("d8041957-8be9-44f7-8d83-aa084b3e8bda"),
         "Under systemd dnsguard ends and is started again, with the folder made anew. Else make the folder, for its "
         "user. Find out what removed it.",

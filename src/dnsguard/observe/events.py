@@ -30,6 +30,21 @@ UNSAID: Final = {
 """`log.queries` -> the judged questions that are no events."""
 
 
+NODES_OWN: Final = frozenset(
+    {
+        EventKind.POD_CAME,
+        EventKind.POD_CHANGED,
+        EventKind.POD_WENT,
+        EventKind.KERNEL_STATE_REPAIRED,
+        EventKind.CHANGES_MISSED,
+    }
+)
+"""What no pod can provoke, but a node that is not well may, without end: each link, or else each kind, has a share of
+lines that is nobody's to set, so that no pod's lines push these out."""
+NODES_LINES: Final = (1.0, 10.0)
+"""A second, and at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event as sinks get it: every text is printable and holds no terminal escape."""
@@ -120,7 +135,7 @@ class EventLog:
         self.failed = 0
         """Events that a defect in a sink or in a field's text kept from being written."""
         self._sinks = tuple(sinks)
-        self._limiter = limiter
+        self._limiter, self._node_limiter = limiter, LineLimiter(*NODES_LINES)
         self._clock = clock
         self._pod_ips = pod_ips
         self.tune(queries, level)
@@ -152,8 +167,8 @@ class EventLog:
         description = self._described.get(kind)
         if description is None:
             return
-        if description.limited:
-            left_out = self._limiter.admit(_share(kind, fields), kind, self._clock())
+        if description.limited or kind in NODES_OWN:
+            left_out = self._admit(kind, fields)
             if left_out is None:
                 self.suppressed += 1
                 return
@@ -161,15 +176,22 @@ class EventLog:
                 fields["suppressed"] = _kinds_text(left_out)
         self._hand(kind, fields, self._sinks)
 
+    def _admit(self, kind: EventKind, fields: Mapping[str, object]) -> LeftOut | None:
+        if kind in NODES_OWN:
+            return self._node_limiter.admit(str(fields.get("link", kind)), kind, self._clock())
+        return self._limiter.admit(_share(kind, fields), kind, self._clock())
+
     def tick(self) -> None:
         """Say what was left out about pods that are quiet now."""
-        for report in self._limiter.due(self._clock()):
-            self._report(report.key, report.left_out)
+        for limiter in (self._limiter, self._node_limiter):
+            for report in limiter.due(self._clock()):
+                self._report(report.key, report.left_out)
 
     def close(self) -> None:
         """Say all that was left out, whatever the rate."""
-        for report in self._limiter.drain():
-            self._report(report.key, report.left_out)
+        for limiter in (self._limiter, self._node_limiter):
+            for report in limiter.drain():
+                self._report(report.key, report.left_out)
 
     def _report(self, key: str, left_out: LeftOut) -> None:
         kind = EventKind.EVENTS_SUPPRESSED
@@ -203,17 +225,11 @@ class EventLog:
         return {"pod": pod, "pod_ip": tuple(addresses), **fields}
 
 
-_LIFE = frozenset({EventKind.POD_CAME, EventKind.POD_CHANGED, EventKind.POD_WENT})
-
-
 def _share(kind: EventKind, fields: Mapping[str, object]) -> str:
     """Whose share of lines an event uses: its pod's; what no pod is known for shares one bucket for each kind.
 
-    Never the address of an unknown source: a forger would have as many shares as addresses. That pods come and go is
-    its link's share: a pod that provokes many lines does not keep the line of its end out.
+    Never the address of an unknown source: a forger would have as many shares as addresses.
     """
-    if kind in _LIFE and isinstance(link := fields.get("link"), str):
-        return link
     pod = fields.get("pod") or (None if kind is EventKind.QUERY_UNKNOWN_SOURCE else fields.get("pod_ip"))
     if pod is None:
         return kind

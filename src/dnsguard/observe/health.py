@@ -1,14 +1,18 @@
 """Metrics and health over HTTP: `/metrics`, `/healthz` (loop and writer go on), `/readyz` (intercepting and enforcing).
 
-Needs an address, a registry and functions that tell whether the daemon is ready and alive. Serves nothing else, reads
-no request bodies, and takes a bounded number of connections from the kernel's queue.
+Needs an address, a registry and functions that tell whether the daemon is ready and alive. Serves nothing else, and
+reads no request bodies. Any user of the node may connect and ask as often as he likes: connections are few, the oldest
+makes room for the next, and metrics are written one after another, in a tenth of the loop's time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from aiohttp import web
@@ -17,8 +21,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from dnsguard.core.errors import DnsguardError
 
 BACKLOG: Final = 16
+MOST: Final = 32
+"""Connections at a time, or a few more while they come."""
 IDLE: Final = 30.0
 """Seconds that a scraper's connection is kept between requests."""
+PART: Final = 0.1
+"""Of the loop's time, for writing metrics: some 3 ms each time."""
+PATIENCE: Final = 1.0
+"""Seconds that whoever is being answered gets at a stop."""
 
 
 async def _nothing() -> None:
@@ -45,13 +55,17 @@ class HealthServer:
         self._registry = registry
         self._health = health
         self._runner: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._writing = asyncio.Lock()
+        self._rested = 0.0
+        """When metrics may be written again."""
 
     @property
     def port(self) -> int:
         """The port that is listened on: of use when port 0 was asked for."""
-        if self._runner is None:
+        if self._server is None:
             raise RuntimeError("not started")
-        return int(self._runner.addresses[0][1])
+        return int(self._server.sockets[0].getsockname()[1])
 
     async def start(self) -> None:
         """Raises DnsguardError when the address is taken, absent or not permitted."""
@@ -59,23 +73,31 @@ class HealthServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE)
+        runner = web.AppRunner(app, access_log=None, keepalive_timeout=IDLE, shutdown_timeout=PATIENCE)
         await runner.setup()
+        assert runner.server is not None
+        loop, accept = asyncio.get_running_loop(), partial(_another, runner.server)
         try:
-            await web.TCPSite(runner, self._host, self._port, backlog=BACKLOG).start()
+            self._server = await loop.create_server(accept, self._host, self._port, backlog=BACKLOG)
         except OSError as error:
             await runner.cleanup()
             raise DnsguardError(f"metrics.listen: {self._listen}: {_reason(error)}") from error
         self._runner = runner
 
     async def stop(self) -> None:
-        if self._runner is not None:
+        if self._server is not None and self._runner is not None:
+            self._server.close()
             await self._runner.cleanup()
-            self._runner = None
+            self._server = self._runner = None
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        await self._health.refresh()
-        body = generate_latest(self._registry)
+        async with self._writing:
+            await asyncio.sleep(max(0.0, self._rested - time.monotonic()))
+            await self._health.refresh()
+            begun = time.monotonic()
+            body = generate_latest(self._registry)
+            ended = time.monotonic()
+            self._rested = ended + (ended - begun) * (1 - PART) / PART
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _healthz(self, request: web.Request) -> web.Response:
@@ -83,6 +105,14 @@ class HealthServer:
 
     async def _readyz(self, request: web.Request) -> web.Response:
         return _verdict("ready", self._health.missing())
+
+
+def _another(server: web.Server) -> asyncio.Protocol:
+    """What reads one more connection; the oldest of too many are cut, whatever they wait for."""
+    transports = [one.transport for one in server.connections if one.transport is not None]
+    for transport in transports[: max(0, len(transports) + 1 - MOST)]:
+        transport.abort()
+    return server()
 
 
 def _verdict(good: str, wrong: str) -> web.Response:

@@ -190,7 +190,7 @@ def test_what_is_no_object_is_told() -> None:
 def test_a_missing_privilege_is_named() -> None:
     without = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
     told = run("load(None, {})", *without).stderr
-    assert "MissingFeatureError: the eBPF program needs CAP_BPF" in told
+    assert "MissingFeatureError: the eBPF program needs CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON: " in told
 
 
 def test_a_missing_libbpf_is_named() -> None:

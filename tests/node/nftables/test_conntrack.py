@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from collections.abc import AsyncIterator
 
@@ -65,6 +66,17 @@ async def test_more_flows_than_one_datagram_holds_are_all_listed_and_all_deleted
     lab.send(ip(POD, PEER, UDP, udp(601, 80, lab.nonce())))
     flows = await conntrack.begun_by([POD])
     assert {flow.pod_port for flow in flows} == set(range(1, 602))
+    await conntrack.delete(flows)
+    assert await conntrack.begun_by([POD]) == []
+
+
+async def test_answers_that_do_not_fit_into_the_socket_cost_no_flow_its_end(lab: Lab, conntrack: Conntrack) -> None:
+    for port in range(1, 301):
+        lab.frames[lab.pod].send(bytes([2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]) + ip(POD, PEER, UDP, udp(port, 80)))
+    lab.send(ip(POD, PEER, UDP, udp(301, 80, lab.nonce())))
+    vars(conntrack)["_socket"].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+    flows = await conntrack.begun_by([POD])
+    assert len(flows) == 301
     await conntrack.delete(flows)
     assert await conntrack.begun_by([POD]) == []
 

@@ -398,3 +398,20 @@ async def test_reports_are_limited_for_each_link_and_counters_are_not(lab: Lab) 
         assert await counted(subject, "unknown") == 20
     finally:
         await subject.close()
+
+
+async def test_reports_that_overflow_are_counted_and_those_that_come_after_are_read(lab: Lab) -> None:
+    subject = await start(lab, replace(LAYOUT, log_rate=1_000_000))
+    try:
+        await subject.enforcer.apply(Desired())
+        reader = vars(vars(subject.enforcer)["_denials"])["_socket"]
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        for _ in range(200):  # meanwhile nobody reads
+            lab.send(lab.first(Packet(POD, PEER, Protocol.TCP, 80)))
+        await until(lambda: subject.enforcer.reports_lost > 0)
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 18)
+        lab.send(lab.first(Packet(POD, PEER, Protocol.TCP, 81)))
+        await until(lambda: any(each.port == 81 for each in subject.denials))
+        assert await counted(subject, "unknown") == 201
+    finally:
+        await subject.close()

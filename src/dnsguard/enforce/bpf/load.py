@@ -95,8 +95,8 @@ def _refusal(error: OSError, log: str) -> MissingFeatureError | KernelError:
     if missing := [one for one in NEEDED if not holds(one)]:
         # Without CAP_PERFMON the verifier refuses single instructions, and its log leads nowhere.
         return MissingFeatureError(
-            f"{' and '.join(missing)} is missing, which the eBPF program needs: run as root, or give the unit's "
-            f"AmbientCapabilities= all of {' '.join(NEEDED)}"
+            f"the eBPF program needs {', '.join(missing)}: run as root, or give the unit's AmbientCapabilities= and "
+            f"CapabilityBoundingSet= all of {' '.join(NEEDED)}"
         )
     if error.errno == errno.EPERM:
         return MissingFeatureError(

@@ -11,7 +11,8 @@ import asyncio
 import errno
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.model import WITH_PORTS, Address, LinkIndex
@@ -103,7 +104,8 @@ def _denial(prefix: str, link: bytes, packet: bytes) -> Denial | None:
         return None
     pod, peer, protocol, port = addresses
     reason, rule = reason_of(prefix.removeprefix(_PREFIX))
-    return Denial(LinkIndex(int.from_bytes(link, "big")), pod, peer, protocol, port, reason, rule)
+    begins = not answers_only(packet)
+    return Denial(LinkIndex(int.from_bytes(link, "big")), pod, peer, protocol, port, reason, rule, begins=begins)
 
 
 def reason_of(why: str) -> tuple[str, int | None]:
@@ -116,12 +118,38 @@ def read_addresses(packet: bytes) -> tuple[Address, Address, int, int] | None:
     """Source, destination, protocol and destination port of an IP packet, which may be cut short."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
-        start = 4 * (packet[0] & 15)
-        return Address(packet[12:16]), Address(packet[16:20]), packet[9], _port(packet, packet[9], start)
+        protocol, start = _transport(packet)
+        return Address(packet[12:16]), Address(packet[16:20]), protocol, _port(packet, protocol, start)
     if version == 6 and len(packet) >= 40:
-        protocol, start = _transport6(packet)
+        protocol, start = _transport(packet)
         return Address(packet[8:24]), Address(packet[24:40]), protocol, _port(packet, protocol, start)
     return None
+
+
+def answers_only(packet: bytes) -> bool:
+    """Whether this packet, of which the addresses can be read, begins no flow: a TCP reset, an ICMP error, an SCTP
+    packet without an INIT."""
+    protocol, start = _transport(packet)
+    at, begins_nothing = _ANSWERS.get(protocol, (0, _never))
+    return start + at < len(packet) and begins_nothing(packet[start + at])
+
+
+def _never(octet: int) -> bool:
+    return False
+
+
+_ANSWERS: Final[Mapping[int, tuple[int, Callable[[int], bool]]]] = {
+    1: (0, frozenset((3, 11, 12)).__contains__),
+    6: (13, lambda flags: bool(flags & 4)),
+    58: (0, frozenset((1, 2, 3, 4)).__contains__),
+    132: (12, lambda chunk: chunk != 1),
+}
+"""By protocol: which octet of the header tells, and what of it."""
+
+
+def _transport(packet: bytes) -> tuple[int, int]:
+    """The protocol of the transport's header and where that starts."""
+    return (packet[9], 4 * (packet[0] & 15)) if packet[0] >> 4 == 4 else _transport6(packet)
 
 
 def _transport6(packet: bytes) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 In Audit it is let through instead, and recorded by pod, peer, protocol and port: `audited_<why>_4`, or
 `audited_portless_<why>_4` for a protocol without ports. A forged source is dropped as ever. A set that is full, or a
-link whose share of them is used up, records nothing more; the packet passes, and is counted all the same.
+link whose share of them is used up, records nothing more; the packet passes, and is counted all the same. So does one
+that can begin no flow: it answers what came to the pod, and whoever sent that would choose what is recorded.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ FORGED = "fib saddr . iif oif missing"
 _COUNTERS = "flags dynamic,timeout; timeout 1h;"
 _WITH_PORTS = "meta l4proto { tcp, udp, udplite, dccp, sctp }"
 _PORTLESS = "meta l4proto != { tcp, udp, udplite, dccp, sctp }"
+
+ICMP_ERRORS = (
+    "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
+    "icmpv6 type { destination-unreachable, time-exceeded, parameter-problem, packet-too-big }",
+)
+# An INIT is the only chunk of its packet (RFC 9260, 6.10). Kernels before 5.14 cannot be asked for chunks by name.
+NO_INIT = "@th,96,8 != 1"
+_BEGIN_NOTHING = ("tcp flags & rst == rst", f"meta l4proto sctp {NO_INIT}", *ICMP_ERRORS)
+"""What a pod's stack sends by itself in answer to a packet of no flow: the packet's sender chooses where to."""
 
 
 def counters(key: str, layout: Layout) -> str:
@@ -88,6 +98,7 @@ def _let_through(why: str, layout: Layout) -> Iterator[str]:
             (_PORTLESS, f"{ip} saddr . {ip} daddr . meta l4proto", f"audited_portless_{why}_{family}"),
         )
     ]
+    yield from (f"{answer} accept" for answer in _BEGIN_NOTHING)
     share = f"limit rate over 10/minute burst {layout.audited_per_link} packets"
     for ports, key, name in records:
         yield f"{ports} {key} != @{name} update @{AUDIT_SHARES} {{ iif {share} }} accept"

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 
-from dnsguard.enforce.nftables.endings import FORGED, LINK_REASONS, ending, ending_sets
+from dnsguard.enforce.nftables.endings import FORGED, ICMP_ERRORS, LINK_REASONS, NO_INIT, ending, ending_sets
 from dnsguard.enforce.nftables.layout import ADDRESS_TYPE, IP, Chains, Layout, Sets
 from dnsguard.enforce.nftables.session import TABLE
 
@@ -32,8 +32,6 @@ BASE_CHAINS: Mapping[str, str] = {
 }
 _FRAGMENTS = ("ip frag-off & 0x3fff != 0", "exthdr frag exists")
 _NOT_NEW = "tcp flags & (syn | ack) != syn"
-# An INIT is the only chunk of its packet (RFC 9260, 6.10). Kernels before 5.14 cannot be asked for chunks by name.
-_NO_INIT = "@th,96,8 != 1"
 
 
 def static_sets(layout: Layout) -> Sets:
@@ -153,7 +151,6 @@ def _flows() -> tuple[str, ...]:
     A flow that the pod began is open once it was answered. Before that it is also the subject of no ICMP error: the
     pod's own packets keep its entry alive, dropped or not, and errors carry whatever it puts into them.
     """
-    errors = "destination-unreachable, time-exceeded, parameter-problem"
     return (
         *(
             f"{ip} saddr . {ip} daddr . meta l4proto . th sport . th dport @cut{family} goto cut{family}_out"
@@ -165,10 +162,9 @@ def _flows() -> tuple[str, ...]:
         ),
         "ct direction original ct status & seen-reply == 0 return",
         f"meta l4proto tcp {_NOT_NEW} ct state established accept",
-        f"meta l4proto sctp {_NO_INIT} ct state established accept",
+        f"meta l4proto sctp {NO_INIT} ct state established accept",
         "meta l4proto != { tcp, sctp } ct state established accept",
-        f"icmp type {{ {errors} }} ct state related accept",
-        f"icmpv6 type {{ {errors}, packet-too-big }} ct state related accept",
+        *(f"{error} ct state related accept" for error in ICMP_ERRORS),
     )
 
 

@@ -9,6 +9,7 @@ from math import ceil
 from dnsguard.config.groups import DenyResponse, Mode, OnExceed, Revocation, Settings
 from dnsguard.core.answers import DEFAULT_PROTECTED, Protected
 from dnsguard.core.book import Capacity
+from dnsguard.core.lease import NAMES_PER_LEASE
 from dnsguard.core.limits import REFUSED_BEFORE_DROPPING, Limits
 from dnsguard.core.model import Address
 from dnsguard.core.wire import Rcode
@@ -20,6 +21,8 @@ from dnsguard.engine.fetches import FetchLimits
 from dnsguard.engine.refusals import ExchangeSettings
 from dnsguard.node.routing import InterceptionRoute
 
+NAMES_FOR_EACH = 4
+"""Names of a pod's leases, on the average: most have one."""
 _DENY_RCODES = {
     DenyResponse.NXDOMAIN: Rcode.NXDOMAIN,
     DenyResponse.NODATA: Rcode.NOERROR,
@@ -53,7 +56,12 @@ def engine_settings(settings: Settings) -> EngineSettings:
             ),
             most_pods=settings.tables.pods,
         ),
-        capacity=Capacity(limits.leases_per_pod, limits.addresses_per_name, settings.tables.leases),
+        capacity=Capacity(
+            limits.leases_per_pod,
+            limits.addresses_per_name,
+            settings.tables.leases,
+            pairs=NAMES_FOR_EACH * limits.leases_per_pod + NAMES_PER_LEASE,
+        ),
         cache_entries=settings.cache.entries,
         drain=settings.enforcement.revocation is Revocation.DRAIN,
         prefetch=settings.dns.prefetch,

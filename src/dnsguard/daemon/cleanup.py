@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import asyncio
 
-from dnsguard import assembly
 from dnsguard.config.settings import Settings
+from dnsguard.daemon import assembly
+from dnsguard.daemon.lock import only_one
 from dnsguard.enforce.bpf.attach import remove_all
 from dnsguard.enforce.nftables import remove_table
-from dnsguard.lock import only_one
 from dnsguard.node.routing import Interception
 from dnsguard.node.watch import Watch
 

@@ -26,7 +26,7 @@ class Lock:
         """Whether whoever looks for the lock finds this one."""
         try:
             return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
-        except FileNotFoundError:
+        except OSError:
             return False
 
     def renew(self) -> None:
@@ -83,7 +83,8 @@ def _locked(path: Path) -> int:
 
 
 def _opened(path: Path) -> int:
-    """A new file belongs to whoever the directory does: one of root's would keep the service from starting."""
+    """A new one is the directory's owner's: root's `cleanup` must not lock out the service, which is another user. That
+    user writes the directory, so nothing there may lead root elsewhere."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dnsguard import assembly
 from dnsguard.config.groups import Pods
 from dnsguard.config.settings import read_settings
+from dnsguard.daemon import assembly
+from dnsguard.daemon.policies import print_all
 from dnsguard.enforce.nftables import Layout, close_links
-from dnsguard.policies import print_all
 
 
 def close(config: Path) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import PodTable
-from dnsguard.drops import AnsweredInKernel, Drops
+from dnsguard.daemon.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.attach import remove_all
 from dnsguard.enforce.bpf.events import DropReader, answered, dropped, left_over
 from dnsguard.enforce.bpf.layout import COUNT_KEY

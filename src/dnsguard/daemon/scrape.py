@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dnsguard.beside import LINE
 from dnsguard.config.groups import Ebpf, Settings
 from dnsguard.core.model import Seconds
+from dnsguard.daemon.beside import LINE
+from dnsguard.daemon.policies import Policies
+from dnsguard.daemon.reports import Reports
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.enforce.nftables import NftEnforcer
 from dnsguard.engine.engine import Engine
@@ -23,8 +25,6 @@ from dnsguard.listen.udp import UdpListener
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.metrics import Gauges
 from dnsguard.observe.outlet import Outlet
-from dnsguard.policies import Policies
-from dnsguard.reports import Reports
 
 FRESH: Final[Seconds] = 1.0
 """What was read so short a time ago is not read again: scraping often must not keep the kernel busy."""

@@ -20,9 +20,9 @@ from dnsguard.core.lease import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, address_text
+from dnsguard.daemon.why import Case, denial_rows, explain_all
 from dnsguard.engine.engine import Engine
 from dnsguard.observe.recent import Recent
-from dnsguard.why import Case, denial_rows, explain_all
 
 
 @dataclass(slots=True)

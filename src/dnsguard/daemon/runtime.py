@@ -12,8 +12,8 @@ from typing import Final
 from dnsguard.control.api import ControlServer
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Seconds
+from dnsguard.daemon.lock import Lock
 from dnsguard.engine.contracts import EventKind, Events
-from dnsguard.lock import Lock
 
 LOOK: Final[Seconds] = 1.0
 
@@ -26,23 +26,21 @@ class Runtime:
         self._control = control
         self._events = events
         self._end = end
+        self._path = str(lock.path.parent)
         self._told = False
 
     async def look(self) -> None:
         """Every LOOK."""
         standing = {"the lock": self._lock.stands(), "the control socket": self._control.stands()}
-        missing = [what for what, stands in standing.items() if not stands]
-        if not missing:
-            self._told = False
-            return
-        fields = {"what": " and ".join(missing), "path": str(self._lock.path.parent)}
+        missing = " and ".join(what for what, stands in standing.items() if not stands)
         try:
             await self._put_back()
         except (DnsguardError, OSError) as error:
-            self._lost(fields, error)
-        else:
-            self._told = False
-            self._events.emit(EventKind.RUNTIME_RESTORED, **fields)
+            self._lost(missing, error)
+            return
+        self._told = False
+        if missing:
+            self._events.emit(EventKind.RUNTIME_RESTORED, what=missing, path=self._path)
 
     async def _put_back(self) -> None:
         if not self._lock.stands():
@@ -50,10 +48,12 @@ class Runtime:
         if not self._control.stands():
             await self._control.renew()
 
-    def _lost(self, fields: dict[str, str], error: Exception) -> None:
+    def _lost(self, missing: str, error: Exception) -> None:
         if self._told:
             return
         self._told = True
-        self._events.emit(EventKind.RUNTIME_LOST, reason=str(error), **fields)
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = cause.strerror if isinstance(cause, OSError) else str(error)
+        self._events.emit(EventKind.RUNTIME_LOST, what=missing, path=self._path, reason=reason)
         if self._end is not None:
             self._end()

@@ -96,7 +96,7 @@ class Seen:
     def denied(self, denial: Denial) -> None:
         """A packet was dropped."""
         pod = self._sources.pods.by_link.get(denial.link)
-        if pod is None or denial.peer is None or denial.reason not in _DENIED:
+        if pod is None or denial.peer is None or denial.reason not in _DENIED or not denial.begins:
             return
         to = denial.peer, denial.protocol, denial.port
         self._book.went(pod.name, to, denial.packets, time.monotonic(), denied=True)

@@ -1,0 +1,13 @@
+"""What the daemon is made of beside its rooms: `service.py` puts all of it in order.
+
+assembly        what the configuration means to each room
+policies        the policy in force, and how another one takes its place
+restore         what an earlier process left, taken up again
+beside          the eBPF line: opened, on every link, vouched for
+background      work that goes on until the stop, contained
+supervision     what systemd is told, and what it keeps over a restart
+drops, kernel_events, seen      what the kernel did, told, counted, and learned from
+reports, why, scrape            what the control socket and a scrape are told
+early, cleanup  without a daemon: every link closed, every trace removed
+lock, runtime, process          the only one; its folder; its interpreter
+"""

@@ -1,0 +1,215 @@
+"""The node's network changes around dnsguard: the pods stay closed, it is whole again soon, and is told once.
+
+the rule and the route of interception ..................... a_rule_or_route_..., a_systemd_networkd_...
+more changes than the daemon can hear of ................... changes_that_are_lost_...
+connection tracking without room ........................... when_connection_tracking_...
+links that come and go ..................................... a_thousand_links_...
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dnsguard.enforce.bpf.syscall import Map, get_pinned
+from dnsguard.observe.events import NODES_LINES
+from tests.host import conntrack_fill
+from tests.host.faults import MORE_PODS, WHOLE_SECONDS, C, F, Journal, closed, in_time, whole
+from tests.host.host import UNIT, Host, hosting
+from tests.node.scene import DB, OTHER, rcode
+
+pytestmark = pytest.mark.node
+
+NETWORKD = "systemd-networkd.service"
+NETWORK = "[Match]\nName=nwd\n[Network]\nAddress=192.0.2.9/32\nIPv6AcceptRA=no\n"
+PINS = "sys/fs/bpf/dnsguard"
+OVERFLOW = 12_000
+"""Routes that come and go, each told of twice: more than the 8 MiB of notifications hold that the kernel keeps."""
+FEW = 4
+ROUNDS, NAMES = 250, ("veth-f", "veth-g", "veth-h", "veth-i")
+
+
+@pytest.fixture(scope="module")
+def node(image: Path) -> Iterator[Host]:
+    with hosting([image], allowlist=MORE_PODS) as host:
+        yield host
+
+
+def batch(host: Host, lines: list[str]) -> None:
+    """Run `ip` commands on the node, as fast as they go."""
+    subprocess.run(["ip", "-n", host.lab.node, "-batch", "-"], input="\n".join(lines), text=True, check=True)
+
+
+def answered(host: Host) -> bool:
+    return not host.scene.silent(host.scene.a, "db.example.com", to="2001:db8::53") and not host.scene.silent(
+        host.scene.a, "db.example.com"
+    )
+
+
+# ---- rules and routes
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ip -4 rule del priority 5",
+        "ip -6 rule del priority 5",
+        "ip -4 route flush table 5353",
+        "ip -6 route flush table 5353",
+        "ip -4 rule flush; ip -4 rule add priority 32766 lookup main proto kernel",
+    ],
+)
+def test_a_rule_or_route_that_is_removed_is_put_back_and_told_once(node: Host, command: str) -> None:
+    journal = Journal(node)
+    with closed(node):
+        node.machine.shell(command)
+
+        assert "put back" in journal.once("kernel_state_repaired")
+        node.until(lambda: answered(node), WHOLE_SECONDS)
+        whole(node)
+    assert len(journal.told) == 1
+
+
+def test_a_systemd_networkd_that_removes_what_is_foreign_to_it_is_undone_and_told_once(node: Host) -> None:
+    """It does when it configures a link (networkd.conf(5), ManageForeignRoutingPolicyRules=)."""
+    node.lab.ip(node.lab.node, "link add nwd type veth peer name nwd-peer", "link set nwd up", "link set nwd-peer up")
+    node.machine.write("/run/systemd/network/nwd.network", NETWORK)
+    node.machine.systemctl("start", NETWORKD)
+    node.machine.shell("ip rule add priority 77 lookup main")
+    journal = Journal(node)
+    with closed(node):
+        node.machine.run("networkctl", "reconfigure", "nwd")
+
+        node.until(lambda: "77:" not in node.machine.shell("ip rule"), WHOLE_SECONDS)
+        assert "rule for mark" in journal.once("kernel_state_repaired")
+        node.until(lambda: answered(node), WHOLE_SECONDS)
+        whole(node)
+    assert len(journal.told) == 1
+    node.machine.systemctl("stop", NETWORKD, "systemd-networkd.socket")
+    node.lab.ip(node.lab.node, "link del nwd")
+
+
+# ---- notifications that overflow
+
+
+def test_changes_that_are_lost_while_the_daemon_stands_still_are_read_afterwards_and_told_once(node: Host) -> None:
+    routes = [f"203.0.{one >> 8}.{one & 0xFF}/32 dev lo table 77" for one in range(OVERFLOW)]
+    journal = Journal(node)
+    with closed(node):
+        node.daemon.signal(signal.SIGSTOP)
+        batch(node, [f"route {do} {route}" for route in routes for do in ("add", "del")])
+        pod = node.lab.pod("c", C)
+        node.machine.shell("ip -4 rule del priority 5")
+        assert not node.scene.opens(pod, DB)
+
+        node.daemon.signal(signal.SIGCONT)
+
+        node.until(lambda: not node.scene.silent(pod, "db.example.com"), WHOLE_SECONDS)
+        assert node.scene.opens(pod, DB)
+        assert not node.scene.opens(pod, OTHER)
+        assert rcode(node.scene.ask(pod, "mail.example.com")) == "NXDOMAIN"
+        whole(node)
+    assert sorted(journal.kinds()) == ["changes_missed", "kernel_state_repaired"]
+    node.lab.remove_pod(pod)
+
+
+# ---- connection tracking
+
+
+def test_when_connection_tracking_is_full_names_are_answered_and_no_flow_begins_until_there_is_room(node: Host) -> None:
+    scene, lab = node.scene, node.lab
+    if (limit := lab.inside(lab.node, conntrack_fill.limit)) > 2_000_000:
+        pytest.skip(f"nf_conntrack_max is {limit}: filling it would take a gigabyte")
+    whole(node)
+    journal = Journal(node)
+    with closed(node), scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
+        lab.inside(lab.node, conntrack_fill.fill)
+        try:
+            assert "connection tracking is full" in journal.once("conntrack_full")
+            assert scene.resolve(scene.a, "db.example.com") == [DB]
+            assert rcode(scene.ask(scene.a, "mail.example.com")) == "NXDOMAIN"
+            assert not scene.opens(scene.a, DB)
+            assert flow.alive()
+        finally:
+            lab.inside(lab.node, conntrack_fill.empty)
+        node.until(lambda: scene.opens(scene.a, DB), WHOLE_SECONDS)
+        node.until(lambda: bool(node.machine.journal("DNSGUARD_EVENT=conntrack_has_room")), WHOLE_SECONDS)
+        whole(node)
+    assert journal.kinds() == ["conntrack_full"]
+
+
+# ---- links that come and go
+
+
+def held(host: Host) -> dict[str, int]:
+    """What the daemon holds that could grow: descriptors, threads, pins, entries of maps, chains and sets."""
+    process = f"/proc/{host.daemon.pid}"
+    found = {
+        "descriptors": int(host.machine.shell(f"ls {process}/fd | wc -l")),
+        "threads": int(host.machine.shell(f"ls {process}/task | wc -l")),
+        "table": len(host.machine.shell("nft -s -t list table inet dnsguard").splitlines()),
+        "pairs": len(host.machine.shell("nft list map inet dnsguard pods4").split(":")),
+        "pins": len(list((host.machine.root / PINS / "links").iterdir())),
+    }
+    for name in ("pairs", "programs", "ports", "blocks", "links", "peers", "flows_made", "flows_freed"):
+        pinned = Map(get_pinned(host.machine.root / PINS / "maps" / name))
+        found[f"map {name}"] = sum(1 for _ in pinned.items())
+        pinned.close()
+    return found
+
+
+def grown(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
+    """What is more than it was, but for threads of a pool and flows of pods `a` and `f` that are being forgotten."""
+    return {what: number for what, number in now.items() if number > before[what] + FEW}
+
+
+def flap(host: Host) -> None:
+    """Four pod links come with an address each and go, again and again."""
+    come = [
+        line
+        for number, name in enumerate(NAMES)
+        for line in (
+            f"link add {name} group 7 type veth peer name peer-{number}",
+            f"link set {name} up",
+            f"route add 10.244.0.{77 + number}/32 dev {name}",
+        )
+    ]
+    for _ in range(ROUNDS):  # one `ip` remembers the numbers of links by their names
+        batch(host, [*come, "link del group 7"])
+
+
+def test_a_thousand_links_that_come_and_go_leave_nothing_behind_and_nothing_to_whoever_comes(node: Host) -> None:
+    scene = node.scene
+    first = node.lab.pod("f", F)
+    node.until(lambda: not scene.silent(first, "db.example.com"))
+    assert scene.opens(first, DB)
+    node.lab.remove_pod(first)
+    node.until(lambda: len(node.daemon.ask("pods")) == 2)
+    whole(node)
+    before = held(node)
+    lines = len(node.machine.journal(f"--unit={UNIT}"))
+    with closed(node):
+        begun = time.monotonic()
+        flap(node)
+        took = time.monotonic() - begun
+
+        node.until(lambda: len(node.daemon.ask("pods")) == 2, WHOLE_SECONDS)
+        whole(node)
+        pod = node.lab.pod("f", F)
+        node.until(lambda: rcode(scene.ask(pod, "mail.example.com")) == "NXDOMAIN", WHOLE_SECONDS)
+        assert not scene.opens(pod, DB)
+        assert scene.resolve(pod, "db.example.com") == [DB]
+        assert scene.opens(pod, DB)
+        node.lab.remove_pod(pod)
+    assert in_time(lambda: grown(before, held(node)), {}, 4 * WHOLE_SECONDS) == {}
+    written = [one["MESSAGE"] for one in node.machine.journal(f"--unit={UNIT}")[lines:]]
+    about = sum(bool(re.search(r"(came on|went from) veth-[fghi]", line)) for line in written)
+    at_once, rate = NODES_LINES[1], NODES_LINES[0]
+    assert about <= len(NAMES) * (at_once + rate * (took + WHOLE_SECONDS))
+    assert any("more lines about veth-" in line for line in written)
