@@ -325,8 +325,6 @@ async def test_what_one_program_does_at_once_is_told_at_once(lab: Lab) -> None:
     pod = lab.pod("a")
     routes = [f"route add 10.244.1.{number}/32 dev {pod.link}" for number in range(200)]
     async with following(lab) as node:
-        begun = time.monotonic()
         lab.ip(lab.node, *routes)
         await until(lambda: len(node.pods["veth-a"]) == 200)
         assert len(node.calls) <= 201
-        assert time.monotonic() - begun < 3
