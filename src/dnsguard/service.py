@@ -229,7 +229,10 @@ class Service:
         self._missing = ""
         self._supervision.ready(self._status())
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
-        probes = Probes(settings.upstreams, servers, back=self._upstream_back)
+        return self._until_the_stop(servers)
+
+    def _until_the_stop(self, servers: Servers) -> list[Coroutine[Any, Any, None]]:
+        probes = Probes(self._settings.upstreams, servers, back=self._upstream_back)
         beside = self._beside.background(self._background.every, self._drops) if self._beside else []
         return [
             *beside,
