@@ -37,6 +37,14 @@ def machine(package: Path) -> Iterator[Machine]:
         yield booted
 
 
+@pytest.fixture(scope="module")
+def untouched(package: Path) -> Iterator[Machine]:
+    """The same, for those that only look at it."""
+    with Machine() as booted:
+        dpkg(booted, "--install", package=package)
+        yield booted
+
+
 @pytest.fixture
 def host(package: Path) -> Iterator[Host]:
     """A node with two pods and the package installed, set up and enabled."""
@@ -85,31 +93,31 @@ def test_lintian_has_nothing_to_say(package: Path) -> None:
     assert (looked.stdout, looked.returncode) == ("", 0)
 
 
-def test_installed_without_a_network_it_is_all_there_and_does_not_run(machine: Machine) -> None:
-    assert machine.run("dnsguard", "version").stdout.startswith("dnsguard 0.1.0 ")
-    assert "usable" in machine.run("dnsguard", "check").stdout
-    assert machine.run("id", "--name", "--user", "dnsguard").stdout == "dnsguard\n"
-    assert machine.shell("stat --format %U:%a /var/lib/dnsguard /run/dnsguard").split() == ["dnsguard:750"] * 2
+def test_installed_without_a_network_it_is_all_there_and_does_not_run(untouched: Machine) -> None:
+    assert untouched.run("dnsguard", "version").stdout.startswith("dnsguard 0.1.0 ")
+    assert "usable" in untouched.run("dnsguard", "check").stdout
+    assert untouched.run("id", "--name", "--user", "dnsguard").stdout == "dnsguard\n"
+    assert untouched.shell("stat --format %U:%a /var/lib/dnsguard /run/dnsguard").split() == ["dnsguard:750"] * 2
     for page in ("8 dnsguard", "5 dnsguard-config", "5 dnsguard-allowlist"):
-        assert machine.run("man", "--where", *page.split()).stdout.startswith("/usr/share/man/")
-    assert machine.show(UNIT, "ActiveState", "UnitFileState") == {
+        assert untouched.run("man", "--where", *page.split()).stdout.startswith("/usr/share/man/")
+    assert untouched.show(UNIT, "ActiveState", "UnitFileState") == {
         "ActiveState": "inactive",
         "UnitFileState": "disabled",
     }
-    assert machine.run("nft", "list", "tables").stdout == ""
+    assert untouched.run("nft", "list", "tables").stdout == ""
 
 
-def test_its_modules_are_compiled_and_its_interpreter_is_debians(machine: Machine) -> None:
+def test_its_modules_are_compiled_and_its_interpreter_is_debians(untouched: Machine) -> None:
     script = "import sys, dnsguard.service as one; print(sys.base_prefix, one.__cached__, one.__file__)"
-    prefix, compiled, source = machine.run("/opt/dnsguard/bin/python", "-Ic", script).stdout.split()
+    prefix, compiled, source = untouched.run("/opt/dnsguard/bin/python", "-Ic", script).stdout.split()
 
     assert prefix == "/usr"
     assert source.startswith("/opt/dnsguard/lib/")
-    assert (machine.root / compiled.lstrip("/")).exists()
+    assert (untouched.root / compiled.lstrip("/")).exists()
 
 
-def test_its_catalog_explains_its_events(machine: Machine) -> None:
-    assert "dnsguard" in machine.run("journalctl", "--list-catalog").stdout
+def test_its_catalog_explains_its_events(untouched: Machine) -> None:
+    assert "dnsguard" in untouched.run("journalctl", "--list-catalog").stdout
 
 
 def test_once_enabled_it_governs_the_pods(host: Host) -> None:
