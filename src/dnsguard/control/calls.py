@@ -236,17 +236,6 @@ class Explanation(TypedDict):
     add: Addition | None
 
 
-class EventRow(TypedDict, total=False):
-    """One event, with more fields of its own: those of the log; or only `lost`."""
-
-    time: str
-    """ISO 8601 in UTC."""
-    event: str
-    message: str
-    lost: int
-    """How many events this reader was too slow for since the row before."""
-
-
 class Reloaded(TypedDict):
     generation: int
     diagnostics: list[str]

@@ -83,9 +83,9 @@ def _about_name(case: Case, name: Name) -> Iterable[Denial]:
 
 def _advise(case: Case, denial: Denial) -> Advice:
     fields = denial.fields
-    if denial.kind in (EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED) and isinstance(name := fields["name"], bytes):
+    if denial.kind in _QUERIES and isinstance(name := fields["name"], bytes):
         return advise_name(case.subject, Name(name))
-    if denial.kind in (EventKind.FLOW_DENIED, EventKind.FLOW_AUDITED) and denial.reason not in _NOT_OF_POLICY:
+    if denial.kind in _FLOWS and denial.reason not in _NOT_OF_POLICY:
         protocol, port, peer = fields["protocol"], fields["port"], fields["address"]
         number = _NUMBERS.get(protocol) if isinstance(protocol, str) else protocol
         if isinstance(number, int) and isinstance(port, int) and isinstance(peer, bytes):
@@ -111,7 +111,7 @@ def _row(case: Case, denial: Denial, advice: Advice) -> DenialRow:
 def _subject_text(denial: Denial) -> str:
     texts = {key: str(field_value(key, value)) for key, value in denial.fields.items()}
     match denial.kind:
-        case EventKind.FLOW_DENIED | EventKind.FLOW_AUDITED:
+        case kind if kind in _FLOWS:
             return f"{texts['address']} {texts['protocol']}/{texts['port']}"
         case EventKind.QUERY_LIMITED:
             return f"limit {texts['limit']}"

@@ -8,13 +8,12 @@ multicast ones.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 from collections.abc import Callable, Collection, Iterable
 from typing import TypeVar
 
 from dnsguard.core.model import Address, LinkIndex
-from dnsguard.node.rtnetlink import UNICAST, Change, Link, LinkAddress, Route, lookup
+from dnsguard.node.rtnetlink import UNICAST, Change, Link, LinkAddress, Route
 from dnsguard.node.watch import Watch
 
 K = TypeVar("K")
@@ -57,10 +56,6 @@ class Links:
         self._told_own: frozenset[Address] | None = None
         self._wide: dict[LinkIndex, set[Address]] = {}
         """Wide routes already complained of."""
-
-    async def confirm(self, address: Address, link: LinkIndex) -> bool:
-        """Whether packets to `address` leave by `link` on a host route at this moment, told of or not yet."""
-        return await asyncio.wrap_future(self._watch.call(lambda: self._is_routed(address, link)))
 
     # -- in the watch's thread ------------------------------------------------------------------------------------
 
@@ -181,13 +176,6 @@ class Links:
         prefix = f"{ipaddress.ip_address(bytes(route.destination))}/{route.length}"
         text = f"{prefix} is routed to pod link {self._name(route.link)}: only routes to single addresses make pods"
         self._watch.post(self._on_problem, text)
-
-    async def _is_routed(self, address: Address, link: LinkIndex) -> bool:
-        try:
-            found = await self._watch.ask(lambda kernel: lookup(kernel, address))
-        except OSError:
-            return False
-        return found is not None and (found.type, found.link, found.length) == (UNICAST, link, 8 * len(address))
 
 
 def _is_local_matter(route: Route) -> bool:

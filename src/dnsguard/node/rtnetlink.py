@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator
 from ipaddress import ip_interface
 from typing import Any, NamedTuple
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink import NLM_F_DUMP_INTR, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_DONE, NLMSG_NOOP, nlmsg, rtnl
+from pyroute2.netlink import NLM_F_DUMP_INTR, NLM_F_REPLACE, NLMSG_DONE, NLMSG_NOOP, nlmsg, rtnl
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from dnsguard.core.model import Address, LinkIndex
 
@@ -29,8 +27,6 @@ UNICAST, LOCAL = 1, 2
 KERNEL = 2
 """The protocol of routes that come with an address or a link."""
 SCOPE_HOST = 254
-FIB_MATCH = 0x2000
-"""Ask for the route that matches, not for what it resolves to."""
 RTA_DST = 1
 LINK_UP = 0x1
 ACTION_TO_TABLE = 1
@@ -167,19 +163,6 @@ def _passed_over(key: int, flags: int, data: bytes, fixed: int) -> bool:
     protocol, kind = data[fixed + 5], data[fixed + 7]
     made_with_an_address = protocol == KERNEL and kind != UNICAST and not flags & NLM_F_REPLACE
     return made_with_an_address or data.startswith(_TO_LINK_LOCAL, fixed + ROUTE_HEADER)
-
-
-async def lookup(kernel: AsyncIPRoute, address: Address) -> Route | None:
-    """The route that packets to `address` take."""
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    asked = rtmsg()
-    asked["family"], asked["dst_len"], asked["flags"] = family, 8 * len(address), FIB_MATCH
-    asked["attrs"] = [("RTA_DST", socket.inet_ntop(family, address))]
-    # Not kernel.route("get"): it asks for an acknowledgement too, and keeps that for ever.
-    replies = [reply async for reply in await kernel.nlm_request(asked, rtnl.RTM_GETROUTE, NLM_F_REQUEST)]
-    _untie(asked)
-    change = read(replies[0]) if replies else None
-    return change.what if change and isinstance(change.what, Route) else None
 
 
 def read(message: nlmsg) -> Change | None:
