@@ -204,7 +204,8 @@ def test_a_thousand_links_that_come_and_go_leave_nothing_behind_and_nothing_to_w
         assert scene.resolve(pod, "db.example.com") == [DB]
         assert scene.opens(pod, DB)
         node.lab.remove_pod(pod)
-    assert in_time(lambda: grown(before, held(node)), {}, 4 * WHOLE_SECONDS) == {}
+    nothing: dict[str, int] = {}
+    assert in_time(lambda: grown(before, held(node)), nothing, 4 * WHOLE_SECONDS) == {}
     written = [one["MESSAGE"] for one in node.machine.journal(f"--unit={UNIT}")[lines:]]
     about = sum(bool(re.search(r"(came on|went from) veth-[fghi]", line)) for line in written)
     at_once, rate = NODES_LINES[1], NODES_LINES[0]
