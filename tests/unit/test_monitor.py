@@ -43,7 +43,13 @@ class Guard:
         self.defects: list[Exception] = []
         self.log = EventLog([self.logged.append], LineLimiter(1), time.monotonic, queries="None", level=INFO)
         rows = Watching(self.log, lambda text: self.pods.get(text, ())).rows
-        self.server = ControlServer(folder, {"monitor": rows}, lambda call, error: self.defects.append(error))
+        calls = {"monitor": rows, "pods": self.pod_rows}
+        self.server = ControlServer(folder, calls, lambda call, error: self.defects.append(error))
+
+    async def pod_rows(self, pod: str) -> list[dict[str, str]]:
+        if pod not in self.pods:
+            raise CallError(f"no pod on this node is called {pod}")
+        return [{"pod": pod}]
 
     def drop(self, times: int = 1, pod: str = "shop/a", **fields: object) -> None:
         for number in range(times):
@@ -320,6 +326,7 @@ def command(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def test_the_command_shows_events_as_they_happen_and_ctrl_c_ends_it_quietly(beside: Any) -> None:
     guard, do, arguments = beside
+    guard.pods = {"shop/a": ["shop/a"]}
     with command(*arguments, "--type", "drop", "--type", "policy", "--pod", "shop/a") as process:
         do(guard.watched)
         do(lambda: guard.drop(protocol="tcp", reason="never resolved", count=12))
@@ -331,6 +338,15 @@ def test_the_command_shows_events_as_they_happen_and_ctrl_c_ends_it_quietly(besi
         ]
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=10) == ("", "")
+        assert process.returncode == 0
+
+
+def test_the_command_says_that_it_waits_for_a_pod_that_is_not_there(beside: Any) -> None:
+    guard, do, arguments = beside
+    with command(*arguments, "--pod", "shop/x") as process:
+        do(guard.watched)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=10) == ("", "no pod on this node is called shop/x; waiting for it\n")
         assert process.returncode == 0
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from dnsguard.cli.options import ConfigOption, JsonOption, PodOption, client, note_version
 from dnsguard.cli.output import cell_text, print_json
 from dnsguard.control.calls import CallError, EventType
+
+if TYPE_CHECKING:
+    from dnsguard.control.client import ControlClient
 
 TypeOption = Annotated[
     list[EventType] | None,
@@ -36,6 +40,8 @@ def monitor(
     Queries and what came of them, dropped packets, leases, changes of policies and pods.
     """
     daemon = client(context, config)
+    if pod:
+        _note_absent(daemon, pod)
     chosen = {"type": ",".join(type or ()), "pod": pod or ""}
     try:
         for number, row in enumerate(daemon.rows("monitor", **{key: text for key, text in chosen.items() if text})):
@@ -48,6 +54,14 @@ def monitor(
     except KeyboardInterrupt:
         return
     raise CallError("the daemon has stopped")
+
+
+def _note_absent(daemon: ControlClient, pod: str) -> None:
+    """A pod may yet come, but a slip in its name would wait for ever."""
+    try:
+        list(daemon.rows("pods", pod=pod))
+    except CallError as error:
+        print(f"{error}; waiting for it", file=sys.stderr)
 
 
 def line(row: Mapping[str, Any]) -> str:
