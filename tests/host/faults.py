@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -56,6 +57,16 @@ def closed(host: Host) -> Iterator[Leaks]:
         yield leaks
         assert leaks.sent > 0
         assert leaks.heard == []
+
+
+@contextlib.contextmanager
+def standing_still(host: Host) -> Iterator[None]:
+    """Inside, the daemon sees nothing of what is done: afterwards, all of it at once."""
+    host.daemon.signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        host.daemon.signal(signal.SIGCONT)
 
 
 def in_time(look: Callable[[], T], wanted: T, seconds: float = WHOLE_SECONDS) -> T:

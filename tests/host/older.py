@@ -12,6 +12,6 @@ from dnsguard.enforce.nftables.enforcer import NftEnforcer
 
 if __name__ == "__main__":
     NftEnforcer.create = functools.partial(NftEnforcer.create, own=False)  # type: ignore[method-assign]
-    attach.has_tcx = lambda: False
+    attach.has_tcx = lambda: False  # type: ignore[attr-defined]
     watch._BUFFER = 1 << 20  # a small burst overflows it
     sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import pytest
 from dnsguard.enforce.bpf.clsact import filters_of
 from dnsguard.enforce.bpf.hooks import HOOKS, Hook
 from dnsguard.enforce.bpf.syscall import prog_query
-from tests.host.faults import WHOLE_SECONDS, Journal, closed, drop_in, in_time, older, whole
+from tests.host.faults import WHOLE_SECONDS, Journal, closed, drop_in, in_time, older, standing_still, whole
 from tests.host.host import UNIT, Host
 from tests.host.leaks import Leaks
 from tests.node.scene import DB, OTHER, A
@@ -133,12 +132,10 @@ def test_changes_that_are_lost_while_the_daemon_stands_still_are_undone_afterwar
     before, journal = table(old), Journal(old)
     old.machine.run("nft", "add table inet somebody; add set inet somebody s { type ipv4_addr; }")
     with closed(old):
-        old.daemon.signal(signal.SIGSTOP)
         elements = ",".join(f"10.0.{one >> 8}.{one & 0xFF}" for one in range(OVERFLOW))
-        old.machine.run("nft", "-f", "-", stdin=None, input=f"add element inet somebody s {{ {elements} }}")
-        old.machine.run("nft", f"add element inet dnsguard tcp_8080_v4 {{ {A} . {OTHER} timeout 1h }}")
-
-        old.daemon.signal(signal.SIGCONT)
+        with standing_still(old):
+            old.machine.run("nft", "-f", "-", stdin=None, input=f"add element inet somebody s {{ {elements} }}")
+            old.machine.run("nft", f"add element inet dnsguard tcp_8080_v4 {{ {A} . {OTHER} timeout 1h }}")
 
         assert in_time(lambda: table(old), before) == before
         assert "notifications were lost (ENOBUFS)" in journal.once("kernel_state_repaired")
@@ -171,7 +168,9 @@ def test_what_is_taken_away_while_no_daemon_runs_is_open_until_the_next_has_put_
 def test_programs_that_are_detached_are_put_back_and_told_once(standing: Host) -> None:
     journal = Journal(standing)
     with closed(standing):
-        standing.machine.shell(f"for pin in {PINS}/links/*; do bpftool link detach pinned $pin; done")
+        with standing_still(standing):
+            standing.machine.shell(f"for pin in {PINS}/links/*; do bpftool link detach pinned $pin; done")
+            assert programs(standing) == 0
 
         assert in_time(lambda: programs(standing), 4) == 4
         told = journal.once("kernel_state_repaired")
@@ -182,7 +181,9 @@ def test_programs_that_are_detached_are_put_back_and_told_once(standing: Host) -
 def test_pins_that_are_removed_are_put_back_so_that_all_outlives_the_daemon_and_told_once(standing: Host) -> None:
     before, journal = pinned(standing), Journal(standing)
     with closed(standing):
-        standing.machine.shell(f"rm {PINS}/links/* {PINS}/maps/* {PINS}/layout")
+        with standing_still(standing):
+            standing.machine.shell(f"rm {PINS}/links/* {PINS}/maps/* {PINS}/layout")
+            assert in_time(lambda: programs(standing), 0) == 0  # the kernel lets go of them a little later
 
         assert in_time(lambda: (pinned(standing), programs(standing)), (before, 4)) == (before, 4)
         assert "pins of 19 maps were gone" in journal.once("kernel_state_repaired")
@@ -207,7 +208,11 @@ def test_filters_and_qdiscs_that_are_removed_are_put_back_and_told_once(old: Hos
     whole(old)
     journal = Journal(old)
     with closed(old):
-        old.machine.shell(f"tc filter del dev {old.scene.a.link} ingress; tc qdisc del dev {old.scene.b.link} clsact")
+        with standing_still(old):
+            old.machine.shell(
+                f"tc filter del dev {old.scene.a.link} ingress; tc qdisc del dev {old.scene.b.link} clsact"
+            )
+            assert programs(old) == 1
 
         assert in_time(lambda: programs(old), 4) == 4
         told = journal.once("kernel_state_repaired")

@@ -9,7 +9,6 @@ links that come and go ..................................... a_thousand_links_..
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ import pytest
 from dnsguard.enforce.bpf.syscall import Map, get_pinned
 from dnsguard.observe.events import NODES_LINES
 from tests.host import conntrack_fill
-from tests.host.faults import MORE_PODS, WHOLE_SECONDS, C, F, Journal, closed, in_time, whole
+from tests.host.faults import MORE_PODS, WHOLE_SECONDS, C, F, Journal, closed, in_time, standing_still, whole
 from tests.host.host import UNIT, Host, hosting
 from tests.node.scene import DB, OTHER, rcode
 
@@ -102,13 +101,11 @@ def test_changes_that_are_lost_while_the_daemon_stands_still_are_read_afterwards
     routes = [f"203.0.{one >> 8}.{one & 0xFF}/32 dev lo table 77" for one in range(OVERFLOW)]
     journal = Journal(node)
     with closed(node):
-        node.daemon.signal(signal.SIGSTOP)
-        batch(node, [f"route {do} {route}" for route in routes for do in ("add", "del")])
-        pod = node.lab.pod("c", C)
-        node.machine.shell("ip -4 rule del priority 5")
-        assert not node.scene.opens(pod, DB)
-
-        node.daemon.signal(signal.SIGCONT)
+        with standing_still(node):
+            batch(node, [f"route {do} {route}" for route in routes for do in ("add", "del")])
+            pod = node.lab.pod("c", C)
+            node.machine.shell("ip -4 rule del priority 5")
+            assert not node.scene.opens(pod, DB)
 
         node.until(lambda: not node.scene.silent(pod, "db.example.com"), WHOLE_SECONDS)
         assert node.scene.opens(pod, DB)
@@ -207,7 +204,8 @@ def test_a_thousand_links_that_come_and_go_leave_nothing_behind_and_nothing_to_w
         assert scene.resolve(pod, "db.example.com") == [DB]
         assert scene.opens(pod, DB)
         node.lab.remove_pod(pod)
-    assert in_time(lambda: grown(before, held(node)), {}, 4 * WHOLE_SECONDS) == {}
+    nothing: dict[str, int] = {}
+    assert in_time(lambda: grown(before, held(node)), nothing, 4 * WHOLE_SECONDS) == {}
     written = [one["MESSAGE"] for one in node.machine.journal(f"--unit={UNIT}")[lines:]]
     about = sum(bool(re.search(r"(came on|went from) veth-[fghi]", line)) for line in written)
     at_once, rate = NODES_LINES[1], NODES_LINES[0]

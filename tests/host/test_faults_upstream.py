@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dnslib import RCODE
@@ -42,7 +43,7 @@ def packets(host: Host, verdict: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def replies(host: Host, **how: object) -> Iterator[None]:
+def replies(host: Host, **how: Any) -> Iterator[None]:
     """The upstream replies to everything, the question of a probe included, like that."""
     zone = host.scene.zone
     zone.put(".", "NS", "ns.example.com.", **how)

@@ -20,6 +20,7 @@ NAMED: dict[str, Any] = {
     "policies": {},
     "pods": {A: {"name": "shop/a", "policies": []}, B: {"name": "shop/b", "policies": []}},
 }
+NAMELESS: dict[str, Any] = {"policies": {}, "pods": {}}
 SYN_ACK = 0x12
 
 
@@ -65,3 +66,22 @@ def test_what_a_pod_answers_to_packets_of_no_flow_is_not_learned(scene: Scene) -
         if "ipBlock" in peer
     ]
     assert blocks == [f"{DB}/32"]
+
+
+def test_who_gets_an_address_is_not_allowed_what_the_one_before_did(tmp_path: Path) -> None:
+    with playing(tmp_path, allowlist=NAMELESS, mode="Audit") as scene:
+        scene.resolve(scene.b, "other.example.com")
+        assert scene.opens(scene.b, DB)
+        scene.daemon.call("learn").check_returncode()
+        scene.lab.remove_pod(scene.b)
+        scene.daemon.told("pod_went", pod=B)
+        next_one = scene.lab.pod("c", B)
+        assert scene.resolve(next_one, "mail.example.com")
+
+        learned = yaml.safe_load(scene.daemon.call("learn").stdout)
+        scene.daemon.stop()
+        left = yaml.safe_load(scene.daemon.call("learn").stdout)
+
+    (rule,) = learned["policies"][f"pod-{B}"]["egress"]
+    assert rule["to"] == [{"domainNames": ["mail.example.com"]}]
+    assert left == learned

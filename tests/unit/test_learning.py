@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.compile import compile_program, decide
-from dnsguard.core.model import Action, Address, Name, Packet
+from dnsguard.core.model import Action, Address, LinkIndex, Name, Packet
 from dnsguard.core.names import matches, parse_name
 from dnsguard.core.pods import assign
 from dnsguard.core.policy import Allowed, EffectivePolicy
@@ -332,6 +332,17 @@ def test_a_pod_that_got_a_name_takes_along_what_was_seen_before() -> None:
     found = policy(store, "10.244.0.5")
     assert isinstance(found.verdict(parse_name("db.example.com")), Allowed)
     assert isinstance(found.verdict(parse_name("mail.example.com")), Allowed)
+
+
+def test_a_pod_without_a_name_is_another_when_it_comes_by_another_link() -> None:
+    book = Book()
+    for link, name in ((3, "old.example.com"), (3, "same.example.com"), (4, "new.example.com")):
+        book.came("10.244.0.5", LinkIndex(link), 1.0)
+        book.unanswered("10.244.0.5", parse_name(name), "", 1.0)
+        if link == 3:
+            assert parse_name("old.example.com") in book.pods["10.244.0.5"].names
+
+    assert list(book.pods["10.244.0.5"].names) == [parse_name("new.example.com")]
 
 
 def test_a_pod_whose_address_another_has_now_is_left_out_and_named() -> None:

@@ -333,6 +333,7 @@ class Changes:
         share = Share(self._settings.limits, self._now())
         pod = self._pods.came(one.link, one.name, one.governed, assignment=assignment, program=program, share=share)
         self._leases.add_pod(pod.id, one.governed)
+        self._exchanges.pod_came(pod, named=assignment.name is not None)
         self._tell_pod(EventKind.POD_CAME, pod)
 
     def _went(self, pod: Pod, changed: Changed) -> None:

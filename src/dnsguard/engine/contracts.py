@@ -13,7 +13,7 @@ from typing import Protocol
 
 from dnsguard.core.answers import Answer
 from dnsguard.core.lease import Element, Held, Write
-from dnsguard.core.model import Address, Flow, Name, Pair, Program, Seconds
+from dnsguard.core.model import Address, Flow, LinkIndex, Name, Pair, Program, Seconds
 from dnsguard.core.wire import ExtendedError, Question
 
 __all__ = [
@@ -159,6 +159,9 @@ class Witness(Protocol):
     `pod` is its name; `rule` the policies that allow the name, empty when none does.
     """
 
+    def came(self, pod: str, link: LinkIndex, now: Seconds) -> None:
+        """A pod came by this link that has no name but its address."""
+
     def answered(self, pod: str, name: Name, answer: Answer, rule: str, now: Seconds) -> None:
         """The pod was told this."""
 
@@ -171,6 +174,9 @@ class Witness(Protocol):
 
 class NoWitness:
     """The Witness of an engine whose questions nobody keeps."""
+
+    def came(self, pod: str, link: LinkIndex, now: Seconds) -> None:
+        pass
 
     def answered(self, pod: str, name: Name, answer: Answer, rule: str, now: Seconds) -> None:
         pass

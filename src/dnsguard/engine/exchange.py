@@ -498,6 +498,11 @@ class Exchanges:
                 self.before_arming(pod, fits, scopes)
                 self.gate.submit(armed, now)
 
+    def pod_came(self, pod: Pod, *, named: bool) -> None:
+        """Whoever had its address before is another, unless both go by a name."""
+        if not named:
+            self._witness.came(pod.name, pod.link, self._now())
+
     def pod_went(self, pod: Pod) -> None:
         """A pod is gone: its queries get no answer, for the address may be another's by now."""
         self.unenforced.discard(pod.id)

@@ -13,7 +13,7 @@ from enum import IntEnum
 from typing import Final, NamedTuple
 
 from dnsguard.core.answers import Answer
-from dnsguard.core.model import Address, Name, Seconds
+from dnsguard.core.model import Address, LinkIndex, Name, Seconds
 from dnsguard.core.wire import Rcode
 from dnsguard.learning.suffixes import is_shared
 
@@ -243,8 +243,18 @@ class Book:
 
     def __init__(self) -> None:
         self.pods: dict[str, PodBook] = {}
+        self._links: dict[str, LinkIndex] = {}
+        """By which link a pod came that has no name."""
         self._room = Room()
         self._new = 0
+
+    def came(self, pod: str, link: LinkIndex, now: Seconds) -> None:
+        """By another link comes another pod: what the one before did with that address is not to be allowed to it."""
+        if len(self._links) > 4 * PODS:
+            self._links = {name: by for name, by in self._links.items() if name in self.pods}
+        if self._links.get(pod, link) != link and pod in self.pods:
+            self.pods[pod] = PodBook(now, self._room)
+        self._links[pod] = link
 
     def pod(self, name: str, now: Seconds) -> PodBook:
         """The book of this pod, begun when there is none."""

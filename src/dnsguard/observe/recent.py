@@ -24,16 +24,13 @@ PODS: Final = 1024
 KEYS: Final[Mapping[EventKind, tuple[str, ...]]] = {
     EventKind.QUERY_DENIED: ("name", "type"),
     EventKind.QUERY_AUDITED: ("name", "type"),
-    EventKind.QUERY_AUDITED: ("name", "type"),
     EventKind.QUERY_FAILED: ("name", "type"),
     EventKind.ANSWER_WITHHELD: ("name", "type"),
-    EventKind.ANSWER_AUDITED: ("name", "type"),
     EventKind.ANSWER_AUDITED: ("name", "type"),
     EventKind.FORWARDING_LOOP: ("name",),
     EventKind.QUERY_LIMITED: ("limit",),
     EventKind.QUERY_REFUSED: ("reason",),
     EventKind.FLOW_DENIED: ("address", "port", "protocol"),
-    EventKind.FLOW_AUDITED: ("address", "port", "protocol"),
     EventKind.FLOW_AUDITED: ("address", "port", "protocol"),
 }
 """What is remembered, and the fields that tell one denial from another: all but what a pod could vary at will."""
