@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -146,6 +147,25 @@ def test_from_audit_to_enforce_names_are_denied_and_flows_that_nothing_justifies
     assert stage.ask("web", "other.example.com").reply.rcode == "NXDOMAIN"
     assert not stage.passes("web", OTHER, 443)
     assert stage.passes("web", DB, 5432)
+
+
+def test_a_flow_that_nothing_justifies_ends_with_audit_itself_and_not_when_it_is_judged(stage: Stage) -> None:
+    stage.ask("web", "db.example.com")
+    allowed, unjust = stage.connect("web", DB, 5432), stage.connect("web", OTHER, 443)
+    enforce, flowing = stage.enforcer.audit, []
+
+    async def ended_then(on: bool) -> None:
+        flowing.append(stage.flowing(unjust))
+        await enforce(on)
+        flowing.append(stage.flowing(unjust))
+        raise asyncio.CancelledError  # the process ends here
+
+    stage.enforcer.audit = ended_then  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        stage.finish(stage.engine.changes.audit(False))
+
+    assert flowing == [True, False]
+    assert stage.flowing(allowed)
 
 
 def test_what_was_told_in_audit_and_is_allowed_by_now_is_open_when_enforcing_begins(stage: Stage) -> None:

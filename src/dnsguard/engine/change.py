@@ -10,6 +10,7 @@ judged last, by the names that let them open. What the kernel would not do is ow
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -159,9 +160,12 @@ class Changes:
                 for pod in list(self._pods):
                     self._exchanges.open_audited(pod, self._now())
                     await asyncio.sleep(0)
+                with contextlib.suppress(KernelError):  # told of, and owed, below
+                    await self._revocation.cut_ahead(list(self._pods))
                 await self._enforcer.audit(False)
             except BaseException:
                 self._audit_is(True)
+                self._revocation.release()
                 raise
             return await self._judge(list(self._pods))
 

@@ -91,18 +91,29 @@ class Revocation:
         if not by_address:
             return 0
         self._reopen_all(pods)
+        unjust = await self._unjust(pods, by_address)
+        await self._cut(unjust, by_address)
+        return len(unjust)
+
+    async def cut_ahead(self, pods: Sequence[Pod]) -> None:
+        """At the end of Audit, which lets through what is cut: once the kernel enforces, no flow that is unjust now
+        goes on, though the process should end before it can `judge`."""
+        by_address = {address: pod for pod in pods for address in pod.addresses}
+        if by_address and (unjust := await self._unjust(pods, by_address)):
+            self._keep(unjust, by_address)
+            await self._enforcer.cut(unjust)
+
+    async def _unjust(self, pods: Sequence[Pod], by_address: Mapping[Address, Pod]) -> list[Flow]:
         if self.drain or self.audit:
-            return 0
+            return []
         judges = {pod.id: _Judge(pod, self._leases, self._told) for pod in pods}
-        open_flows = await self._flows.begun_by(by_address)
         unjust = []
-        for number, flow in enumerate(open_flows):
+        for number, flow in enumerate(await self._flows.begun_by(by_address)):
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
             if not judges[by_address[flow.pod].id].accepts(flow):
                 unjust.append(flow)
-        await self._cut(unjust, by_address)
-        return len(unjust)
+        return unjust
 
     def just(self, pods: Iterable[Pod], flows: Iterable[Flow]) -> list[Flow]:
         """Those of these flows, begun by `pods`, that their policies would let open; in Audit all of them."""
@@ -132,7 +143,7 @@ class Revocation:
             cuts = self.cuts.setdefault(pod, {})
             if pod not in counts:
                 counts[pod] = sum(map(len, cuts.values()))
-            if counts[pod] < CUTS_PER_POD:
+            if counts[pod] < CUTS_PER_POD and flow not in cuts.get(flow.peer, ()):
                 counts[pod] += 1
                 cuts.setdefault(flow.peer, set()).add(flow)
 
