@@ -294,6 +294,20 @@ def test_a_wildcard_is_written_for_many_names_under_a_parent_of_one_owner(
     assert (f"host0.{parent}" in text) == (not written)
 
 
+@pytest.mark.parametrize(
+    ("address", "remarked"), [("169.254.169.254", True), ("fd00:ec2::254", True), ("192.0.2.1", False)]
+)
+def test_an_address_of_a_metadata_service_is_remarked_upon(address: str, remarked: bool) -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5", "fd00::5")
+    go(book, "shop/a", address, 80)
+
+    text = allowlist(rows_of(book))
+
+    assert ("PROTECTED RANGE" in text) == remarked
+    loaded(text)
+
+
 def test_an_address_that_serves_several_names_opens_the_port_for_each() -> None:
     book = Book()
     seen(book, "shop/a", "10.244.0.5")

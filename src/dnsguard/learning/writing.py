@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from dnsguard.core.model import ALL_PORTS, Network, PortRange, Ports
+from dnsguard.core.protected import DEFAULT_PROTECTED
 from dnsguard.learning.needs import UNUSED, Needs, Note, RuleNeeds, needs_of, owners
 from dnsguard.learning.rows import SeenRow, name_written, pattern_written
 
@@ -22,6 +23,7 @@ _PLAIN: Final = re.compile(r"[a-z][a-z0-9_-]*(?:[./][a-z0-9_-]+)+").fullmatch
 _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._/-]")
 _POD_NAME: Final = re.compile(r"[!-*\-.-~]{1,253}").fullmatch
 """Printable ASCII without `+` and `,`, as names of pods are."""
+_PROTECTED: Final = "PROTECTED RANGE (metadata services, loopback, link-local), look twice: "
 _SHOWN: Final = 10
 """Names in one comment."""
 _LONGEST: Final = 200
@@ -127,7 +129,8 @@ def _rule(ports: Ports, rule: RuleNeeds) -> Iterator[str]:
             yield f"              - {_quoted(pattern_written(pattern))}  # {many}{_seen(note)}"
     for block in sorted(rule.blocks, key=_block_order):
         cidr = _quoted(str(block)) if block.version == 6 else str(block)
-        yield f"          - ipBlock: {{cidr: {cidr}}}  # no name led there, {_seen(rule.blocks[block])}"
+        remark = _PROTECTED if _is_protected(block) else ""
+        yield f"          - ipBlock: {{cidr: {cidr}}}  # {remark}no name led there, {_seen(rule.blocks[block])}"
     if ports:
         yield f"        ports: [{', '.join(map(_port, ports))}]"
 
@@ -153,6 +156,11 @@ def _comment(indent: str, what: str, items: Iterable[str]) -> Iterator[str]:
 def _quoted(text: str) -> str:
     """A scalar that is read back as this text; JSON's escapes are YAML's for ASCII."""
     return text if _PLAIN(text) else json.dumps(text)
+
+
+def _is_protected(block: Network) -> bool:
+    """Whether it lies where no answer may lead (`answers.protected`'s default)."""
+    return any(block.version == each.version and block.subnet_of(each) for each in DEFAULT_PROTECTED)  # type: ignore[arg-type]
 
 
 def _is_address(text: str) -> bool:
