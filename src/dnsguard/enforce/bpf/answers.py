@@ -75,7 +75,9 @@ class BpfAnswers:
         if not content.fits:
             return False
         value = content.pack(next(self._serials), _ns(until), ttl_ends_ns=_ns(ttl_ends))
-        return self._write((source, answer.name, question.qtype), value, until)  # the name is one object for all
+        # One object for all who are told the same.
+        name = answer.name if answer.name == question.name else question.name
+        return self._write((source, name, question.qtype), value, until)
 
     def put_denial(
         self, source: int, question: Question, *, rcode: int, ede: ExtendedError | None, until: Seconds
