@@ -143,6 +143,8 @@ glibc's does; over TCP it connects again and repeats what was not answered.
 *Late*: answered, but after the client had asked again. *At the first retry*: the query itself was in the hands of the
 process that was killed, or on a connection that ended with it, and its repetition was answered. *Lost*: neither, or
 answered without an address. *Failed*: not open, or only at the second SYN.
+
+To pods an upgrade of the package is such a restart; `tests/host/test_package.py` probes one.
 """
 
 
