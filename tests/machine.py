@@ -26,8 +26,8 @@ BASE = (
 COMPILER = ("clang", "libbpf-dev", "linux-libc-dev", "llvm")
 DEB = ("debhelper", "dpkg-dev", "lintian")
 TEST = (
-    *("bind9-dnsutils", *COMPILER, *DEB, "faketime", "fish", "man-db", "mandoc", "netcat-openbsd", "postgresql"),
-    *("postgresql-client", "prometheus", "systemd-container", "zsh"),
+    *("bind9-dnsutils", "bpftool", *COMPILER, *DEB, "faketime", "fish", "man-db", "mandoc", "netcat-openbsd"),
+    *("postgresql", "postgresql-client", "prometheus", "systemd-container", "zsh"),
 )
 BENCH = ("dnsdist", "dnsmasq-base", "iperf3", "unbound")
 KERNELS = ("busybox-static", "file", "qemu-system-x86")
