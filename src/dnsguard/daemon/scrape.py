@@ -39,7 +39,7 @@ Reading = Callable[[], Awaitable[None]]
 class KernelCounters:
     """Brings what the kernel has counted into the metrics, one reading at a time.
 
-    A reading that fails is told to `defect`, and the others are read all the same. `close` in the end.
+    A reading that fails is told to `defect` and ends that turn, so that `age` grows. `close` in the end.
     """
 
     def __init__(

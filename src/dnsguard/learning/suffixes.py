@@ -15,24 +15,8 @@ _REGISTRIES: Final = frozenset(
     f"{len(label):c}{label}".encode()
     for label in (
         *("ac", "asso", "biz", "co", "com", "edu", "firm", "gob", "gouv", "gov", "govt", "gv", "id", "in", "info"),
-        *(
-            "int",
-            "k12",
-            "ltd",
-            "me",
-            "mil",
-            "ne",
-            "net",
-            "nhs",
-            "nic",
-            "nom",
-            "or",
-            "org",
-            "plc",
-            "police",
-            "sch",
-            "web",
-        ),
+        *("int", "k12", "ltd", "me", "mil", "ne", "net", "nhs", "nic", "nom", "or", "org", "plc", "police", "sch"),
+        "web",
         *("ad", "ed", "go", "gr", "lg", "tm"),
     )
 )
