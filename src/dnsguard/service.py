@@ -46,6 +46,7 @@ from dnsguard.daemon.process import (
     tell_stacks_on_abort,
     tune_interpreter,
 )
+from dnsguard.daemon.reloads import Reloads
 from dnsguard.daemon.reports import Configured, Reports
 from dnsguard.daemon.restore import Left, restore
 from dnsguard.daemon.runtime import Runtime
@@ -136,7 +137,7 @@ class Service:
         self._descriptors = Descriptors(self._events)
         self._stop = asyncio.Event()
         self._code = 0
-        self._hangup = asyncio.Event()
+        self._reloads = Reloads(self._reload)
         self._own: frozenset[Address] = frozenset()
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
@@ -164,7 +165,7 @@ class Service:
         for number, event in (
             (signal.SIGTERM, self._stop),
             (signal.SIGINT, self._stop),
-            (signal.SIGHUP, self._hangup),
+            (signal.SIGHUP, self._reloads.asked),
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
@@ -250,7 +251,7 @@ class Service:
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
             self._background.every(AGAIN, "probes", probes.run),
             self._background.whenever(self._links_changed, "links", self._follow_links),
-            self._background.whenever(self._hangup, "reload", self._reload_on_signal),
+            self._background.whenever(self._reloads.asked, "reload", self._reloads.next),
         ]
 
     async def _open_kernel(self, rooms: contextlib.AsyncExitStack) -> None:
@@ -364,6 +365,7 @@ class Service:
             self._gaps,
             lambda: metrics.totals(),
             lambda: self._supervision.rejected,
+            lambda: self._reloads.under_way,
         )
         metrics = Metrics(self._counters, list(reports.upstreams()), gauges(self._rooms(reports)))
         control = ControlServer(
@@ -377,7 +379,7 @@ class Service:
                 "denials": reports.denial_rows,
                 "monitor": Watching(self._events, reports.names).rows,
                 "learn": self._sightings.rows,
-                "reload": self._reload,
+                "reload": self._reloads.ask,
             },
             lambda call, error: self._background.defect("control socket", error),
         )
@@ -463,11 +465,6 @@ class Service:
     async def _follow_links(self) -> None:
         seen, self._seen = self._seen, {}
         await self._engine.changes.links(seen)
-
-    async def _reload_on_signal(self) -> None:
-        # Told as events by `reload` itself, whatever came of it.
-        with contextlib.suppress(DnsguardError):
-            await self._reload()
 
     async def _forget(self) -> None:
         await self._engine.forget(time.monotonic())

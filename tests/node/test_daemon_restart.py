@@ -1,7 +1,7 @@
 """A daemon that stops, dies, starts again and is taken away: what stays in force, what comes back, what is left.
 
 a start that fails says why, in one line a reason ......... a_start_that_..., a_port_that_is_taken_...
-SIGTERM answers what is in flight ......................... a_stop_answers_...
+SIGTERM answers what is in flight ......................... a_stop_answers_..., a_stop_in_the_middle_of_a_reload_...
 enforcement stays after a stop ............................ after_a_stop_...
 leases are restored before READY, none is lost ............ after_a_restart_..., a_thousand_leases_...
 a policy changed while it was down ........................ a_policy_that_changed_..., what_a_changed_policy_...
@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks import cluster_allowlist
 
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import address_text
@@ -92,6 +93,26 @@ def test_a_hang_up_during_the_start_is_a_reload_after_it(scene: Scene) -> None:
     assert scene.daemon.told("policy_loaded")["generation"] == 2
     assert process.poll() is None
     assert scene.resolve(scene.a, "db.example.com") == [DB]
+
+
+def test_a_stop_in_the_middle_of_a_reload_does_not_wait_for_it_and_leaves_the_kernel_as_it_was(scene: Scene) -> None:
+    scene.resolve(scene.a, "db.example.com")
+    with (scene.daemon.folder / "allowlist.yaml").open("w") as file:
+        file.writelines(cluster_allowlist.lines(20_000, 20))
+    with socket.socket(socket.AF_UNIX) as asker:
+        asker.connect(str(scene.daemon.folder / "run" / "control.sock"))
+        asker.sendall(b"POST /v1/reload HTTP/1.1\r\nHost: x\r\n\r\n")
+        wait_for(lambda: scene.daemon.ask("status")["reloading"], 5)
+
+        code = scene.daemon.stop()
+
+        assert b"dnsguard stops" in asker.recv(4096)
+    assert code == 0
+    assert scene.daemon.events("policy_loaded") == []
+    assert scene.opens(scene.a, DB)
+    assert not scene.opens(scene.a, OTHER)
+    scene.daemon.write("allowlist.yaml", "Allowlist", ALLOWLIST)
+    scene.daemon.start()
 
 
 def test_a_second_run_is_refused_and_does_not_disturb_the_first(scene: Scene) -> None:

@@ -38,6 +38,7 @@ STATUS = {
     "allowlist": "/etc/dnsguard/allowlist.yaml",
     "generation": 3,
     "rejected": "a.yaml:1:1: error: x\n" * 5,
+    "reloading": True,
     "pods": 2,
     "pods_limit": 1000,
     "leases": 1,
@@ -155,6 +156,7 @@ def test_status_is_told_in_words(daemon: Daemon, capsys: pytest.CaptureFixture[s
     assert "state:    ready" in lines
     assert "policy:   generation 3 of /etc/dnsguard/allowlist.yaml" in lines
     assert "running:  2h07m as process 42" in lines
+    assert "reload:   under way" in lines
     assert lines.count("refused:  at the last reload: a.yaml:1:1: error: x") == 3
     assert "refused:  2 more lines; `dnsguard check` prints them all" in lines
     assert "gap:      ebpf does not decide on veth1: program 7 stands before from_pod by tcx" in lines

@@ -58,6 +58,8 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
         yield "gap", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}"
     yield "config", status["config"]
     yield "policy", f"generation {status['generation']} of {status['allowlist']}"
+    if status["reloading"]:
+        yield "reload", "under way"
     rejected = status["rejected"].splitlines()
     for line in rejected[:_ERRORS]:
         yield "refused", f"at the last reload: {line}"

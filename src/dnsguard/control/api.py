@@ -119,7 +119,8 @@ class ControlServer:
             async with asyncio.timeout(call.limit):
                 result = await self._handlers[name](**arguments)
         except TimeoutError as error:
-            raise CallError(f"{name} took longer than {call.limit:.0f} s") from error
+            late = f": {call.late}" if call.late else ""
+            raise CallError(f"{name} took longer than {call.limit:.0f} s{late}") from error
         if call.live:
             return await self._send_live(request, result)
         return await _send_rows(request, result) if call.rows else web.json_response(result)

@@ -49,6 +49,8 @@ class Call:
     live: bool = False
     limit: Seconds = 10.0
     """How long the daemon may take."""
+    late: str = ""
+    """What whoever waited for so long is told besides."""
 
 
 CALLS: Final[Mapping[str, Call]] = {
@@ -64,7 +66,7 @@ CALLS: Final[Mapping[str, Call]] = {
     "denials": Call("GET", required=frozenset({"pod"}), rows=True),
     "monitor": Call("GET", optional=frozenset({"type", "pod"}), live=True),
     "learn": Call("GET", rows=True, limit=60.0),
-    "reload": Call("POST", limit=120.0),
+    "reload": Call("POST", limit=120.0, late="it goes on, and `dnsguard status` tells how it ended"),
 }
 """Parameters are texts. `explain` takes `name` and `type`, or `address`, `port` and `protocol`. `type` of `monitor` is
 any of `EventType` with commas between; without it everything is told."""
@@ -110,6 +112,8 @@ class Status(TypedDict):
     generation: int
     rejected: str
     """What was wrong with the last reload, a line for each error; empty when nothing was."""
+    reloading: bool
+    """Whether a reload is under way, which `generation` and `rejected` know nothing of yet."""
     pods: int
     pods_limit: int
     leases: int

@@ -2,6 +2,7 @@
 
 assembly        what the configuration means to each room
 policies        the policy in force, and how another one takes its place
+reloads         who asks for a reload, and whose it is
 restore         what an earlier process left, taken up again
 beside          the eBPF line: opened, on every link, vouched for
 background      work that goes on until the stop, contained

@@ -6,7 +6,6 @@ Needs the engine only for a reload: the first policy is put in force by whoever 
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from dnsguard.config.live import read_again
 from dnsguard.config.settings import Settings
 from dnsguard.control.calls import CallError, Reloaded
 from dnsguard.core.model import Address
+from dnsguard.daemon.reloads import STOPPED
 from dnsguard.engine.change import Changes
 from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.engine.counters import Counters
@@ -52,7 +52,6 @@ class Policies:
         self._counters = counters
         self._own = own
         self._store: Store | None = None
-        self._reloading = asyncio.Lock()
         self.rejected = False
         """Whether the last policy read is not the one in force."""
 
@@ -67,23 +66,23 @@ class Policies:
         return loaded.store
 
     async def reload(self, changes: Changes) -> Reloaded:
-        """Read both files again and go over to what they say. Raises CallError, with all as it was, when it cannot."""
-        async with self._reloading:
-            settings, late = self._read_settings()
-            loaded = await self._load(settings)
-            found = [*late, *loaded.diagnostics]
-            self._tell(found)
-            if loaded.store is None:
-                raise self._rejected(found)
-            before, changed = self._settings.mode, await self._go_over(settings, loaded.store, changes)
-            told: Reloaded = {
-                "generation": changes.generation,
-                "diagnostics": [str(one) for one in found],
-                "changed": changed,
-            }
-            if settings.mode is not before:
-                told["mode"] = settings.mode.value
-            return told
+        """Read both files again and go over to what they say; one call at a time. Raises CallError, with all as it was,
+        when it cannot."""
+        settings, late = self._read_settings()
+        loaded = await self._load(settings)
+        found = [*late, *loaded.diagnostics]
+        self._tell(found)
+        if loaded.store is None:
+            raise self._rejected(found)
+        before, changed = self._settings.mode, await self._go_over(settings, loaded.store, changes)
+        told: Reloaded = {
+            "generation": changes.generation,
+            "diagnostics": [str(one) for one in found],
+            "changed": changed,
+        }
+        if settings.mode is not before:
+            told["mode"] = settings.mode.value
+        return told
 
     def _read_settings(self) -> tuple[Settings, list[Diagnostic]]:
         try:
@@ -125,7 +124,9 @@ class Policies:
         except BaseException as error:
             store.close()
             self._reject()
-            self._events.emit(EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {error}")
+            self._events.emit(
+                EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {str(error) or STOPPED}"
+            )
             raise
         self._keep(store)
         self.rejected = False

@@ -54,6 +54,8 @@ class Reports:
     totals: Callable[[], Mapping[str, int]] = dict
     rejected: Callable[[], str] = str
     """What was wrong with the last reload; empty when nothing was."""
+    reloading: Callable[[], bool] = bool
+    """Whether a reload is under way."""
 
     async def version(self) -> Version:
         return {"version": __version__}
@@ -71,6 +73,7 @@ class Reports:
             "allowlist": str(settings.allowlist),
             "generation": engine.changes.generation,
             "rejected": self.rejected(),
+            "reloading": self.reloading(),
             "pods": len(engine.pods),
             "pods_limit": settings.tables.pods,
             "leases": len(engine.leases),
