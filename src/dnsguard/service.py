@@ -38,6 +38,7 @@ from dnsguard.daemon.beside import LINE, Beside, open_line, remove_line
 from dnsguard.daemon.drops import AnsweredInKernel, Drops
 from dnsguard.daemon.kernel_events import KernelEvents
 from dnsguard.daemon.lock import Lock, leave_to_owner, only_one
+from dnsguard.daemon.owed import OwedFile
 from dnsguard.daemon.policies import Policies, print_all
 from dnsguard.daemon.process import (
     Descriptors,
@@ -150,6 +151,7 @@ class Service:
         )
         self._book = Book()
         self._names = KeptNames(settings.paths.runtime, self._events, time.monotonic)
+        self._owed = OwedFile(settings.paths.runtime, self._events)
         self._line: SecondLine | None = None
         self._beside: Beside | None = None
 
@@ -298,6 +300,7 @@ class Service:
             servers,
             [str(upstream) for upstream in settings.upstreams],
             witness=self._book,
+            reminder=self._owed,
         )
         if (line := self._line) is not None:
             around = replace(around, answers=line.answers, numbers=line.number)
@@ -320,7 +323,9 @@ class Service:
         engine = self._engine
         held, running = await self._enforcer.read(), await self._enforcer.running()
         cut, audited = await self._enforcer.cut_before(), await self._enforcer.audits()
-        if audited:
+        seen, self._seen = self._seen, {}
+        owed = self._owed.read(seen, everything=audited)
+        if owed.judge:
             await self._sightings.begin()  # it knows which names led to the addresses of open flows
         self._drops.adopt(await self._enforcer.dropped())
         if self._beside is not None:
@@ -330,14 +335,13 @@ class Service:
         ):
             self._line.answers.adopt(())
         left = Left(held, running, names)
-        seen, self._seen = self._seen, {}
-        await engine.changes.begin(seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running)
+        await engine.changes.begin(
+            seen, policy, lambda now: restore(engine.pods, engine.leases, left, now), running, owed=owed
+        )
         self._names.begin(engine.pods, engine.leases)
         engine.revocation.adopt(engine.pods, cut)
         if engine.exchanges.audit:
             engine.revocation.release()
-        elif audited:
-            await engine.changes.judge_all()
 
     def _listen(self, sockets: ListenSockets) -> None:
         exchanges, tcp = self._engine.exchanges, self._settings.tcp

@@ -4,6 +4,7 @@ a start that fails says why, in one line a reason ......... a_start_that_..., a_
 SIGTERM answers what is in flight ......................... a_stop_answers_..., a_stop_in_the_middle_of_a_reload_...
 enforcement stays after a stop ............................ after_a_stop_...
 leases are restored before READY, none is lost ............ after_a_restart_..., a_thousand_leases_...
+killed between the kernel's turn and the cut .............. a_flow_that_a_killed_reload_...
 a policy changed while it was down ........................ a_policy_that_changed_..., what_a_changed_policy_...
 which names justify a lease is known again ................ a_restored_lease_has_its_name, a_flow_whose_lease_...
 the file of names is damaged, full, or gone ............... a_file_of_names_...
@@ -15,11 +16,13 @@ cleanup refuses while it runs, then removes everything .... cleanup_...
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -28,12 +31,13 @@ from pathlib import Path
 import pytest
 from benchmarks import cluster_allowlist
 
+from dnsguard.core.errors import DnsguardError
 from dnsguard.core.names import parse_name
 from dnsguard.core.pods import address_text
 from dnsguard.enforce.bpf.layout import U64, LeaseKey
 from dnsguard.enforce.bpf.syscall import Map, get_pinned
 from tests.node.daemon import BPFFS, wait_for
-from tests.node.scene import ALLOWLIST, DB, MAIL, OTHER, PORT, WRONG_PORT, A, B, Scene, playing, rcode
+from tests.node.scene import A6, ALLOWLIST, DB, MAIL, OTHER, PORT, WRONG_PORT, A, B, Scene, playing, rcode
 
 pytestmark = pytest.mark.node
 
@@ -399,6 +403,40 @@ def test_a_reload_after_a_restart_closes_what_the_process_before_had_opened(
         assert scene.elements(A) == {}
         assert not scene.opens(scene.a, DB)
         assert flow.dead()
+
+
+@pytest.mark.parametrize("ebpf", ["On", "Off"])
+def test_a_flow_that_a_killed_reload_forbids_is_cut_before_ready_and_one_that_outlived_its_lease_goes_on(
+    tmp_path: Path, ebpf: str
+) -> None:
+    dying = sys.executable, str(Path(__file__).with_name("dying.py"))
+    allowed = {**ALLOWLIST, "pods": {**ALLOWLIST["pods"], A: ["db.example.com", "mail.example.com"]}}
+    with playing(tmp_path, allowlist=allowed, program=dying, enforcement={"ebpf": ebpf}) as scene:
+        scene.zone.put("mail.example.com", "A", MAIL, ttl=1)
+        scene.resolve(scene.a, "db.example.com")
+        scene.resolve(scene.a, "mail.example.com")
+        forbidden = scene.connect(scene.a, DB) or pytest.fail("closed")
+        outliving = scene.connect(scene.a, MAIL) or pytest.fail("closed")
+        unconcerned = (scene.resolve(scene.b, "mail.example.com") and scene.connect(scene.b, MAIL)) or pytest.fail("")
+        with forbidden, outliving, unconcerned:
+            wait_for(lambda: MAIL not in scene.elements(A) and MAIL not in scene.elements(B), 10)
+            scene.daemon.write(
+                "allowlist.yaml", "Allowlist", {**allowed, "pods": {**ALLOWLIST["pods"], A: ["mail.example.com"]}}
+            )
+            with pytest.raises(DnsguardError):
+                scene.daemon.ask("reload")
+            assert forbidden.alive()
+            assert json.loads((scene.daemon.folder / "run" / "owed.json").read_text())["judge"] == [A, A6]
+
+            scene.daemon.start()
+
+            assert [event["count"] for event in scene.daemon.events("flows_cut")] == [1]
+            said = scene.daemon.log.read_text()
+            assert said.index('"event": "flows_cut"') < said.rindex('"event": "ready"')
+            assert forbidden.dead()
+            assert outliving.alive()
+            assert unconcerned.alive()
+            assert not (scene.daemon.folder / "run" / "owed.json").exists()
 
 
 def test_a_pod_that_was_replaced_while_it_was_down_inherits_nothing(scene: Scene) -> None:

@@ -1,4 +1,5 @@
-"""A node over several processes: the kernel goes on, the file of names goes on, everything else begins again."""
+"""A node over several processes: the kernel goes on, the files of names and of what is owed go on, everything else
+begins again."""
 
 from __future__ import annotations
 
@@ -10,12 +11,13 @@ from pathlib import Path
 
 from dnsguard.core.lease import Element
 from dnsguard.core.model import Address, LinkIndex, Name, Seconds
+from dnsguard.daemon.owed import OwedFile
 from dnsguard.daemon.restore import Left, restore
 from dnsguard.names_file.content import FILE, Names, read_names
 from dnsguard.names_file.record import Record
 from dnsguard.names_file.store import NamesStore
 from dnsguard.upstream.scripted import Answer
-from tests.replay.stage import Stage, respond
+from tests.replay.stage import Stage, Told, respond
 
 BOOT = "one"
 Zone = dict[str, Sequence[str]]
@@ -25,10 +27,10 @@ Zone = dict[str, Sequence[str]]
 class Node:
     """`stage` is the process that runs now. `pods` and `zone` are those of every process."""
 
-    def __init__(self, folder: Path, policy: str, pods: dict[str, list[str]], zone: Zone) -> None:
-        self.path = folder / FILE
+    def __init__(self, folder: Path, policy: str, pods: dict[str, list[str]], zone: Zone, config: str = "") -> None:
+        self.folder, self.path = folder, folder / FILE
         self.pods, self.zone = pods, zone
-        self.stage = Stage(policy, pods=pods)
+        self.stage = Stage(policy, config, pods=pods, reminder=OwedFile(folder, Told()))
         self._begin()
 
     def _begin(self) -> None:
@@ -60,22 +62,25 @@ class Node:
             yield file
         self._store = NamesStore(self.path, BOOT)
 
-    def restart(self, policy: str, *, written: bool = True, links: int = 10) -> Stage:
-        """The process ends, having written the last of it or not, and the next begins with this policy."""
+    def restart(self, policy: str, *, written: bool = True, links: int = 10, known: bool = True) -> Stage:
+        """The process ends, having written the last of it or not, and the next begins with this policy; `known`: it
+        finds the file of names."""
         if written:
             self.write()
         self._store.close()
         before = self.stage
         held, running = before.enforcer.held(), dict(before.enforcer.desired.pairs)
-        left = Left(held, running, read_names(self.path, BOOT))
-        after = self.stage = Stage(policy, begin=False)
+        left = Left(held, running, read_names(self.path, BOOT) if known else {})
+        reminder = OwedFile(self.folder, Told())
+        owed = reminder.read({}, everything=False)
+        after = self.stage = Stage(policy, begin=False, reminder=reminder)
         after.clock.now = before.clock.now
         after.flows.flows = before.flows.flows
         after.links = {pod: LinkIndex(links + at) for at, pod in enumerate(self.pods)}
         after.enforcer.desired, after.enforcer._cut = before.enforcer.desired, before.enforcer._cut
         after.enforcer._ends.update({Element(h.scope, h.key): after.clock.now + h.remaining_ms / 1000 for h in held})
         engine = after.engine
-        after.begin(policy, self.pods, lambda now: restore(engine.pods, engine.leases, left, now), running)
+        after.begin(policy, self.pods, lambda now: restore(engine.pods, engine.leases, left, now), running, owed)
         if written:
             # What pods were told before holds on, where the policy of now allows it.
             by_link = engine.pods.by_link

@@ -29,7 +29,7 @@ from dnsguard.daemon.assembly import engine_settings, protected
 from dnsguard.enforce.memory import MemoryEnforcer
 from dnsguard.enforce.told import MemoryAnswers
 from dnsguard.engine.change import Restore, no_leases
-from dnsguard.engine.contracts import Attempt, EventKind
+from dnsguard.engine.contracts import NOTHING, Attempt, EventKind, Owed, Reminder
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.engine import Engine, EngineSettings, Surroundings
 from dnsguard.node.scripted import ScriptedFlows
@@ -287,7 +287,7 @@ class Stage:
     """The engine and its surroundings. `links` maps what a test calls a pod to its link's index."""
 
     def __init__(self, lookup: str | Lookup, config: str = "", *, pods: dict[str, list[str]] | None = None,
-                 begin: bool = True, kernel: bool = False) -> None:  # fmt: skip
+                 begin: bool = True, kernel: bool = False, reminder: Reminder | None = None) -> None:  # fmt: skip
         """`kernel`: what is asked for again is answered by a kernel's answers, before the engine hears of it."""
         self.clock = Clock()
         self.told = Told()
@@ -306,6 +306,8 @@ class Stage:
         around = Surroundings(self.enforcer, self.flows, self.told, self.counters, self.clock, self.servers)
         if self.answers is not None:
             around = replace(around, answers=self.answers, numbers=self.number)
+        if reminder is not None:
+            around = replace(around, reminder=reminder)
         self.engine = Engine(parts, around)
         self.engine.fetches.guard = protected(self.config, ())
         self.upstream = ScriptedUpstream(
@@ -326,11 +328,11 @@ class Stage:
             self.begin(lookup, pods if pods is not None else {"web": ["10.244.0.5"]})
 
     def begin(self, lookup: str | Lookup, pods: dict[str, list[str]], restore: Restore = no_leases,
-              running: Mapping[Pair, str] | None = None) -> None:  # fmt: skip
+              running: Mapping[Pair, str] | None = None, owed: Owed = NOTHING) -> None:  # fmt: skip
         """The first change of a process."""
         seen = {self._link(pod): (f"veth-{pod}", frozenset(map(address, texts))) for pod, texts in pods.items()}
         self.addresses.update({pod: [address(text) for text in texts] for pod, texts in pods.items()})
-        self.finish(self.engine.changes.begin(seen, _lookup(lookup), restore, running))
+        self.finish(self.engine.changes.begin(seen, _lookup(lookup), restore, running, owed=owed))
 
     def close(self) -> None:
         """Abandon what still runs."""

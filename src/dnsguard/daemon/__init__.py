@@ -3,7 +3,7 @@
 assembly        what the configuration means to each room
 policies        the policy in force, and how another one takes its place
 reloads         who asks for a reload, and whose it is
-restore         what an earlier process left, taken up again
+restore, owed   what an earlier process left, taken up again, and what it had yet to do
 beside          the eBPF line: opened, on every link, vouched for
 background      work that goes on until the stop, contained
 supervision     what systemd is told, and what it keeps over a restart

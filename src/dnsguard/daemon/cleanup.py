@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 
 from dnsguard.config.settings import Settings
-from dnsguard.daemon import assembly
+from dnsguard.daemon import assembly, owed
 from dnsguard.daemon.lock import only_one
 from dnsguard.enforce.bpf.attach import remove_all
 from dnsguard.enforce.nftables import remove_table
@@ -20,6 +20,7 @@ def cleanup(settings: Settings) -> int:
         remove_table()
         remove_all(settings.paths.bpffs)
         asyncio.run(_remove_routes(settings))
+        (settings.paths.runtime / owed.FILE).unlink(missing_ok=True)  # to flows that were governed till now
     return 0
 
 

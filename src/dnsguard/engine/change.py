@@ -4,14 +4,16 @@ A change is anything but an answer that alters what is open: a new policy, a pod
 address. Changes happen one after another. Each decides everything first (in slices, so that the loop goes on), then
 in one step without a pause hands the whole to the enforcer and lets new queries be judged by it: whatever those
 queries arm is queued behind it, and the gate holds what counts on the change itself until it has ended. Open flows are
-judged last, by the names that let them open. What the kernel would not do is owed, and done by `apply_again`.
+judged last, by the names that let them open: what a change owes them is written down before the kernel goes over, for
+the next process to do should this one be killed between. What the kernel would not do is owed, and done by
+`apply_again`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.compile import compile_program
@@ -22,7 +24,7 @@ from dnsguard.core.limits import Limits, Share
 from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodId, Program, Seconds
 from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign
 from dnsguard.core.policy import EffectivePolicy, deny_all
-from dnsguard.engine.contracts import Desired, Enforcer, EventKind, Flows, Ticket
+from dnsguard.engine.contracts import NOTHING, Desired, Enforcer, EventKind, Flows, Owed, Reminder, Ticket
 from dnsguard.engine.exchange import Exchanges, Stores
 from dnsguard.engine.prefetch import KernelFeed
 from dnsguard.engine.revoke import Revocation, justify
@@ -91,7 +93,7 @@ class Changes:
 
     def __init__(
         self, settings: ChangeSettings, stores: Stores, exchanges: Exchanges, *, enforcer: Enforcer, flows: Flows,
-        revocation: Revocation, feed: KernelFeed, now: Callable[[], Seconds],
+        revocation: Revocation, feed: KernelFeed, reminder: Reminder, now: Callable[[], Seconds],
     ) -> None:  # fmt: skip
         self._settings = settings
         self._feed = feed
@@ -103,6 +105,7 @@ class Changes:
         self._enforcer = enforcer
         self._flows = flows
         self._revocation = revocation
+        self._reminder = reminder
         self._now = now
         self._one = asyncio.Lock()
         self._excluded: set[Pair] = set()
@@ -131,18 +134,23 @@ class Changes:
             for item in staged:
                 item.checkpoint = self._leases.checkpoint(item.pod.id)
                 changed.merge(self._adopt(item))
+            owed = dict(self._unjudged)
+            # The same program is justified by the same names: nothing that is open is forbidden by it.
+            self._owe(item.pod for item in staged if item.program.name != item.before[3].name)
             ticket = self._begin(changed)
             try:
                 await self._enforcer.apply(self._desired(), changed.write, changed.remove)
             except BaseException:
                 await self._roll_back(staged, ticket)
+                self._unjudged = owed
+                self._remind()
                 raise
             self._exchanges.gate.end_change(ticket, done=True)
             self._done()
             self._lookup = lookup
             self.generation += 1
             self._tell_purged(changed)
-            cut = await self._judge([item.pod for item in staged])
+            cut = await self._judge()
             return Outcome(len(staged), len(changed.write), len(changed.remove), cut)
 
     async def audit(self, on: bool) -> int:
@@ -156,6 +164,7 @@ class Changes:
                 return 0
             # Judged before the kernel is: whatever is told from here on, the kernel opens first.
             self._audit_is(False)
+            self._owe(self._pods)
             try:
                 for pod in list(self._pods):
                     self._exchanges.open_audited(pod, self._now())
@@ -167,12 +176,7 @@ class Changes:
                 self._audit_is(True)
                 self._revocation.release()
                 raise
-            return await self._judge(list(self._pods))
-
-    async def judge_all(self) -> None:
-        """Every open flow, after a process that let everything through."""
-        async with self._one:
-            await self._judge(list(self._pods))
+            return await self._judge()
 
     def _audit_is(self, on: bool) -> None:
         self._revocation.audit = on
@@ -249,10 +253,13 @@ class Changes:
         lookup: Lookup,
         restore: Restore = no_leases,
         running: Mapping[Pair, str] | None = None,
+        *,
+        owed: Owed = NOTHING,
     ) -> None:
         """The first change of a process: all pods at once. `restore` takes up the leases that the kernel still holds,
         once the pods are known, and says what must be done to them. `running` is what the kernel ran for whom: open
-        flows are judged where that is another program now, and forgotten where it is another pod."""
+        flows are judged where that is another program now, and forgotten where it is another pod. `owed` is what an
+        earlier process had not done when it ended."""
         self._lookup = lookup
         self.generation = 1
         before = running or {}
@@ -260,17 +267,20 @@ class Changes:
         def take_up(now: Seconds) -> Changed:
             # Before the first change is in force: nothing of an older policy is told after it.
             self._feed.adopt(lambda pod: all(before.get(pair) == program for pair, program in pod.pairs()))
+            self._inherit(before, owed)
             return restore(now)
 
         await self.links(seen, take_up)
         for pod in self._pods:
             if any(pair in before for pair, _ in pod.pairs()):
                 pod.share.credit(UNREAD)
+
+    def _inherit(self, before: Mapping[Pair, str], owed: Owed) -> None:
         now = self._pods.pairs()
-        self._unforgotten |= {pair[1] for pair in before if pair not in now and pair not in self._excluded}
-        changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program}
-        await self._judge([pod for pod in self._pods if not changed.isdisjoint(pod.addresses)])
-        await self._forget()
+        gone = {pair[1] for pair in before if pair not in now and pair not in self._excluded}
+        self._unforgotten |= gone | owed.forget
+        changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program} | owed.judge
+        self._owe(pod for pod in self._pods if not changed.isdisjoint(pod.addresses))
 
     async def links(self, seen: Seen, restore: Restore = no_leases) -> None:
         """Pods came, went, or have other addresses now."""
@@ -282,10 +292,11 @@ class Changes:
                 self._unforgotten |= self._link(one, changed)
             changed.merge(restore(self._now()))
             new = [pod for pod in self._pods if before.get(pod.id) != (pod.policy, pod.addresses)]
+            self._owe(pod for pod in new if pod.id in before)
             await self._apply(changed, new=new)
             self._tell_purged(changed)
             self._exchanges.pods_changed()
-            await self._judge([pod for pod in new if pod.id in before])
+            await self._judge()
             await self._forget()
 
     async def _decide(self, seen: Seen) -> list[_Link]:
@@ -401,9 +412,20 @@ class Changes:
         self._refused, self._owed = False, []
         self._exchanges.unenforced.clear()
 
-    async def _judge(self, pods: list[Pod]) -> int:
-        """Judge the open flows of these pods; the number that was cut. Those that cannot be judged now are owed."""
+    # ---- open flows
+
+    def _owe(self, pods: Iterable[Pod]) -> None:
+        """The open flows of these pods are to be judged; called before the kernel goes over."""
         self._unjudged |= {pod.id: pod for pod in pods}
+        self._remind()
+
+    def _remind(self) -> None:
+        here = [pod for pod in self._unjudged.values() if pod.id in self._pods.by_id]
+        judge = frozenset(address for pod in here for address in pod.addresses)
+        self._reminder.keep(Owed(judge, frozenset(self._unforgotten)))
+
+    async def _judge(self) -> int:
+        """Judge the open flows that are to be; the number that was cut. What cannot be judged now stays owed."""
         here = [pod for pod in self._unjudged.values() if pod.id in self._pods.by_id]
         try:
             cut = await self._revocation.judge(here)
@@ -411,6 +433,7 @@ class Changes:
             self._damaged("open flows", error)
             return 0
         self._unjudged.clear()
+        self._remind()
         return cut
 
     async def _forget(self) -> None:
@@ -423,6 +446,7 @@ class Changes:
             self._damaged("open flows", error)
         else:
             self._unforgotten = set()
+            self._remind()
 
     def _damaged(self, what: str, error: KernelError) -> None:
         self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=what, reason=str(error))
@@ -432,7 +456,7 @@ class Changes:
         async with self._one:
             if self._refused:
                 await self._apply(Changed())
-            await self._judge([])
+            await self._judge()
             await self._forget()
 
     # ---- time

@@ -17,6 +17,7 @@ from dnsguard.core.model import Address, Flow, LinkIndex, Name, Pair, Program, S
 from dnsguard.core.wire import ExtendedError, Question
 
 __all__ = [
+    "NOTHING",
     "Acknowledge",
     "Attempt",
     "Client",
@@ -29,7 +30,10 @@ __all__ = [
     "Held",
     "KernelAnswers",
     "NoAnswers",
+    "NoReminder",
     "NoWitness",
+    "Owed",
+    "Reminder",
     "Ticket",
     "Told",
     "Upstream",
@@ -229,6 +233,32 @@ class Upstream(Protocol):
 
     def abandon(self, attempt: Attempt, *, timed_out: bool) -> None:
         """Forget it. After a time-out its socket is not used again (conntrack may pin a dead backend)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """What changes have yet to do about open flows: those of these pods' addresses are to be judged, those of addresses
+    that a pod has lost to be forgotten."""
+
+    judge: frozenset[Address] = frozenset()
+    forget: frozenset[Address] = frozenset()
+
+
+NOTHING = Owed()
+
+
+class Reminder(Protocol):
+    """Outlives the process: what is owed when it is killed, the next one finds there."""
+
+    def keep(self, owed: Owed) -> None:
+        """This is owed from now on, and nothing else. Never raises; called before the kernel goes over."""
+
+
+class NoReminder:
+    """The Reminder of an engine that no other process follows."""
+
+    def keep(self, owed: Owed) -> None:
+        pass
 
 
 class EventKind(StrEnum):

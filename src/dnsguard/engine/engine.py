@@ -18,7 +18,18 @@ from dnsguard.core.pods import Pod, PodTable
 from dnsguard.core.policy import Denied
 from dnsguard.engine.cache import AnswerCache
 from dnsguard.engine.change import Changes, ChangeSettings
-from dnsguard.engine.contracts import Enforcer, Events, Flows, KernelAnswers, NoAnswers, NoWitness, Upstream, Witness
+from dnsguard.engine.contracts import (
+    Enforcer,
+    Events,
+    Flows,
+    KernelAnswers,
+    NoAnswers,
+    NoReminder,
+    NoWitness,
+    Reminder,
+    Upstream,
+    Witness,
+)
 from dnsguard.engine.counters import Counters
 from dnsguard.engine.exchange import Exchanges, Stores
 from dnsguard.engine.fetches import Fetches, FetchLimits, Outlets
@@ -57,6 +68,7 @@ class Surroundings:
     numbers: Callable[[Pair], int | None] = lambda pair: None
     """The number by which the kernel's answers know a link and an address."""
     witness: Witness = field(default_factory=NoWitness)
+    reminder: Reminder = field(default_factory=NoReminder)
 
 
 class Engine:
@@ -111,6 +123,7 @@ class Engine:
             flows=around.flows,
             revocation=self.revocation,
             feed=self.feed,
+            reminder=around.reminder,
             now=around.now,
         )
 
