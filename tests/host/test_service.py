@@ -137,8 +137,8 @@ def test_a_configuration_that_cannot_be_used_is_tried_again_without_end_and_the_
 
     told = host.machine.shell("journalctl -u dnsguard.service -o cat")
     assert "/etc/dnsguard/config.yaml:1:13: error:" in told
-    assert "1 starts in a row have failed, the next one waits 0.5 s: /etc/dnsguard/config.yaml:1:13: error:" in told
-    assert "2 starts in a row have failed, the next one waits 1 s:" in told
+    assert "failed starts in a row: 1; this one waits 0.5 s; the last said: /etc/dnsguard/config.yaml:1:13: " in told
+    assert "failed starts in a row: 2; this one waits 1 s; the last said: /etc" in told
     assert scene.silent(scene.a, "db.example.com")
     assert not scene.opens(scene.a, DB)
     host.machine.write("/etc/dnsguard/config.yaml", good)
@@ -147,20 +147,20 @@ def test_a_configuration_that_cannot_be_used_is_tried_again_without_end_and_the_
     killed = host.daemon.pid
     host.daemon.signal(signal.SIGKILL)
     host.until(lambda: host.daemon.pid not in (0, killed) and host.daemon.ready())
-    assert "have failed" not in said_by_this_one(host)  # one that got ready has ended the count
+    assert "failed starts" not in said_by_this_one(host)  # one that got ready has ended the count
 
 
 def test_a_start_that_waits_for_its_turn_is_stopped_at_once_and_then_starts_at_once(host: Host) -> None:
     good = host.machine.read("/etc/dnsguard/config.yaml")
     host.machine.write("/etc/dnsguard/config.yaml", "upstreams: [nonsense]\n")
     host.machine.systemctl("restart", UNIT, check=False)
-    host.until(lambda: "the next one waits 3 s" in host.machine.show(UNIT, "StatusText").get("StatusText", ""), 40)
+    host.until(lambda: "this one waits 3 s" in host.machine.show(UNIT, "StatusText").get("StatusText", ""), 40)
     host.machine.write("/etc/dnsguard/config.yaml", good)
 
     host.machine.systemctl("restart", UNIT)
 
     assert host.daemon.ready()
-    assert "have failed" not in said_by_this_one(host)
+    assert "failed starts" not in said_by_this_one(host)
 
 
 def test_a_daemon_that_hangs_is_restarted_with_its_stacks_told_and_its_pods_closed_meanwhile(host: Host) -> None:

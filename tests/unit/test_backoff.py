@@ -44,11 +44,11 @@ def test_each_failure_in_a_row_has_the_next_start_wait_longer_to_a_limit(tmp_pat
 
 
 def test_a_start_that_waits_says_how_many_failed_and_why(tmp_path: Path, waited: list[float]) -> None:
-    assert failing(tmp_path, "config.yaml:1:1: error: no\nand more") == []
+    assert failing(tmp_path, "config.yaml:1:1: no\nand more") == []
 
     (told,) = failing(tmp_path)
 
-    assert told == "1 starts in a row have failed, the next one waits 0.5 s: config.yaml:1:1: error: no\nand more"
+    assert told == "failed starts in a row: 1; this one waits 0.5 s; the last said: config.yaml:1:1: no\nand more"
 
 
 def test_one_that_is_killed_while_it_starts_has_failed_too(tmp_path: Path, waited: list[float]) -> None:
@@ -57,7 +57,7 @@ def test_one_that_is_killed_while_it_starts_has_failed_too(tmp_path: Path, waite
 
     Starts(tmp_path).begin(told.append)
 
-    assert told == ["1 starts in a row have failed, the next one waits 0.5 s: no reason was left"]
+    assert told == ["failed starts in a row: 1; this one waits 0.5 s; the last said: nothing"]
 
 
 def test_one_that_gets_ready_ends_the_count(tmp_path: Path, waited: list[float]) -> None:

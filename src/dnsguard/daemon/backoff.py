@@ -39,7 +39,7 @@ class Starts:
         failed, why = self._read()
         wait = WAITS[min(failed, len(WAITS) - 1)]
         if wait:
-            tell(f"{failed} starts in a row have failed, the next one waits {wait:g} s: {why or 'no reason was left'}")
+            tell(f"failed starts in a row: {failed}; this one waits {wait:g} s; the last said: {why or 'nothing'}")
             if _stopped(wait):
                 self.over()
                 return False
