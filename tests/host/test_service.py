@@ -76,6 +76,19 @@ def test_a_reload_of_a_bad_file_fails_and_the_status_names_the_place_until_a_goo
     assert standing.machine.show(UNIT, "StatusText")["StatusText"] == "ready: 2 pods, generation 3"
 
 
+def test_a_reload_of_a_bad_configuration_is_refused_by_the_daemon_which_tells_it_too(standing: Host) -> None:
+    good = standing.machine.read("/etc/dnsguard/config.yaml")
+    standing.machine.write("/etc/dnsguard/config.yaml", f"{good}mod: Enforce\n")
+
+    assert standing.machine.systemctl("reload", UNIT, check=False).returncode != 0
+
+    assert "the last reload was refused: /etc/dnsguard/config.yaml:" in status(standing)
+    assert "unknown key 'mod'" in standing.machine.run("dnsguard", "status").stdout
+    standing.machine.write("/etc/dnsguard/config.yaml", good)
+    standing.machine.systemctl("reload", UNIT)
+    assert "refused" not in status(standing)
+
+
 def test_a_query_that_comes_while_no_daemon_runs_is_answered_by_the_next(standing: Host) -> None:
     scene = standing.scene
     standing.machine.systemctl("stop", UNIT)
