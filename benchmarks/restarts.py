@@ -9,16 +9,20 @@ the speed of the machine; the longest waits do.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from tests.host.busy import PODS, Busy, busy_host
 from tests.host.host import UNIT, Host, installed
+from tests.host.package import built, dpkg, installing, next_version
 
 from benchmarks.bed import TOP
 from benchmarks.report import machine_line
@@ -82,6 +86,18 @@ SCENARIOS: Final[Sequence[tuple[str, Callable[[Host], None]]]] = (
 )
 
 
+class Upgrades:
+    """To another version of the package and back, in turns."""
+
+    def __init__(self, package: Path, later: Path) -> None:
+        self._next = itertools.cycle((later, package))
+
+    def __call__(self, host: Host) -> None:
+        before = host.daemon.pid
+        dpkg(host.machine, "--install", "--force-confold", package=next(self._next))
+        host.until(lambda: host.daemon.pid not in (0, before) and host.daemon.ready())
+
+
 def play(host: Host, do: Callable[[Host], None]) -> dict[str, Any]:
     with Busy(host) as traffic:
         do(host)
@@ -132,19 +148,17 @@ def page(rows: Sequence[Sequence[str]], load: float) -> str:
 
 {machine_line(load)}
 
-A real systemd, dnsguard as `make install` leaves it with both lines in the kernel, an allowlist of {PODS:,} pods. One
-pod asks every 5 ms over UDP and every 5 ms over TCP, one question in ten for a name that nobody asked before; it
-connects to every fresh address as soon as it knows it, keeps ten connections open with an octet every 50 ms, and tries
-a denied name, a denied address and a denied port every 50 ms each. Its resolver waits 5 s before it asks again, as
-glibc's does; over TCP it connects again and repeats what was not answered.
+A real systemd, dnsguard as `make install` leaves it (in the last row, as the Debian package does) with both lines in
+the kernel, an allowlist of {PODS:,} pods. One pod asks every 5 ms over UDP and every 5 ms over TCP, one question in ten
+for a name that nobody asked before; it connects to every fresh address as soon as it knows it, keeps ten connections
+open with an octet every 50 ms, and tries a denied name, a denied address and a denied port every 50 ms each. Its
+resolver waits 5 s before it asks again, as glibc's does; over TCP it connects again and repeats what was not answered.
 
 {chr(10).join(lines)}
 
 *Late*: answered, but after the client had asked again. *At the first retry*: the query itself was in the hands of the
 process that was killed, or on a connection that ended with it, and its repetition was answered. *Lost*: neither, or
 answered without an address. *Failed*: not open, or only at the second SYN.
-
-To pods an upgrade of the package is such a restart; `tests/host/test_package.py` probes one.
 """
 
 
@@ -165,6 +179,11 @@ def main() -> int:
         without_socket_unit(host)
         rows.append(row("`systemctl restart`, without dnsguard.socket", [play(host, restart)] * 1))
         rows.append(row("stop and start, without dnsguard.socket", [play(host, stop_and_start)] * 1))
+    package = built()
+    with tempfile.TemporaryDirectory() as folder, busy_host(install=installing(package)) as host:
+        upgrade = Upgrades(package, next_version(package, Path(folder)))
+        rows.append(row("`dpkg --install` of another version", [play(host, upgrade) for _ in range(options.times)]))
+        console.print(" ".join(rows[-1]), highlight=False)
     text = page(rows, load)
     if options.print:
         print(text)

@@ -34,6 +34,7 @@ from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
 from dnsguard.daemon import assembly
 from dnsguard.daemon.background import Background
+from dnsguard.daemon.backoff import Starts
 from dnsguard.daemon.beside import LINE, Beside, open_line, remove_line
 from dnsguard.daemon.drops import AnsweredInKernel, Drops
 from dnsguard.daemon.kernel_events import KernelEvents
@@ -99,7 +100,9 @@ AGAIN: Final[Seconds] = 1.0
 
 def run(config: Path) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit code."""
-    systemd = Systemd.from_environment(os.environ)
+    systemd, starts = Systemd.from_environment(os.environ), Starts.from_environment(os.environ)
+    if not starts.begin(partial(_say, systemd)):
+        return 0
     try:
         settings = load_settings(config)
         leave_to_owner(settings.paths.runtime)
@@ -107,20 +110,28 @@ def run(config: Path) -> int:
             tell_stacks_on_abort()
             tune_interpreter()
             raise_descriptors()
-            return uvloop.run(Service(config, settings, lock, systemd).run())
+            code = uvloop.run(Service(config, settings, lock, Supervision(systemd, starts)).run())
+            starts.over()
+            return code
     except ConfigError as error:
-        systemd.status("\n".join(map(str, error.diagnostics)))
-        return print_all(error.diagnostics)
+        why, code = "\n".join(map(str, error.diagnostics)), print_all(error.diagnostics)
     except DnsguardError as error:
-        systemd.status(str(error))
+        why, code = str(error), exit_code_of(error)
         print(f"dnsguard: {error}", file=sys.stderr)
-        return exit_code_of(error)
+    systemd.status(why)
+    starts.failed(why)
+    return code
+
+
+def _say(systemd: Systemd, text: str) -> None:
+    systemd.status(text)
+    print(f"dnsguard: {text}", file=sys.stderr)
 
 
 class Service:
     """One daemon. `run` starts it, waits for a signal, and stops it."""
 
-    def __init__(self, config: Path, settings: Settings, lock: Lock, systemd: Systemd) -> None:
+    def __init__(self, config: Path, settings: Settings, lock: Lock, supervision: Supervision) -> None:
         self._config = config
         self._lock = lock
         self._settings = settings
@@ -133,7 +144,7 @@ class Service:
             level=LEVELS[settings.log.level.value],
             pod_ips=lambda pod: self._engine.pods.addresses(pod),
         )
-        self._supervision = Supervision(systemd)
+        self._supervision = supervision
         self._counters = Counters()
         self._descriptors = Descriptors(self._events)
         self._stop = asyncio.Event()

@@ -10,11 +10,12 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.host.host import Host, hosting
+from tests.host.host import Host, accounts, hosting
+from tests.host.machine import Machine
 from tests.host.traffic import FRESH, fresh_address
 from tests.node.daemon import ANY_RESOLVER, wait_for
 from tests.node.scene import ALLOWLIST, A, B
@@ -37,8 +38,8 @@ def crowd() -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def busy_host(layers: Sequence[Path]) -> Iterator[Host]:
-    with hosting(layers, allowlist=crowd(), ttl=TTL) as host:
+def busy_host(layers: Sequence[Path] = (), install: Callable[[Machine], object] = accounts) -> Iterator[Host]:
+    with hosting(layers, install=install, allowlist=crowd(), ttl=TTL) as host:
         for number in range(FRESH_NAMES):
             host.scene.zone.put(FRESH.format(number=number), "A", fresh_address(number))
         yield host
@@ -62,3 +63,12 @@ class Busy:
     def __exit__(self, *error: object) -> None:
         said, _ = self._process.communicate(timeout=60)
         self.result = json.loads(said)
+
+
+def nothing_is_lost_for_good(result: dict[str, Any]) -> None:
+    """Every query answered, at the first retry at the latest; no connection failed, no flow cut, nothing opened."""
+    for transport in ("udp", "tcp"):
+        assert result[transport].keys() <= {"first", "late", "retry", "slowest", "connections"}, result
+    assert result["connections"].keys() == {"opened"}, result
+    assert "cut" not in result["flows"], result
+    assert result["forbidden"].keys() == {"asked", "tried"}, result

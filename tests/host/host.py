@@ -124,24 +124,30 @@ def installed() -> Path:
     return root
 
 
+def accounts(machine: Machine) -> None:
+    """What an installer does after its files are there."""
+    machine.shell("systemd-sysusers && systemd-tmpfiles --create dnsguard.conf")
+
+
 @contextlib.contextmanager
 def hosting(
     layers: Sequence[Path],
     *,
     binds: Sequence[Path] = (),
+    install: Callable[[Machine], object] = accounts,
     allowlist: object = ALLOWLIST,
     start: bool = True,
     **config: object,
 ) -> Iterator[Host]:
-    """A machine with pods `a` (shop/a) and `b` (shop/b), and dnsguard enabled as a package would leave it; running
-    and ready unless told not to start it."""
+    """A machine with pods `a` (shop/a) and `b` (shop/b), and dnsguard installed: by its layers, unless `install` does
+    it; running and ready unless told not to start it."""
     with (
         Lab("dghost") as lab,
         scene.world(lab) as zone,
         Machine(network=lab.node, layers=layers, binds=binds) as machine,
     ):
         a, b = lab.pod("a", A, A6), lab.pod("b", B)
-        machine.shell("systemd-sysusers && systemd-tmpfiles --create dnsguard.conf")
+        install(machine)
         service = Service(lab, machine)
         service.settings(**config)
         service.write("allowlist.yaml", "Allowlist", allowlist)

@@ -10,7 +10,8 @@ from pathlib import Path
 from tests.host.machine import TOP, Machine
 
 NEXT_VERSION = "0.1.0+next"
-UNITS = ("dnsguard.socket", "dnsguard.service")
+BROUGHT = "/root/dnsguard.deb"
+"""The package, on the machine that is to install it."""
 NOTHING_ASKED = {"DEBIAN_FRONTEND": "noninteractive"}
 
 
@@ -41,13 +42,18 @@ def _edit(file: Path, change: Callable[[str], str]) -> None:
     file.write_text(change(file.read_text()))
 
 
+def installing(package: Path) -> Callable[[Machine], str]:
+    """What installs it on a machine."""
+    return lambda machine: dpkg(machine, "--install", package=package)
+
+
 def dpkg(machine: Machine, *argv: str, package: Path | None = None) -> str:
     """What dpkg said. A question about an edited file of the configuration is answered with its default."""
     given = []
     if package is not None:
-        machine.write("/root/dnsguard.deb", "")
-        (machine.root / "root/dnsguard.deb").write_bytes(package.read_bytes())
-        given = ["/root/dnsguard.deb"]
+        machine.write(BROUGHT, "")
+        (machine.root / BROUGHT.lstrip("/")).write_bytes(package.read_bytes())
+        given = [BROUGHT]
     # as on a node: a package may start and restart services
     (machine.root / "usr/sbin/policy-rc.d").unlink(missing_ok=True)
     done = machine.run("env", *(f"{key}={value}" for key, value in NOTHING_ASKED.items()), "dpkg", *argv, *given)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.host.busy import Busy, busy_host
+from tests.host.busy import Busy, busy_host, nothing_is_lost_for_good
 from tests.host.host import UNIT, Host
 
 pytestmark = pytest.mark.node
@@ -24,14 +23,6 @@ pytestmark = pytest.mark.node
 def busy(image: Path) -> Iterator[Host]:
     with busy_host([image]) as host:
         yield host
-
-
-def nothing_is_lost_for_good(result: dict[str, Any]) -> None:
-    for transport in ("udp", "tcp"):
-        assert result[transport].keys() <= {"first", "late", "retry", "slowest", "connections"}, result
-    assert result["connections"].keys() == {"opened"}, result
-    assert "cut" not in result["flows"], result
-    assert result["forbidden"].keys() == {"asked", "tried"}, result
 
 
 @pytest.mark.parametrize("how", [("restart",), ("stop", "start")], ids=["restart", "stop and start"])

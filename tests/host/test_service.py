@@ -29,6 +29,12 @@ def answered_again(host: Host, name: str = "db.example.com") -> list[str]:
     return host.scene.resolve(host.scene.a, name)
 
 
+def said_by_this_one(host: Host) -> str:
+    """What the process that runs now has written."""
+    invocation = host.machine.show(UNIT, "InvocationID")["InvocationID"]
+    return host.machine.shell(f"journalctl --sync; journalctl -o cat _SYSTEMD_INVOCATION_ID={invocation}")
+
+
 def test_a_pod_under_the_service_reaches_what_it_may_and_nothing_else(standing: Host) -> None:
     scene = standing.scene
 
@@ -68,6 +74,19 @@ def test_a_reload_of_a_bad_file_fails_and_the_status_names_the_place_until_a_goo
     standing.daemon.write("allowlist.yaml", "Allowlist", ALLOWLIST)
     standing.machine.systemctl("reload", UNIT)
     assert standing.machine.show(UNIT, "StatusText")["StatusText"] == "ready: 2 pods, generation 3"
+
+
+def test_a_reload_of_a_bad_configuration_is_refused_by_the_daemon_which_tells_it_too(standing: Host) -> None:
+    good = standing.machine.read("/etc/dnsguard/config.yaml")
+    standing.machine.write("/etc/dnsguard/config.yaml", f"{good}mod: Enforce\n")
+
+    assert standing.machine.systemctl("reload", UNIT, check=False).returncode != 0
+
+    assert "the last reload was refused: /etc/dnsguard/config.yaml:" in status(standing)
+    assert "unknown key 'mod'" in standing.machine.run("dnsguard", "status").stdout
+    standing.machine.write("/etc/dnsguard/config.yaml", good)
+    standing.machine.systemctl("reload", UNIT)
+    assert "refused" not in status(standing)
 
 
 def test_a_query_that_comes_while_no_daemon_runs_is_answered_by_the_next(standing: Host) -> None:
@@ -127,14 +146,34 @@ def test_a_configuration_that_cannot_be_used_is_tried_again_without_end_and_the_
     host.machine.write("/etc/dnsguard/config.yaml", "upstreams: [nonsense]\n")
     host.machine.systemctl("restart", UNIT, check=False)
 
-    host.until(lambda: int(host.machine.show(UNIT, "NRestarts")["NRestarts"]) >= 2, 40)
+    host.until(lambda: int(host.machine.show(UNIT, "NRestarts")["NRestarts"]) >= 3, 40)
 
-    assert "/etc/dnsguard/config.yaml:1:13: error:" in host.machine.shell("journalctl -u dnsguard.service -o cat")
+    told = host.machine.shell("journalctl -u dnsguard.service -o cat")
+    assert "/etc/dnsguard/config.yaml:1:13: error:" in told
+    assert "failed starts in a row: 1; this one waits 0.5 s; the last said: /etc/dnsguard/config.yaml:1:13: " in told
+    assert "failed starts in a row: 2; this one waits 1 s; the last said: /etc" in told
     assert scene.silent(scene.a, "db.example.com")
     assert not scene.opens(scene.a, DB)
     host.machine.write("/etc/dnsguard/config.yaml", good)
     host.until(host.daemon.ready)
     assert answered_again(host) == [DB]
+    killed = host.daemon.pid
+    host.daemon.signal(signal.SIGKILL)
+    host.until(lambda: host.daemon.pid not in (0, killed) and host.daemon.ready())
+    assert "failed starts" not in said_by_this_one(host)  # one that got ready has ended the count
+
+
+def test_a_start_that_waits_for_its_turn_is_stopped_at_once_and_then_starts_at_once(host: Host) -> None:
+    good = host.machine.read("/etc/dnsguard/config.yaml")
+    host.machine.write("/etc/dnsguard/config.yaml", "upstreams: [nonsense]\n")
+    host.machine.systemctl("restart", UNIT, check=False)
+    host.until(lambda: "this one waits 3 s" in host.machine.show(UNIT, "StatusText").get("StatusText", ""), 40)
+    host.machine.write("/etc/dnsguard/config.yaml", good)
+
+    host.machine.systemctl("restart", UNIT)
+
+    assert host.daemon.ready()
+    assert "failed starts" not in said_by_this_one(host)
 
 
 def test_a_daemon_that_hangs_is_restarted_with_its_stacks_told_and_its_pods_closed_meanwhile(host: Host) -> None:

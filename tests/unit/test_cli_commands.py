@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from dnsguard import __version__, service
 from dnsguard.cli import app, main, options
+from dnsguard.config.settings import runtime_directory
 from dnsguard.control import api
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import CallError
@@ -291,11 +292,27 @@ def test_another_version_of_the_daemon_is_noted_beside_the_result(
     assert len(out.splitlines()) == 1 and "the daemon runs version 9.9.9" in err
 
 
-def test_a_broken_configuration_is_told_as_check_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "config.yaml"
-    config.write_text("upstreams: [10.96.0.10]\nmod: Enforce\n")
-    assert main(["status", "--config", str(config)]) == 1
-    assert capsys.readouterr().err.startswith(f"{config}:2:1: error: unknown key 'mod'")
+@pytest.mark.parametrize("broken", ["mod: Enforce", "upstreams: [here]", "pods: {interfaces: 7}"])
+def test_a_configuration_with_errors_still_leads_to_the_daemon(
+    daemon: Daemon, broken: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    daemon.config.write_text(f"paths: {{runtime: {daemon.config.parent}}}\n{broken}\n")
+
+    assert main(["status", "--json", "--config", str(daemon.config)]) == 0
+
+    out, err = capsys.readouterr()
+    assert json.loads(out)["ready"]
+    assert err == f"{daemon.config} has errors, which `dnsguard check` tells\n"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "paths: {runtime: 7}", "paths: [", "\x01"])
+def test_where_a_file_does_not_say_where_the_daemon_is_it_is_looked_for_at_the_usual_place(
+    tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+
+    assert runtime_directory(file) == (Path("/run/dnsguard"), True)
 
 
 def test_a_named_configuration_that_is_missing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

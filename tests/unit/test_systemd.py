@@ -128,7 +128,7 @@ def test_settled_gives_up_on_a_manager_that_holds_it(manager: Manager) -> None:
 
 
 def looked(manager: Manager, busy_since: float | None, now: float) -> list[str]:
-    supervision = Supervision(Systemd(manager.path, watchdog=20.0), lambda: now)
+    supervision = Supervision(Systemd(manager.path, watchdog=20.0), clock=lambda: now)
     supervision.look([busy_since], "ready")
     return manager.everything()
 

@@ -48,19 +48,19 @@ def client(context: typer.Context, config: Path | None) -> ControlClient:
     """A client of the daemon that this configuration names.
 
     Whoever may talk to the daemon need not be able to read its files: without `--config`, a default file that is not
-    there or not readable leaves the default socket. What the file asks for need not be built, either.
+    there or not readable leaves the default socket. Errors in the file are for the daemon to refuse: it runs by what
+    the file said before. Raises ConfigError for a named file that cannot be read.
     """
-    from dnsguard.config.diagnostics import ConfigError
-    from dnsguard.config.settings import read_settings
+    from dnsguard.config.settings import runtime_directory
     from dnsguard.control.client import ControlClient
 
     path = config_path(context, config)
     if path == DEFAULT_CONFIG and not _readable(path):
         return ControlClient(DEFAULT_RUNTIME)
-    found, diagnostics = read_settings(path)
-    if found is None:
-        raise ConfigError(diagnostics)
-    return ControlClient(found.paths.runtime)
+    runtime, wrong = runtime_directory(path)
+    if wrong:
+        print(f"{path} has errors, which `dnsguard check` tells", file=sys.stderr)
+    return ControlClient(runtime)
 
 
 def note_version(client: ControlClient) -> None:

@@ -12,11 +12,11 @@ from pydantic.fields import FieldInfo
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
 from dnsguard.config.durations import duration_text
 from dnsguard.config.files import decode, read_text
-from dnsguard.config.groups import Group, Settings
+from dnsguard.config.groups import Group, Paths, Settings
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
 from dnsguard.core.model import Origin
 
-__all__ = ["Settings", "diagnose", "load_settings", "read_settings", "settings_from_text"]
+__all__ = ["Settings", "diagnose", "load_settings", "read_settings", "runtime_directory", "settings_from_text"]
 
 _FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "Calico"), (0x80, "the AWS VPC CNI"))
 
@@ -36,6 +36,19 @@ def read_settings(path: Path) -> tuple[Settings | None, list[Diagnostic]]:
     except ConfigError as error:
         return None, list(error.diagnostics)
     return settings_from_text(text, str(path))
+
+
+def runtime_directory(path: Path) -> tuple[Path, bool]:
+    """`paths.runtime` of a file that may be wrong elsewhere, and whether it is; the default where it cannot be told.
+
+    Raises ConfigError for a file that cannot be read. For those who only look for the daemon, which may have started
+    with an earlier state of the file.
+    """
+    root, found = parse(read_text(path), str(path))
+    reading = _Reading(root, str(path)) if isinstance(root, Fields) else None
+    settings = reading and reading.settings(set())
+    wrong = settings is None or bool(errors([*found, *(reading.found if reading else ())]))
+    return (settings.paths if settings else Paths()).runtime, wrong
 
 
 def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diagnostic]]:

@@ -7,6 +7,7 @@ restore, owed   what an earlier process left, taken up again, and what it had ye
 beside          the eBPF line: opened, on every link, vouched for
 background      work that goes on until the stop, contained
 supervision     what systemd is told, and what it keeps over a restart
+backoff         starts that fail, each of which has the next one wait
 drops, kernel_events, seen      what the kernel did, told, counted, and learned from
 reports, why, scrape            what the control socket and a scrape are told
 early, cleanup  without a daemon: every link closed, every trace removed

@@ -15,6 +15,7 @@ from typing import Final
 
 from dnsguard.core.errors import DnsguardError, KernelError
 from dnsguard.core.model import Seconds
+from dnsguard.daemon.backoff import Starts
 from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.node.systemd import Systemd
@@ -34,8 +35,11 @@ LOOK: Final[Seconds] = 5.0
 class Supervision:
     """Belongs to the event loop, but for `release_table`, which is for the writer's thread."""
 
-    def __init__(self, systemd: Systemd, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, systemd: Systemd, starts: Starts | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._systemd = systemd
+        self._starts = starts or Starts(None)
         self._clock = clock
         self.rejected = ""
         """What was wrong with the last reload; empty when nothing was."""
@@ -92,6 +96,7 @@ class Supervision:
             await asyncio.sleep(LOOK)
 
     def ready(self, status: str) -> None:
+        self._starts.over()
         self._systemd.status(status)
         self._systemd.ready()
 

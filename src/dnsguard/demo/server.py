@@ -82,8 +82,8 @@ class Zone:
 
     def asked(self, name: str, kind: str | None = None) -> int:
         """How many queries for this name, or for this name and type, have arrived."""
-        counted = list(self._asked.items())
-        return sum(count for (n, k), count in counted if n == _folded(name) and kind in (None, k))
+        counted = dict(self._asked)  # in one step: the thread of the server may be adding to it
+        return sum(count for (n, k), count in counted.items() if n == _folded(name) and kind in (None, k))
 
     def names_asked(self) -> frozenset[str]:
         """Every name that has arrived, in lower case without the trailing dot."""
