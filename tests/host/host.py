@@ -131,6 +131,7 @@ def hosting(
     binds: Sequence[Path] = (),
     allowlist: object = ALLOWLIST,
     start: bool = True,
+    limited: bool = False,
     **config: object,
 ) -> Iterator[Host]:
     """A machine with pods `a` (shop/a) and `b` (shop/b), and dnsguard enabled as a package would leave it; running
@@ -138,7 +139,7 @@ def hosting(
     with (
         Lab("dghost") as lab,
         scene.world(lab) as zone,
-        Machine(network=lab.node, layers=layers, binds=binds) as machine,
+        Machine(network=lab.node, layers=layers, binds=binds, limited=limited) as machine,
     ):
         a, b = lab.pod("a", A, A6), lab.pod("b", B)
         machine.shell("systemd-sysusers && systemd-tmpfiles --create dnsguard.conf")
