@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,8 @@ import pytest
 from tests.host import groups
 from tests.host.host import UNIT, Host, hosting
 from tests.host.machine import TOP
-from tests.host.test_faults_system import ask_much, flow_of, reading_for_long, restarts
+from tests.host.test_faults_system import ask_much, flow_of, restarts
 from tests.host.troubles import PATIENCE, WHOLE, Closed, events, is_whole
-from tests.node.scene import DB
 
 pytestmark = pytest.mark.node
 
@@ -81,11 +80,12 @@ LIMITS = {
 IO_WEIGHTS = ("blkio.bfq.weight", "blkio.weight") if V1 else ("io.bfq.weight", "io.weight")
 """Which of them there is depends on the kernel's schedulers. Each has a scale of its own; 100 is for who says nothing
 (500 in blkio.weight)."""
-
+HUGE = 100_000
+"""Pods."""
+SYS_RESOURCE = 24
+"""The capability that a machine's systemd needs for a negative OOMScoreAdjust=. Without it it says nothing."""
 HOG = """
-held = []
-while True:
-    held.append(b"x" * (1 << 20))
+held = [b"x" * (1 << 20) for _ in range(512)]
 """
 BUSY = """
 import time
@@ -97,14 +97,14 @@ print(time.monotonic() - started)
 FORKS = """
 import os, signal, sys
 try:
-    while True:
+    for _ in range(1000):
         if not os.fork():
             signal.pause()
 except OSError as error:
     print(error.errno, flush=True)
 sys.stdin.read()
 """
-"""Children end with their group, when the unit ends."""
+"""Its children end with its group."""
 
 
 @pytest.fixture(scope="module")
@@ -142,9 +142,7 @@ def edited(host: Host, line: str) -> Iterator[None]:
 def beside(host: Host, name: str, program: str) -> Iterator[subprocess.Popen[str]]:
     """A program of Python in the slice, in a unit of its own. It says something in its first line, or it ends."""
     run = ("systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--slice={SLICE}", f"--unit={name}")
-    process = host.machine.popen(
-        *run, "/usr/bin/python3", "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    process = host.machine.popen(*run, "/usr/bin/python3", "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         yield process
     finally:
@@ -191,10 +189,25 @@ def test_the_daemon_is_where_the_limits_are(node: Host) -> None:
 # -- they bite --------------------------------------------------------------------------------------------------------
 
 
-def test_what_takes_too_much_memory_in_the_slice_is_killed_and_not_the_daemon(node: Host) -> None:
-    pid, before = node.daemon.pid, killed(node)
+def spares(host: Host) -> bool:
+    """Whether the machine's systemd may tell the kernel to spare a process."""
+    capabilities = re.search(r"^CapEff:\s*(\w+)$", host.machine.read("/proc/1/status"), re.MULTILINE)
+    assert capabilities
+    return bool(int(capabilities[1], 16) >> SYS_RESOURCE & 1)
 
-    with edited(node, "MemoryMax=256M"), flow_of(node) as flow, Closed(node):
+
+def test_the_kernel_is_told_to_spare_the_daemon(node: Host) -> None:
+    if not spares(node):
+        pytest.skip("this machine's root has no CAP_SYS_RESOURCE: nobody can tell its kernel to spare a process")
+
+    assert read(node, f"/proc/{node.daemon.pid}/oom_score_adj") == "-900"
+
+
+def test_what_takes_too_much_memory_in_the_slice_is_killed_and_not_the_daemon(node: Host) -> None:
+    """Where the kernel is told to spare the daemon, even what is smaller than that."""
+    pid, before, room = node.daemon.pid, killed(node), 32 if spares(node) else 256
+
+    with flow_of(node) as flow, edited(node, f"MemoryMax={needed(node) + room}M"), Closed(node):
         with beside(node, "hog", HOG) as hog:
             assert hog.wait(PATIENCE) != 0
         assert is_whole(node)
@@ -224,6 +237,34 @@ def needed(host: Host) -> int:
     return (int(read(host, file("memory.usage_in_bytes", "memory.current"))) - cache) >> 20
 
 
+def test_a_reload_that_takes_too_much_memory_is_refused_and_the_daemon_goes_on(node: Host) -> None:
+    """The process that reads is as dear to the kernel as the daemon is: the larger is killed."""
+    pid, before, deaths = node.daemon.pid, len(events(node, "policy_rejected")), len(killed(node))
+
+    with edited(node, f"MemoryMax={needed(node) * 5 // 2}M"), Closed(node), huge_allowlist(node):
+        assert node.machine.systemctl("reload", UNIT, check=False).returncode != 0
+        assert killed(node)[deaths:] == [UNIT]
+        assert is_whole(node)
+
+    (told,) = events(node, "policy_rejected")[before:]
+    assert "the process that reads it was killed (out of memory?)" in told["DNSGUARD_REASON"]
+    assert node.daemon.pid == pid
+
+
+@contextlib.contextmanager
+def huge_allowlist(host: Host) -> Iterator[None]:
+    """Inside, the file is one that takes more than twice the daemon's memory to read."""
+    path = "/etc/dnsguard/allowlist.yaml"
+    good = host.machine.read(path)
+    pods = (f"  10.{100 + n // 65536}.{n // 256 % 256}.{n % 256}: [db.example.com]\n" for n in range(HUGE))
+    host.machine.write(path, "apiVersion: dnsguard/v1\nkind: Allowlist\npods:\n" + "".join(pods))
+    try:
+        yield
+    finally:
+        host.machine.write(path, good)
+        host.machine.systemctl("reload", UNIT)
+
+
 def test_a_busy_process_in_the_slice_gets_no_more_of_a_cpu_than_the_quota(node: Host) -> None:
     stat = file("cpu.stat", "cpu.stat")
     used, quota = 0.4, 0.2
@@ -240,17 +281,40 @@ def test_a_busy_process_in_the_slice_gets_no_more_of_a_cpu_than_the_quota(node: 
 
 
 def test_when_the_slice_is_full_of_tasks_no_more_are_made_and_the_daemon_goes_on(node: Host) -> None:
-    pid = node.daemon.pid
+    pid, before = node.daemon.pid, len(events(node, "policy_rejected"))
 
     with Closed(node), beside(node, "forks", FORKS) as forks:
         assert forks.stdout
         assert int(forks.stdout.readline()) == errno.EAGAIN
         assert read(node, file("pids.current", "pids.current")) == lines()["TasksMax"]
         assert is_whole(node)
-        reload = node.machine.systemctl("reload", UNIT, check=False)
-        print(reload, node.daemon.said())
+        assert node.machine.systemctl("reload", UNIT, check=False).returncode != 0
         assert is_whole(node)
 
+    (told,) = events(node, "policy_rejected")[before:]
+    assert "the process that reads it could not be started" in told["DNSGUARD_REASON"]
     assert node.daemon.pid == pid
     node.machine.systemctl("reload", UNIT)
     assert is_whole(node)
+
+
+# -- and are gone after a run that was killed -------------------------------------------------------------------------
+
+
+def test_a_machine_of_a_dead_run_is_ended_and_removed_from_every_hierarchy() -> None:
+    enter = "import os\nfrom tests.host import groups\nname = f'{groups.PREFIX}-{os.getpid()}-left'\n"
+    rest = "groups.enter(name, limited=True)\nprint(name, flush=True)\nos.fork() or os.execlp('sleep', 'sleep', '600')"
+    left = subprocess.Popen(
+        [sys.executable, "-c", enter + rest], cwd=TOP, env={"PYTHONPATH": str(TOP)}, stdout=subprocess.PIPE, text=True
+    )
+    with left:
+        assert left.stdout
+        name = left.stdout.readline().strip()
+        left.wait()
+        folders = [top / name for top in (*groups.hierarchies(), *groups.controllers())]
+        assert all((folder / "cgroup.procs").read_text() for folder in folders)
+
+        assert name in groups.sweep()
+
+        assert not any(folder.exists() for folder in folders)
+        assert left.stdout.read() == ""  # its end: nobody is left who has it open
