@@ -130,7 +130,7 @@ class Machine:
         told = [f"--name={self.name}", f"--uuid={uuid.uuid4()}", f"--disk={folder / 'disk'}"]
         layers = [*(["--limited"] if self._limited else []), "--layers", *map(str, self._layers)]
         # A machine with limits has its control groups as this one has them.
-        groups_of = {} if self._limited else {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
+        hierarchy = {} if self._limited else {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
         with self._console.open("wb") as console:
             return subprocess.Popen(
                 [*private, sys.executable, "-m", "tests.host.boot", *told, *layers, "--boot", *self._options],
@@ -138,7 +138,7 @@ class Machine:
                 env={
                     **ENVIRONMENT,
                     "PYTHONPATH": str(TOP),
-                    **groups_of,
+                    **hierarchy,
                     "NOTIFY_SOCKET": str(folder / "notify"),
                 },
                 stdin=subprocess.DEVNULL,
