@@ -35,8 +35,10 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     groups.enter(given.name, limited=given.limited)
     root = make_disk(given.disk, given.layers, given.uuid)
-    start = limited_start() if given.limited else ["--boot"]
-    command = nspawn(given.name, given.uuid, root, [*(f"--{option}" for option in given.boot), *start])
+    options = [f"--{option}" for option in given.boot]
+    command = nspawn(given.name, given.uuid, root, [*options, *(limited_start() if given.limited else ["--boot"])])
+    if given.limited:
+        command = [*groups.entering(given.name), *command]
     while (code := subprocess.run(command, check=False).returncode) == REBOOT:
         pass
     return code

@@ -17,6 +17,8 @@ CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio")
 """What sets limits, as folders of cgroup v1."""
 UNIFIED_CONTROLLERS = ("memory", "cpu", "pids", "io")
 """The same, as cgroup v2 calls them."""
+BOOT, MACHINE = "boot", "machine"
+"""Groups of cgroup v2 below a machine's, if it is limited."""
 
 
 def hierarchies() -> list[Path]:
@@ -32,17 +34,30 @@ def controllers() -> list[Path]:
 def enter(name: str, *, limited: bool) -> None:
     """Make the group and put this process into it; with `limited` also where limits are set."""
     if limited and not controllers():
-        _hand_down()
+        _enter_unified(name)
+        return
     for top in (*hierarchies(), *(controllers() if limited else ())):
         (top / name).mkdir(exist_ok=True)
         (top / name / "cgroup.procs").write_text("0")
 
 
-def _hand_down() -> None:
-    """Let the groups of cgroup v2 have controllers. systemd, where it is the machine's, has done so for most."""
+def _enter_unified(name: str) -> None:
+    """A group of cgroup v2 that hands controllers down has no process: this one goes into a group below it, and the
+    machine into the one beside that."""
+    for part in (BOOT, MACHINE):
+        (TOP / name / part).mkdir(parents=True, exist_ok=True)
+    (TOP / name / BOOT / "cgroup.procs").write_text("0")
     there = (TOP / "cgroup.controllers").read_text().split()
-    wanted = (f"+{name}" for name in UNIFIED_CONTROLLERS if name in there)
-    (TOP / "cgroup.subtree_control").write_text(" ".join(wanted))
+    wanted = " ".join(f"+{controller}" for controller in UNIFIED_CONTROLLERS if controller in there)
+    for group in (TOP, TOP / name):  # the first has them already, mostly, where a systemd is the machine's
+        (group / "cgroup.subtree_control").write_text(wanted)
+
+
+def entering(name: str) -> list[str]:
+    """What a command is run by, to be where the limits of a machine that did `enter` them are."""
+    if controllers():
+        return []
+    return ["sh", "-ec", 'echo 0 >"$0"; exec "$@"', str(TOP / name / MACHINE / "cgroup.procs")]
 
 
 def sweep() -> list[str]:
