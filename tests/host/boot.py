@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.host.groups import hierarchies
+from tests.host import groups
 
 REBOOT = 133
 """How systemd-nspawn ends when the machine wants to be booted again."""
@@ -30,13 +30,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--uuid", required=True)
     parser.add_argument("--disk", type=Path, required=True, help="a folder, empty")
     parser.add_argument("--layers", nargs="*", type=Path, default=[], help="trees laid over this machine's root")
+    parser.add_argument("--limited", action="store_true", help="with the controllers of control groups")
     parser.add_argument("--boot", nargs="*", default=[], help="more options of systemd-nspawn, without their dashes")
     given = parser.parse_args(argv)
-    for hierarchy in hierarchies():
-        (hierarchy / given.name).mkdir(exist_ok=True)
-        (hierarchy / given.name / "cgroup.procs").write_text("0")
+    groups.enter(given.name, limited=given.limited)
     root = make_disk(given.disk, given.layers, given.uuid)
-    command = nspawn(given.name, given.uuid, root, [f"--{option}" for option in given.boot])
+    options = [f"--{option}" for option in given.boot]
+    command = nspawn(given.name, given.uuid, root, [*options, *(limited_start() if given.limited else ["--boot"])])
+    if given.limited:
+        command = [*groups.entering(given.name), *command]
     while (code := subprocess.run(command, check=False).returncode) == REBOOT:
         pass
     return code
@@ -59,12 +61,21 @@ def make_disk(disk: Path, layers: Sequence[Path], uuid: str) -> Path:
 
 
 def nspawn(name: str, uuid: str, root: Path, options: Sequence[str]) -> list[str]:
+    """Its command line; the last of the options says what is started."""
     return [
-        *("setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", "--boot", f"--directory={root}"),
+        *("setpriv", "--pdeathsig", "KILL", "systemd-nspawn", "--quiet", f"--directory={root}"),
         *(f"--machine={name}", f"--uuid={uuid}", "--register=no", "--keep-unit", "--link-journal=no"),
         *("--resolv-conf=off", "--timezone=off", "--console=pipe", "--notify-ready=yes"),
         *(f"--capability={CAPABILITIES}", "--system-call-filter=bpf", *options, *STARTED),
     ]
+
+
+def limited_start() -> list[str]:
+    """Instead of `--boot`: systemd looks once, when it starts, for the controllers that it may write to, and nspawn
+    makes those of cgroup v1 read-only. The machine sees nothing of them but its own group."""
+    folders = " ".join(str(hierarchy) for hierarchy in groups.controllers())
+    writable = f"for folder in {folders}; do mount -o remount,bind,rw $folder; done"
+    return ["sh", "-ec", f'{writable}; exec /lib/systemd/systemd "$@"', "init"]
 
 
 def _mount(source: str, target: Path, kind: str, options: str) -> None:

@@ -137,6 +137,7 @@ def hosting(
     install: Callable[[Machine], object] = accounts,
     allowlist: object = ALLOWLIST,
     start: bool = True,
+    limited: bool = False,
     **config: object,
 ) -> Iterator[Host]:
     """A machine with pods `a` (shop/a) and `b` (shop/b), and dnsguard installed: by its layers, unless `install` does
@@ -144,7 +145,7 @@ def hosting(
     with (
         Lab("dghost") as lab,
         scene.world(lab) as zone,
-        Machine(network=lab.node, layers=layers, binds=binds) as machine,
+        Machine(network=lab.node, layers=layers, binds=binds, limited=limited) as machine,
     ):
         a, b = lab.pod("a", A, A6), lab.pod("b", B)
         install(machine)

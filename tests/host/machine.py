@@ -78,14 +78,23 @@ class Machine:
     """`with Machine(network="name of a namespace") as machine:`
 
     `layers` are trees that are laid over the root (the first uppermost), `binds` folders of this machine that it sees
-    at the same place, read-only. Without a network it has only `lo`.
+    at the same place, read-only. Without a network it has only `lo`; unless `limited`, a systemd that cannot limit
+    memory, CPU and tasks where these are hierarchies of their own (cgroup v1).
     """
 
-    def __init__(self, *, network: str | None = None, layers: Sequence[Path] = (), binds: Sequence[Path] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        network: str | None = None,
+        layers: Sequence[Path] = (),
+        binds: Sequence[Path] = (),
+        limited: bool = False,
+    ) -> None:
         self.name = f"{groups.PREFIX}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         net = f"network-namespace-path=/run/netns/{network}" if network else "private-network"
         self._options = [net, *(f"bind-ro={path}" for path in binds)]
         self._layers = layers
+        self._limited = limited
         self._leader = 0
         self._ending = contextlib.ExitStack()
 
@@ -119,7 +128,9 @@ class Machine:
     def _boot(self, folder: Path) -> subprocess.Popen[bytes]:
         private = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
         told = [f"--name={self.name}", f"--uuid={uuid.uuid4()}", f"--disk={folder / 'disk'}"]
-        layers = ["--layers", *map(str, self._layers)]
+        layers = [*(["--limited"] if self._limited else []), "--layers", *map(str, self._layers)]
+        # A machine with limits has its control groups as this one has them.
+        hierarchy = {} if self._limited else {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
         with self._console.open("wb") as console:
             return subprocess.Popen(
                 [*private, sys.executable, "-m", "tests.host.boot", *told, *layers, "--boot", *self._options],
@@ -127,7 +138,7 @@ class Machine:
                 env={
                     **ENVIRONMENT,
                     "PYTHONPATH": str(TOP),
-                    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+                    **hierarchy,
                     "NOTIFY_SOCKET": str(folder / "notify"),
                 },
                 stdin=subprocess.DEVNULL,

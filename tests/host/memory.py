@@ -1,7 +1,7 @@
 """A control group with little memory: what is put into it meets the kernel's own OOM killer.
 
-It is a group of this machine, because where memory is a hierarchy of its own (cgroup v1) a systemd in namespaces does
-not have it.
+It is a group of this machine, and holds one process: a limit in the unit holds all of it, and on a machine that is not
+`limited` there is none where memory is a hierarchy of its own (cgroup v1).
 """
 
 from __future__ import annotations
