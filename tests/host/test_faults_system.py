@@ -222,6 +222,8 @@ def test_when_the_process_that_reads_an_allowlist_is_killed_the_policy_before_st
     pid, before = node.daemon.pid, len(events(node, "policy_rejected"))
 
     with contextlib.ExitStack() as ending, Closed(node), reading_for_long(node) as (reload, reader):
+        # it is to go rather than the daemon
+        node.until(lambda: Path(f"/proc/{reader}/oom_score_adj").read_text() == "500\n", PATIENCE)
         if killer == "SIGKILL":
             os.kill(reader, signal.SIGKILL)
         else:

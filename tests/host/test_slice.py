@@ -199,10 +199,8 @@ def spares(host: Host) -> bool:
 
 
 def test_the_kernel_is_told_to_spare_the_daemon(node: Host) -> None:
-    if not spares(node):
-        pytest.skip("this machine's root has no CAP_SYS_RESOURCE: nobody can tell its kernel to spare a process")
-
-    assert read(node, f"/proc/{node.daemon.pid}/oom_score_adj") == "-900"
+    """As far as the machine's systemd may: without CAP_SYS_RESOURCE it may not, and says nothing."""
+    assert read(node, f"/proc/{node.daemon.pid}/oom_score_adj") == ("-900" if spares(node) else "0")
 
 
 def test_what_takes_too_much_memory_in_the_slice_is_killed_and_not_the_daemon(node: Host) -> None:
@@ -240,7 +238,7 @@ def needed(host: Host) -> int:
 
 
 def test_a_reload_that_takes_too_much_memory_is_refused_and_the_daemon_goes_on(node: Host) -> None:
-    """The process that reads is as dear to the kernel as the daemon is: the larger is killed."""
+    """The process that reads is the first to be killed."""
     pid, before, deaths = node.daemon.pid, len(events(node, "policy_rejected")), len(killed(node))
 
     with edited(node, f"MemoryMax={needed(node) * 5 // 2}M"), Closed(node), huge_allowlist(node):
