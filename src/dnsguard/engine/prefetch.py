@@ -24,7 +24,9 @@ from dnsguard.engine.state import Exchange
 LEAD: Final[Seconds] = 3.0
 """How long before its end a hot answer is asked for again: three attempts."""
 DENIAL: Final[Seconds] = 30.0
-"""How long the kernel denies a name by itself: the daemon is to hear of it now and then."""
+"""How long the kernel denies a name by itself at most: the daemon is to hear of it now and then."""
+TURN: Final[Seconds] = 10.0
+"""Denials end in turns, so that a name that is denied again and again is written once in so long."""
 DENIED_NAMES: Final = 1000
 """Denied names remembered for each pod, to tell a second asking from a first."""
 
@@ -114,7 +116,7 @@ class KernelFeed:
         if before is None:
             before = self._denied[pod.id] = _Seen()
         if before.again((source, question.name, question.qtype)):
-            self._answers.put_denial(number, question, rcode=rcode, ede=ede, until=now + DENIAL)
+            self._answers.put_denial(number, question, rcode=rcode, ede=ede, until=now - now % TURN + DENIAL)
 
     def _number(self, pod: Pod, source: str) -> int | None:
         number = self._numbers((pod.link, _address(source)))

@@ -56,6 +56,25 @@ def test_what_is_put_again_is_the_youngest(kernel: Map) -> None:
     assert (names(kernel), len(answers)) == (["a", "c"], 2)
 
 
+def test_what_stands_already_is_not_written_again(kernel: Map) -> None:
+    answers = BpfAnswers(kernel, per_source=5, total=5)
+    told = vetted("www.example.com. 300 A 192.0.2.1", ask())
+
+    def put_both(until: Seconds) -> list[tuple[bytes, bytes]]:
+        assert answers.put(ONE, ask(), told, ttl_ends=NOW + 300, until=until)
+        assert deny(answers, "denied", until=until)
+        return sorted(kernel.items())
+
+    first = put_both(NOW)
+
+    assert put_both(NOW) == first, "each entry has a serial of its own"
+    later = put_both(NOW + 1)
+    assert all(one != other for one, other in zip(first, later, strict=True))
+    answers.forget(ONE)
+    assert put_both(NOW + 1) != later
+    assert len(answers) == 2
+
+
 def test_a_full_node_takes_only_from_the_one_who_wants_more(kernel: Map) -> None:
     answers = BpfAnswers(kernel, per_source=5, total=2)
     assert deny(answers, "a", ONE) and deny(answers, "b", ONE) and deny(answers, "c", ONE)

@@ -66,6 +66,10 @@ class BpfAnswers:
         return self._count
 
     def put(self, source: int, question: Question, answer: Answer, *, ttl_ends: Seconds, until: Seconds) -> bool:
+        # One object for all who are told the same.
+        told = source, answer.name if answer.name == question.name else question.name, question.qtype
+        if self._stands(told, until):
+            return True
         asked = _as_asked(question)
         if asked is None:
             return False
@@ -75,13 +79,14 @@ class BpfAnswers:
         if not content.fits:
             return False
         value = content.pack(next(self._serials), _ns(until), ttl_ends_ns=_ns(ttl_ends))
-        # One object for all who are told the same.
-        name = answer.name if answer.name == question.name else question.name
-        return self._write((source, name, question.qtype), value, until)
+        return self._write(told, value, until)
 
     def put_denial(
         self, source: int, question: Question, *, rcode: int, ede: ExtendedError | None, until: Seconds
     ) -> bool:
+        told = source, question.name, question.qtype
+        if self._stands(told, until):
+            return True
         asked = _as_asked(question)
         if asked is None:
             return False
@@ -93,7 +98,17 @@ class BpfAnswers:
         if not content.fits:
             return False
         value = content.pack(next(self._serials), _ns(until), flags=ANSWER_DENIED)
-        return self._write((source, question.name, question.qtype), value, until)
+        return self._write(told, value, until)
+
+    def _stands(self, told: Told, until: Seconds) -> bool:
+        """Whether it is in the kernel already; then it is the youngest again. It is not written for each question that
+        comes by TCP, or with flags: one by UDP that is answered in that very moment finds its entry changed, and is
+        dropped."""
+        share = self._shares.get(told[0], {})
+        if share.get(told) != until:
+            return False
+        share[told] = share.pop(told)
+        return True
 
     def forget(self, source: int) -> None:
         share = self._shares.pop(source, {})
