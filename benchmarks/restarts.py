@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from tests.host.busy import PODS, Busy, busy_host
+from tests.host.busy import PODS, Busy, busy_host, dying
 from tests.host.host import UNIT, Host, installed
 from tests.host.package import built, dpkg, installing, next_version
 
@@ -30,8 +30,8 @@ from benchmarks.report import machine_line
 PAGE: Final = TOP / "docs/restarts.md"
 SOCKET: Final = "dnsguard.socket"
 COLUMNS: Final = (
-    "what was done", "times", "queries", "answered", "of them late", "at the first retry", "lost", "longest wait, s",
-    "connections", "failed", "flows", "cut", "denied tried", "opened or told",
+    "what was done", "times", "queries", "answered", "of them late", "at the first retry: UDP, TCP", "lost",
+    "longest wait, s", "connections", "failed", "flows", "cut", "denied tried", "opened or told",
 )  # fmt: skip
 console = Console(stderr=True)
 
@@ -105,13 +105,11 @@ def play(host: Host, do: Callable[[Host], None]) -> dict[str, Any]:
 
 
 def row(title: str, results: Sequence[dict[str, Any]]) -> list[str]:
-    """Both transports together."""
-    queries: Counter[str] = Counter()
-    for result in results:
-        for transport in ("udp", "tcp"):
-            queries.update({key: count for key, count in result[transport].items() if isinstance(count, int)})
+    """Both transports together, but for what was answered at the first retry."""
+    each = {transport: _sum(results, transport) for transport in ("udp", "tcp")}
     for about_connections in ("connections", "not_connected"):
-        del queries[about_connections]
+        del each["tcp"][about_connections]
+    queries = each["udp"] + each["tcp"]
     failed = sum(count for key, count in queries.items() if key.startswith("rcode"))
     opened, flows = _sum(results, "connections"), _sum(results, "flows")
     forbidden = _sum(results, "forbidden")
@@ -120,7 +118,7 @@ def row(title: str, results: Sequence[dict[str, Any]]) -> list[str]:
         queries.total(),
         queries["first"] + queries["late"],
         queries["late"],
-        queries["retry"],
+        f"{each['udp']['retry']}, {each['tcp']['retry']}",
         queries["lost"] + failed,
         f"{max(result[transport]['slowest'] for result in results for transport in ('udp', 'tcp')):.1f}",
         opened.total(),
@@ -176,6 +174,8 @@ def main() -> int:
         for title, do in SCENARIOS:
             rows.append(row(title, [play(host, do) for _ in range(options.times)]))
             console.print(" ".join(rows[-1]), highlight=False)
+        with dying(host) as die:
+            rows.append(row("SIGKILL in the middle of a commit", [play(host, die) for _ in range(options.times)]))
         without_socket_unit(host)
         rows.append(row("`systemctl restart`, without dnsguard.socket", [play(host, restart)] * 1))
         rows.append(row("stop and start, without dnsguard.socket", [play(host, stop_and_start)] * 1))

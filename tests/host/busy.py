@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.host.host import Host, accounts, hosting
+from tests.host import dying as dying_program
+from tests.host.host import UNIT, Host, accounts, hosting
 from tests.host.machine import Machine
 from tests.host.traffic import FRESH, fresh_address
 from tests.node.daemon import ANY_RESOLVER, wait_for
@@ -63,6 +64,32 @@ class Busy:
     def __exit__(self, *error: object) -> None:
         said, _ = self._process.communicate(timeout=60)
         self.result = json.loads(said)
+
+
+@contextlib.contextmanager
+def dying(host: Host) -> Iterator[Callable[[Host], None]]:
+    """Inside, the daemon is one that dies in the middle of its next commit when the function is called, which returns
+    when another is ready."""
+    program, drop_in = "/usr/lib/dying.py", f"/run/systemd/system/{UNIT}.d/dying.conf"
+    host.machine.write(program, Path(dying_program.__file__).read_text())
+    host.machine.write(drop_in, f"[Service]\nExecStart=\nExecStart=/opt/dnsguard/bin/python -I {program} run\n")
+    _restart(host)
+    try:
+        yield _die
+    finally:
+        (host.machine.root / drop_in[1:]).unlink()
+        _restart(host)
+
+
+def _restart(host: Host) -> None:
+    host.machine.systemctl("daemon-reload")
+    host.machine.systemctl("restart", UNIT)
+
+
+def _die(host: Host) -> None:
+    before, asked = host.daemon.pid, host.machine.root / str(dying_program.ASKED)[1:]
+    host.machine.run("runuser", "--user=dnsguard", "touch", str(dying_program.ASKED))
+    host.until(lambda: not asked.exists() and host.daemon.pid not in (0, before) and host.daemon.ready())
 
 
 def nothing_is_lost_for_good(result: dict[str, Any]) -> None:

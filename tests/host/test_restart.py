@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.busy import Busy, busy_host, nothing_is_lost_for_good
+from tests.host.busy import Busy, busy_host, dying, nothing_is_lost_for_good
 from tests.host.host import UNIT, Host
 
 pytestmark = pytest.mark.node
@@ -53,6 +53,13 @@ def test_a_daemon_that_crashes_again_and_again_opens_nothing_and_loses_nothing(b
             busy.daemon.signal(signal.SIGKILL)
             busy.until(lambda: busy.daemon.pid not in (0, before))  # noqa: B023
         busy.until(busy.daemon.ready)
+
+    nothing_is_lost_for_good(traffic.result)
+
+
+def test_a_daemon_that_dies_in_the_middle_of_a_commit_opens_nothing_and_loses_nothing(busy: Host) -> None:
+    with dying(busy) as die, Busy(busy) as traffic:
+        die(busy)
 
     nothing_is_lost_for_good(traffic.result)
 
