@@ -400,6 +400,7 @@ class Service:
         )
         await control.start()
         rooms.push_async_callback(control.stop)
+        rooms.callback(self._reloads.close)
         end = self._end_for_another if self._supervision.restarted else None
         self._runtime = Runtime(self._lock, control, self._events, end)
         if (listen := self._settings.metrics.listen) is not None:

@@ -175,6 +175,19 @@ def test_nothing_is_owed_when_the_kernel_refuses_the_change(node: Node, tmp_path
     assert not (tmp_path / FILE).exists()
 
 
+def test_what_is_done_about_flows_while_the_kernel_refuses_a_change_is_done_again(node: Node, tmp_path: Path) -> None:
+    connect(node, "db", "a.example.com", "192.0.2.1")
+    node.stage.enforcer.refuse_changes("EBUSY")
+    node.stage.went("db")
+    owed = (tmp_path / FILE).read_text()
+    node.stage.enforcer.relent()
+
+    node.stage.finish(node.stage.engine.changes.apply_again())
+
+    assert "10.244.0.7" in owed
+    assert not (tmp_path / FILE).exists()
+
+
 def test_what_connection_tracking_refuses_stays_owed_until_it_is_done(node: Node, tmp_path: Path) -> None:
     connect(node, "web", "a.example.com", "192.0.2.1")
     node.stage.flows.refuse("EBUSY")

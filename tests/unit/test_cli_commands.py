@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from dnsguard import __version__, service
 from dnsguard.cli import app, main, options
-from dnsguard.config.settings import runtime_directory
 from dnsguard.control import api
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import CallError
@@ -305,14 +304,20 @@ def test_a_configuration_with_errors_still_leads_to_the_daemon(
     assert err == f"{daemon.config} has errors, which `dnsguard check` tells\n"
 
 
-@pytest.mark.parametrize("text", ["", "[]", "paths: {runtime: 7}", "paths: [", "\x01"])
-def test_where_a_file_does_not_say_where_the_daemon_is_it_is_looked_for_at_the_usual_place(
-    tmp_path: Path, text: str
+@pytest.mark.parametrize("text", ["", "[]", "paths: {runtime: 7}", "paths: [", "\x01", "path: {runtime: /run/other}"])
+def test_only_the_usual_file_leads_to_the_usual_daemon_when_it_does_not_say_where_it_is(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
 
-    assert runtime_directory(file) == (Path("/run/dnsguard"), True)
+    assert main(["reload", "--config", str(file)]) == 1
+    assert "the daemon is not running" not in capsys.readouterr().err
+
+    monkeypatch.setattr(options, "DEFAULT_CONFIG", file)
+    monkeypatch.setattr(options, "DEFAULT_RUNTIME", tmp_path)
+    assert main(["reload"]) == 1
+    assert f"the daemon is not running (no socket at {tmp_path}" in capsys.readouterr().err
 
 
 def test_a_named_configuration_that_is_missing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,9 @@ def test_after_a_process_that_let_everything_through_all_pods_are_judged(tmp_pat
     assert read(tmp_path, everything=True) == Owed(frozenset({A, B, B6}), frozenset({A}))
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"judge": ["x"], "forget": []}', b'{"judge": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"\xff", b'{"judge": ["x"], "forget": []}', b'{"judge": 1}', b"[" * 100_000]
+)
 def test_a_file_that_nobody_wrote_is_set_aside_and_all_pods_are_judged(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     told = Told()
@@ -56,6 +60,39 @@ def test_a_file_that_nobody_wrote_is_set_aside_and_all_pods_are_judged(tmp_path:
 
     assert told.kinds() == [EventKind.STATE_FILE_SET_ASIDE]
     assert (tmp_path / f"{FILE}.corrupt-1").read_bytes() == content
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_set_aside_unread(tmp_path: Path, put: Callable[[Path], object]) -> None:
+    put(tmp_path / FILE)
+    told = Told()
+
+    assert read(tmp_path, told) == Owed(frozenset({A, B, B6}))
+
+    assert told.kinds() == [EventKind.STATE_FILE_SET_ASIDE]
+    written(tmp_path, Owed(frozenset({A})))
+    assert read(tmp_path) == Owed(frozenset({A}))
+
+
+def test_a_link_in_the_place_of_the_new_content_leads_nowhere(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    (tmp_path / f"{FILE}.new").symlink_to(other)
+
+    written(tmp_path, Owed(frozenset({A})))
+
+    assert other.read_text() == "kept"
+    assert read(tmp_path) == Owed(frozenset({A}))
+
+
+def test_while_there_is_no_room_the_end_of_a_change_tells_nothing_of_room(tmp_path: Path) -> None:
+    told = Told()
+    file = OwedFile(tmp_path / "run", told)
+
+    file.keep(Owed(frozenset({A})))
+    file.keep(NOTHING)
+
+    assert told.kinds() == [EventKind.STATE_FILE_UNWRITABLE]
 
 
 def test_a_folder_that_is_gone_is_told_once_and_so_is_its_return(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dnsguard.engine.contracts import EventKind
 from dnsguard.engine.prefetch import DENIED_NAMES
 from dnsguard.upstream.scripted import Answer, Silence
 from tests.replay.stage import Stage, respond
+from tests.unit.messages import ask
 
 ALL = "policies: {}\npods: {10.244.0.0/24: ['*.example.com']}\n"
 NONE = "policies: {}\npods: {}\n"
@@ -131,6 +132,18 @@ def test_a_denial_is_told_with_its_reason_and_heard_of_again_after_a_while(stage
     stage.ask("web", "evil.example.org")
     assert told(stage) == 2
     assert len(stage.told.of(EventKind.QUERY_DENIED)) == 3
+
+
+def test_a_name_that_is_denied_again_and_again_is_written_once_in_ten_seconds(stage: Stage) -> None:
+    """As by TCP, which the kernel does not answer."""
+    question, answers = ask("evil.example.org"), stage.answers
+    assert isinstance(answers, MemoryAnswers)
+    ends = []
+    for now in (1000.0, 1003.0, 1009.9, 1010.0, 1012.0):
+        stage.engine.feed.denied(stage.pod("web"), "10.244.0.5", question, rcode=3, ede=None, now=now)
+        ends.append([until for until, _ in answers._entries.values()])
+
+    assert ends == [[], [1030.0], [1030.0], [1040.0], [1040.0]]
 
 
 def test_a_denied_name_is_forgotten_when_a_pod_asks_for_thousands_of_others() -> None:

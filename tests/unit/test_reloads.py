@@ -15,7 +15,7 @@ from dnsguard.control.calls import CALLS, Call, CallError, Reloaded
 from dnsguard.control.client import ControlClient
 from dnsguard.core.errors import KernelError
 from dnsguard.daemon.background import Background
-from dnsguard.daemon.reloads import Reloads
+from dnsguard.daemon.reloads import STOPPED, Reloads
 from dnsguard.engine.counters import Counters
 from tests.replay.stage import Stage
 from tests.unit.test_policies import Daemon
@@ -138,6 +138,35 @@ def test_engine_and_kernel_are_in_one_mode_when_who_asked_stops_waiting_for_a_sl
     assert (stage.engine.exchanges.audit, stage.engine.revocation.audit, stage.enforcer._audit) == (False,) * 3
     assert not reloads.under_way
     stage.close()
+
+
+async def test_at_the_stop_who_waits_for_the_next_is_told_and_who_asks_yet(running: Running, work: Work) -> None:
+    first = asyncio.create_task(running.reloads.ask())
+    await until(lambda: work.begun)
+    second = asyncio.create_task(running.reloads.ask())
+    await asyncio.sleep(0)
+
+    await running.stop()
+    running.reloads.close()
+
+    for asking in (first, second, asyncio.create_task(running.reloads.ask())):
+        with pytest.raises(CallError, match=STOPPED):
+            await asking
+
+
+async def test_a_stop_ends_it_also_when_its_clean_up_fails() -> None:
+    async def one() -> Reloaded:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            raise KernelError("EBUSY")
+
+    running = Running(one)
+    running.reloads.asked.set()
+    await until(lambda: running.reloads.under_way)
+
+    async with asyncio.timeout(SECONDS):
+        await running.stop()
 
 
 async def test_who_waits_too_long_on_the_control_socket_is_told_that_it_goes_on(

@@ -49,18 +49,21 @@ def client(context: typer.Context, config: Path | None) -> ControlClient:
 
     Whoever may talk to the daemon need not be able to read its files: without `--config`, a default file that is not
     there or not readable leaves the default socket. Errors in the file are for the daemon to refuse: it runs by what
-    the file said before. Raises ConfigError for a named file that cannot be read.
+    the file said before. Raises ConfigError for a named file that cannot be read, or has errors and no socket.
     """
-    from dnsguard.config.settings import runtime_directory
+    from dnsguard.config.diagnostics import ConfigError
+    from dnsguard.config.settings import read_settings, runtime_directory
     from dnsguard.control.client import ControlClient
 
     path = config_path(context, config)
     if path == DEFAULT_CONFIG and not _readable(path):
         return ControlClient(DEFAULT_RUNTIME)
     runtime, wrong = runtime_directory(path)
+    if runtime is None and path != DEFAULT_CONFIG:
+        raise ConfigError(read_settings(path)[1])  # another daemon than the usual one is meant
     if wrong:
         print(f"{path} has errors, which `dnsguard check` tells", file=sys.stderr)
-    return ControlClient(runtime)
+    return ControlClient(runtime or DEFAULT_RUNTIME)
 
 
 def note_version(client: ControlClient) -> None:

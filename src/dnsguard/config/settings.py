@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors, in_order, nearest
 from dnsguard.config.durations import duration_text
 from dnsguard.config.files import decode, read_text
-from dnsguard.config.groups import Group, Paths, Settings
+from dnsguard.config.groups import Group, Settings
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
 from dnsguard.core.model import Origin
 
@@ -38,17 +38,19 @@ def read_settings(path: Path) -> tuple[Settings | None, list[Diagnostic]]:
     return settings_from_text(text, str(path))
 
 
-def runtime_directory(path: Path) -> tuple[Path, bool]:
-    """`paths.runtime` of a file that may be wrong elsewhere, and whether it is; the default where it cannot be told.
+def runtime_directory(path: Path) -> tuple[Path | None, bool]:
+    """`paths.runtime` of a file that may be wrong elsewhere, and whether it is. None: it is, and does not say.
 
     Raises ConfigError for a file that cannot be read. For those who only look for the daemon, which may have started
     with an earlier state of the file.
     """
     root, found = parse(read_text(path), str(path))
     reading = _Reading(root, str(path)) if isinstance(root, Fields) else None
-    settings = reading and reading.settings(set())
+    settings = reading.settings(set()) if reading else None
     wrong = settings is None or bool(errors([*found, *(reading.found if reading else ())]))
-    return (settings.paths if settings else Paths()).runtime, wrong
+    if settings is None or (wrong and "runtime" not in settings.paths.model_fields_set):
+        return None, True
+    return settings.paths.runtime, wrong
 
 
 def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diagnostic]]:

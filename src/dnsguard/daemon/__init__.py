@@ -11,5 +11,5 @@ backoff         starts that fail, each of which has the next one wait
 drops, kernel_events, seen      what the kernel did, told, counted, and learned from
 reports, why, scrape            what the control socket and a scrape are told
 early, cleanup  without a daemon: every link closed, every trace removed
-lock, runtime, process          the only one; its folder; its interpreter
+lock, runtime, process, whole   the only one; its folder; its interpreter; small files
 """

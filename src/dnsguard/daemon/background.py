@@ -37,6 +37,8 @@ class Background:
             await do()
         except Exception as error:
             self.defect(where, error)
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError  # an error of some clean-up has taken its place
 
     def defect(self, where: str, error: Exception) -> None:
         """Count and tell an error that nobody expected; the daemon goes on."""

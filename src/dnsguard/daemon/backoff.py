@@ -2,7 +2,8 @@
 
 systemd starts the daemon again at once, however it ended, and could wait longer each time only from version 254 on. So
 the daemon counts its starts in a file of its runtime directory, and waits itself, saying why; one that gets ready ends
-the count. Whoever stops or restarts it meanwhile is not made to wait. Without systemd nothing is counted.
+the count. Whoever stops or restarts one that waits is not made to wait. Without systemd nothing is counted, nor is a
+start that does not get as far as this.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from dnsguard.core.model import Seconds
+from dnsguard.daemon.whole import read_whole, write_whole
 
 WAITS: Final[tuple[Seconds, ...]] = (0.0, 0.5, 1.0, 2.0, 3.0)
 """Before a start, by how many have failed in a row. The last: what stood in the way may be gone, and the node is to be
@@ -43,7 +45,7 @@ class Starts:
             if _stopped(wait):
                 self.over()
                 return False
-        self._write(failed + 1, why)
+        self._write(failed + 1)
         return True
 
     def failed(self, why: str) -> None:
@@ -58,15 +60,15 @@ class Starts:
 
     def _read(self) -> tuple[int, str]:
         try:
-            count, _, why = self._file.read_text("utf-8", "replace").partition("\n") if self._file else ("0", "", "")
+            count, _, why = read_whole(self._file).partition("\n") if self._file else ("0", "", "")
             return max(0, int(count)), why
         except (OSError, ValueError):
             return 0, ""
 
-    def _write(self, count: int, why: str) -> None:
+    def _write(self, count: int, why: str = "") -> None:
         if self._file is not None:
             with contextlib.suppress(OSError):
-                self._file.write_text(f"{count}\n{why}", "utf-8", "replace")
+                write_whole(self._file, f"{count}\n{why}")
 
 
 def _stopped(wait: Seconds) -> bool:

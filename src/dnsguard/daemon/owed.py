@@ -16,6 +16,7 @@ from typing import Final
 
 from dnsguard.core.model import Address
 from dnsguard.core.pods import address_text
+from dnsguard.daemon.whole import read_whole, write_whole
 from dnsguard.engine.change import Seen
 from dnsguard.engine.contracts import NOTHING, EventKind, Events, Owed
 from dnsguard.names_file.content import set_aside
@@ -37,10 +38,10 @@ class OwedFile:
         """What an earlier process left to do. The flows of all pods in `seen` are to be judged when `everything` is,
         or when the file is not one that was written."""
         try:
-            found = _parsed(self.path.read_bytes())
+            found = _parsed(read_whole(self.path))
         except FileNotFoundError:
             found = self._kept = NOTHING
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self._set_aside(error)
             found, everything = NOTHING, True
         if not everything:
@@ -63,15 +64,14 @@ class OwedFile:
             self._tell(lost=True, reason=error.strerror)
         else:
             self._kept = owed
-            self._tell(lost=False)
+            if owed != NOTHING:  # to remove a file takes no room
+                self._tell(lost=False)
 
     def _write(self, owed: Owed) -> None:
         if owed == NOTHING:
             self.path.unlink(missing_ok=True)
             return
-        new = self.path.with_name(f"{FILE}.new")
-        new.write_text(json.dumps({"judge": _texts(owed.judge), "forget": _texts(owed.forget)}) + "\n")
-        new.replace(self.path)  # whole at every moment
+        write_whole(self.path, json.dumps({"judge": _texts(owed.judge), "forget": _texts(owed.forget)}) + "\n")
 
     def _tell(self, *, lost: bool, **reason: object) -> None:
         if lost is not self._lost:
@@ -84,7 +84,7 @@ def _texts(addresses: Iterable[Address]) -> list[str]:
     return sorted(map(address_text, addresses))
 
 
-def _parsed(content: bytes) -> Owed:
+def _parsed(content: str) -> Owed:
     read = json.loads(content)
     return Owed(_addresses(read["judge"]), _addresses(read["forget"]))
 

@@ -7,6 +7,7 @@ Needs the engine only for a reload: the first policy is put in force by whoever 
 from __future__ import annotations
 
 import sys
+from asyncio import CancelledError
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
@@ -125,7 +126,8 @@ class Policies:
             store.close()
             self._reject()
             self._events.emit(
-                EventKind.POLICY_REJECTED, reason=f"it could not be put in force: {str(error) or STOPPED}"
+                EventKind.POLICY_REJECTED,
+                reason=f"it could not be put in force: {STOPPED if isinstance(error, CancelledError) else error}",
             )
             raise
         self._keep(store)

@@ -19,17 +19,20 @@ Waiting = list[asyncio.Future[Reloaded]]
 
 
 class Reloads:
-    """`one` reads the files and goes over to what they say; it tells of its outcome itself, and raises DnsguardError
-    with all as it was. Call `next` each time that `asked` is set."""
+    """`one` reads the files and goes over to what they say, or raises DnsguardError. Call `next` each time that `asked`
+    is set."""
 
     def __init__(self, one: Callable[[], Awaitable[Reloaded]]) -> None:
         self._one = one
         self.asked = asyncio.Event()
         self.under_way = False
         self._waiting: Waiting = []
+        self._closed = False
 
     async def ask(self) -> Reloaded:
         """What came of a reload that begins after this call. Whoever gives up waiting changes nothing."""
+        if self._closed:
+            raise CallError(STOPPED)
         outcome: asyncio.Future[Reloaded] = asyncio.get_running_loop().create_future()
         self._waiting.append(outcome)
         self.asked.set()
@@ -51,6 +54,11 @@ class Reloads:
                 outcome.set_result(reloaded)
         finally:
             self.under_way = False
+
+    def close(self) -> None:
+        """None will begin any more: whoever waits for one is told, and whoever asks yet."""
+        self._closed = True
+        _refuse(self._waiting, CallError(STOPPED))
 
 
 def _refuse(waiting: Waiting, error: DnsguardError) -> None:

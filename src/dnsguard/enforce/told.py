@@ -48,6 +48,8 @@ class MemoryAnswers:
         return self._write((source, question.name, question.qtype), until, make)
 
     def _write(self, key: Told, until: Seconds, make: Make) -> bool:
+        if self._entries.get(key, (None, None))[0] == until:
+            return True
         self._entries[key] = until, make
         self._hits[key] = 0
         return True

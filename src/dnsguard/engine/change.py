@@ -134,7 +134,7 @@ class Changes:
             for item in staged:
                 item.checkpoint = self._leases.checkpoint(item.pod.id)
                 changed.merge(self._adopt(item))
-            owed = dict(self._unjudged)
+            unjudged = dict(self._unjudged)
             # The same program is justified by the same names: nothing that is open is forbidden by it.
             self._owe(item.pod for item in staged if item.program.name != item.before[3].name)
             ticket = self._begin(changed)
@@ -142,7 +142,7 @@ class Changes:
                 await self._enforcer.apply(self._desired(), changed.write, changed.remove)
             except BaseException:
                 await self._roll_back(staged, ticket)
-                self._unjudged = owed
+                self._unjudged = unjudged
                 self._remind()
                 raise
             self._exchanges.gate.end_change(ticket, done=True)
@@ -432,8 +432,9 @@ class Changes:
         except KernelError as error:
             self._damaged("open flows", error)
             return 0
-        self._unjudged.clear()
-        self._remind()
+        if not self._refused:  # else the kernel goes by the old programs yet
+            self._unjudged.clear()
+            self._remind()
         return cut
 
     async def _forget(self) -> None:
@@ -444,7 +445,8 @@ class Changes:
             await self._flows.forget(self._unforgotten)
         except KernelError as error:
             self._damaged("open flows", error)
-        else:
+            return
+        if not self._refused:
             self._unforgotten = set()
             self._remind()
 

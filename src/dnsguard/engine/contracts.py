@@ -110,7 +110,8 @@ class KernelAnswers(Protocol):
     """
 
     def put(self, source: int, question: Question, answer: Answer, *, ttl_ends: Seconds, until: Seconds) -> bool:
-        """Tell `source` this, exactly as `reply` would with what is left of the TTL, before `until`.
+        """Tell `source` this, exactly as `reply` would with what is left of the TTL, before `until`. What is told until
+        then already may stay as it is.
 
         False: the kernel has no place for it, or no form (too long, DO, CD).
         """
@@ -251,7 +252,8 @@ class Reminder(Protocol):
     """Outlives the process: what is owed when it is killed, the next one finds there."""
 
     def keep(self, owed: Owed) -> None:
-        """This is owed from now on, and nothing else. Never raises; called before the kernel goes over."""
+        """This is owed from now on, and nothing else. Never raises; called before the kernel goes over, and when
+        something is done."""
 
 
 class NoReminder:

@@ -371,15 +371,17 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("b67b4382-17f4-4a5a-b75c-eb853fb39521"),
         "Nothing to do now. Delete the file set aside once you know what damaged it.",
         meaning="A file that dnsguard keeps for its next start is not what was written, or is another version's. The "
-        "kernel says what is open, so nothing opens and nothing closes because of it; a new file is begun.",
+        "kernel says what is open, so nothing opens because of it, and a new file is begun. Without names.sqlite "
+        "nothing closes either; without owed.json all open flows are judged by the policy that is in force.",
     ),
     EventKind.STATE_FILE_UNWRITABLE: Description(
         WARNING,
         "{path} cannot be written: {reason}",
         UUID("d60cd3bc-559d-4b50-b908-8b81671d8b08"),
-        "Make room on that file system, or let dnsguard write there; it tries again by itself.",
+        "Make room on that file system, or let dnsguard write there; it tries again by itself, at the next change.",
         meaning="What dnsguard keeps for its next start is not kept now. Queries and packets do not notice. A restart "
-        "meanwhile keeps what is open until its lease ends, and closes it when a policy changes.",
+        "meanwhile keeps what is open until its lease ends, and closes it when a policy changes. Without owed.json, a "
+        "daemon that is killed in a change does not have the next one cut the flows that the change forbids.",
     ),
     EventKind.STATE_FILE_WRITTEN: Description(
         INFO,
