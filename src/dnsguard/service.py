@@ -100,6 +100,8 @@ AGAIN: Final[Seconds] = 1.0
 
 def run(config: Path) -> int:
     """Run in the foreground until SIGTERM or SIGINT; returns the exit code."""
+    # Until the loop hears of it: what it asks for is read anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     systemd, starts = Systemd.from_environment(os.environ), Starts.from_environment(os.environ)
     if not starts.begin(partial(_say, systemd)):
         return 0
