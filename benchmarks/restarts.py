@@ -48,7 +48,7 @@ def stop_and_start(host: Host) -> None:
 def kill(host: Host) -> None:
     before = host.daemon.pid
     host.daemon.signal(signal.SIGKILL)
-    host.until(lambda: host.daemon.pid not in (0, before) and host.daemon.ready())
+    host.until_replaced(before)
 
 
 def kill_thrice(host: Host) -> None:
@@ -95,7 +95,7 @@ class Upgrades:
     def __call__(self, host: Host) -> None:
         before = host.daemon.pid
         dpkg(host.machine, "--install", "--force-confold", package=next(self._next))
-        host.until(lambda: host.daemon.pid not in (0, before) and host.daemon.ready())
+        host.until_replaced(before)
 
 
 def play(host: Host, do: Callable[[Host], None]) -> dict[str, Any]:
@@ -170,20 +170,22 @@ def main() -> int:
         return 77
     load = os.getloadavg()[0]
     rows = []
+
+    def add(host: Host, title: str, do: Callable[[Host], None], times: int = options.times) -> None:
+        rows.append(row(title, [play(host, do) for _ in range(times)]))
+        console.print(" ".join(rows[-1]), highlight=False)
+
     with busy_host([installed()]) as host:
         for title, do in SCENARIOS:
-            rows.append(row(title, [play(host, do) for _ in range(options.times)]))
-            console.print(" ".join(rows[-1]), highlight=False)
+            add(host, title, do)
         with dying(host) as die:
-            rows.append(row("SIGKILL in the middle of a commit", [play(host, die) for _ in range(options.times)]))
+            add(host, "SIGKILL in the middle of a commit", die)
         without_socket_unit(host)
-        rows.append(row("`systemctl restart`, without dnsguard.socket", [play(host, restart)] * 1))
-        rows.append(row("stop and start, without dnsguard.socket", [play(host, stop_and_start)] * 1))
+        add(host, "`systemctl restart`, without dnsguard.socket", restart, 1)
+        add(host, "stop and start, without dnsguard.socket", stop_and_start, 1)
     package = built()
     with tempfile.TemporaryDirectory() as folder, busy_host(install=installing(package)) as host:
-        upgrade = Upgrades(package, next_version(package, Path(folder)))
-        rows.append(row("`dpkg --install` of another version", [play(host, upgrade) for _ in range(options.times)]))
-        console.print(" ".join(rows[-1]), highlight=False)
+        add(host, "`dpkg --install` of another version", Upgrades(package, next_version(package, Path(folder))))
     text = page(rows, load)
     if options.print:
         print(text)

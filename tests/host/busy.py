@@ -89,7 +89,8 @@ def _restart(host: Host) -> None:
 def _die(host: Host) -> None:
     before, asked = host.daemon.pid, host.machine.root / str(dying_program.ASKED)[1:]
     host.machine.run("runuser", "--user=dnsguard", "touch", str(dying_program.ASKED))
-    host.until(lambda: not asked.exists() and host.daemon.pid not in (0, before) and host.daemon.ready())
+    host.until_replaced(before)
+    assert not asked.exists(), "it died of something else"
 
 
 def nothing_is_lost_for_good(result: dict[str, Any]) -> None:

@@ -112,6 +112,10 @@ class Host:
             error.add_note(f"dnsguard said: {self.daemon.said()}")
             raise
 
+    def until_replaced(self, before: int) -> None:
+        """Wait until another daemon than the one with this process number is ready."""
+        self.until(lambda: self.daemon.pid not in (0, before) and self.daemon.ready())
+
 
 def installed() -> Path:
     """A tree with what `make install` puts on a node, to be laid over a machine's root. Kept until the source
@@ -141,7 +145,7 @@ def hosting(
     **config: object,
 ) -> Iterator[Host]:
     """A machine with pods `a` (shop/a) and `b` (shop/b), and dnsguard installed: by its layers, unless `install` does
-    it; running and ready unless told not to start it."""
+    it; running and ready unless told not to start it. `limited`: see Machine."""
     with (
         Lab("dghost") as lab,
         scene.world(lab) as zone,

@@ -41,7 +41,7 @@ def test_a_killed_daemon_costs_a_query_under_way_one_retry_at_the_most(busy: Hos
     with Busy(busy) as traffic:
         before = busy.daemon.pid
         busy.daemon.signal(signal.SIGKILL)
-        busy.until(lambda: busy.daemon.pid not in (0, before) and busy.daemon.ready())
+        busy.until_replaced(before)
 
     nothing_is_lost_for_good(traffic.result)
 

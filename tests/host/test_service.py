@@ -159,7 +159,7 @@ def test_a_configuration_that_cannot_be_used_is_tried_again_without_end_and_the_
     assert answered_again(host) == [DB]
     killed = host.daemon.pid
     host.daemon.signal(signal.SIGKILL)
-    host.until(lambda: host.daemon.pid not in (0, killed) and host.daemon.ready())
+    host.until_replaced(killed)
     assert "failed starts" not in said_by_this_one(host)  # one that got ready has ended the count
 
 

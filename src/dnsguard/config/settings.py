@@ -44,10 +44,8 @@ def runtime_directory(path: Path) -> tuple[Path | None, bool]:
     Raises ConfigError for a file that cannot be read. For those who only look for the daemon, which may have started
     with an earlier state of the file.
     """
-    root, found = parse(read_text(path), str(path))
-    reading = _Reading(root, str(path)) if isinstance(root, Fields) else None
-    settings = reading.settings(set()) if reading else None
-    wrong = settings is None or bool(errors([*found, *(reading.found if reading else ())]))
+    settings, found = _what_is_right(read_text(path), str(path))
+    wrong = bool(errors(found))
     if settings is None or (wrong and "runtime" not in settings.paths.model_fields_set):
         return None, True
     return settings.paths.runtime, wrong
@@ -55,6 +53,12 @@ def runtime_directory(path: Path) -> tuple[Path | None, bool]:
 
 def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diagnostic]]:
     """`read_settings` for a text that is already at hand; `file` is the name used in diagnostics."""
+    settings, found = _what_is_right(text, file)
+    return (None if errors(found) else settings), found
+
+
+def _what_is_right(text: str, file: str) -> tuple[Settings | None, list[Diagnostic]]:
+    """The settings with the default for each value that is wrong, if they can be made; all errors and warnings."""
     root, found = parse(text, file)
     if not isinstance(root, Fields):
         if not found:
@@ -62,8 +66,7 @@ def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diag
         return None, in_order(found)
     reading = _Reading(root, file)
     settings = reading.settings({one.origin for one in found})
-    found = in_order(found + reading.found)
-    return (None if errors(found) else settings), found
+    return settings, in_order(found + reading.found)
 
 
 def diagnose(content: bytes, file: str) -> list[Diagnostic]:

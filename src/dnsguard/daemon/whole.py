@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -26,8 +27,9 @@ def write_whole(path: Path, text: str) -> None:
 
 def read_whole(path: Path) -> str:
     """Raises OSError, or ValueError for what was not written by `write_whole`."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
         raise ValueError("it is not a file")
-    if path.stat().st_size > LARGEST:
+    if found.st_size > LARGEST:
         raise ValueError("it is too large")
     return path.read_text("utf-8")
