@@ -36,7 +36,7 @@ def books(of: service.Service) -> dict[str, int]:
         "fetches": len(engine.fetches),
         "batches": len(exchanges.gate._batches),
         "strangers": len(exchanges._strangers),
-        "pods not enforced": len(exchanges.unenforced),
+        "pods not enforced": len(exchanges.opening.unenforced),
         "cut flows": sum(len(cuts) for cuts in engine.revocation.cuts.values()),
         "denied names": len(feed._denied),
         "sources of kernel answers": len(feed._sources),

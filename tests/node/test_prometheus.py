@@ -19,8 +19,8 @@ import yaml
 
 from tests.node.daemon import wait_for
 from tests.node.scene import DB, OTHER, Scene, playing
-from tests.unit.test_alerts import ALERTS
-from tests.unit.test_dashboard import queries
+from tests.packaging.test_alerts import ALERTS
+from tests.packaging.test_dashboard import queries
 
 pytestmark = pytest.mark.node
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dnsguard.core.compile import compile_program
@@ -21,13 +21,15 @@ from dnsguard.core.errors import KernelError, PolicyError
 from dnsguard.core.lease import Element, Lease
 from dnsguard.core.leases import Changed, Checkpoint
 from dnsguard.core.limits import Limits, Share
-from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, PodId, Program, Seconds
+from dnsguard.core.model import Action, Address, LinkIndex, Origin, Pair, Program, Seconds
 from dnsguard.core.pods import Assignment, Lookup, Pod, address_text, assign
 from dnsguard.core.policy import EffectivePolicy, deny_all
 from dnsguard.engine.contracts import NOTHING, Desired, Enforcer, EventKind, Flows, Owed, Reminder, Ticket
-from dnsguard.engine.exchange import Exchanges, Stores
+from dnsguard.engine.exchange import Exchanges
+from dnsguard.engine.owed import OwedFlows
 from dnsguard.engine.prefetch import KernelFeed
 from dnsguard.engine.revoke import Revocation, justify
+from dnsguard.engine.stores import Stores
 
 UNREAD: Seconds = 10.0
 """Queries of pods may have waited for so long that nobody read them: they are let up no longer without a daemon."""
@@ -103,9 +105,8 @@ class Changes:
         self._counters = stores.counters
         self._exchanges = exchanges
         self._enforcer = enforcer
-        self._flows = flows
         self._revocation = revocation
-        self._reminder = reminder
+        self._flows = OwedFlows(stores.pods, revocation, flows, reminder, stores.events)
         self._now = now
         self._one = asyncio.Lock()
         self._excluded: set[Pair] = set()
@@ -114,14 +115,12 @@ class Changes:
         """Links for which there was no room."""
         self._refused = False
         self._owed: list[Element] = []
-        self._unjudged: dict[PodId, Pod] = {}
-        self._unforgotten: set[Address] = set()
         self.generation = 0
 
     @property
     def unapplied(self) -> bool:
         """Something is owed that the kernel would not do; `apply_again` tries once more."""
-        return self._refused or bool(self._unjudged) or bool(self._unforgotten)
+        return self._refused or bool(self._flows)
 
     # ---- a new policy
 
@@ -134,23 +133,20 @@ class Changes:
             for item in staged:
                 item.checkpoint = self._leases.checkpoint(item.pod.id)
                 changed.merge(self._adopt(item))
-            unjudged = dict(self._unjudged)
             # The same program is justified by the same names: nothing that is open is forbidden by it.
-            self._owe(item.pod for item in staged if item.program.name != item.before[3].name)
-            ticket = self._begin(changed)
-            try:
-                await self._enforcer.apply(self._desired(), changed.write, changed.remove)
-            except BaseException:
-                await self._roll_back(staged, ticket)
-                self._unjudged = unjudged
-                self._remind()
-                raise
+            with self._flows.unless_refused(item.pod for item in staged if item.program.name != item.before[3].name):
+                ticket = self._begin(changed)
+                try:
+                    await self._enforcer.apply(self._desired(), changed.write, changed.remove)
+                except BaseException:
+                    await self._roll_back(staged, ticket)
+                    raise
             self._exchanges.gate.end_change(ticket, done=True)
             self._done()
             self._lookup = lookup
             self.generation += 1
             self._tell_purged(changed)
-            cut = await self._judge()
+            cut = await self._flows.judge(in_force=True)
             return Outcome(len(staged), len(changed.write), len(changed.remove), cut)
 
     async def audit(self, on: bool) -> int:
@@ -164,10 +160,10 @@ class Changes:
                 return 0
             # Judged before the kernel is: whatever is told from here on, the kernel opens first.
             self._audit_is(False)
-            self._owe(self._pods)
+            self._flows.judge_later(self._pods)
             try:
                 for pod in list(self._pods):
-                    self._exchanges.open_audited(pod, self._now())
+                    self._exchanges.open_audited(pod)
                     await asyncio.sleep(0)
                 with contextlib.suppress(KernelError):  # told of, and owed, below
                     await self._revocation.cut_ahead(list(self._pods))
@@ -176,7 +172,7 @@ class Changes:
                 self._audit_is(True)
                 self._revocation.release()
                 raise
-            return await self._judge()
+            return await self._flows.judge(in_force=not self._refused)
 
     def _audit_is(self, on: bool) -> None:
         self._revocation.audit = on
@@ -278,9 +274,9 @@ class Changes:
     def _inherit(self, before: Mapping[Pair, str], owed: Owed) -> None:
         now = self._pods.pairs()
         gone = {pair[1] for pair in before if pair not in now and pair not in self._excluded}
-        self._unforgotten |= gone | owed.forget
+        self._flows.forget_later(gone | owed.forget)
         changed = {pair[1] for pair, program in now.items() if before.get(pair, program) != program} | owed.judge
-        self._owe(pod for pod in self._pods if not changed.isdisjoint(pod.addresses))
+        self._flows.judge_later(pod for pod in self._pods if not changed.isdisjoint(pod.addresses))
 
     async def links(self, seen: Seen, restore: Restore = no_leases) -> None:
         """Pods came, went, or have other addresses now."""
@@ -289,15 +285,14 @@ class Changes:
             changed = Changed()
             before = {pod.id: (pod.policy, pod.addresses) for pod in self._pods}
             for one in links:
-                self._unforgotten |= self._link(one, changed)
+                self._flows.forget_later(self._link(one, changed))
             changed.merge(restore(self._now()))
             new = [pod for pod in self._pods if before.get(pod.id) != (pod.policy, pod.addresses)]
-            self._owe(pod for pod in new if pod.id in before)
+            self._flows.judge_later(pod for pod in new if pod.id in before)
             await self._apply(changed, new=new)
             self._tell_purged(changed)
             self._exchanges.pods_changed()
-            await self._judge()
-            await self._forget()
+            await self._flows.settle(in_force=not self._refused)
 
     async def _decide(self, seen: Seen) -> list[_Link]:
         """What each link is from now on, those first that give room to others."""
@@ -401,65 +396,23 @@ class Changes:
             await self._enforcer.apply(self._desired(), changed.write, changed.remove)
             self._done()
         except KernelError as error:
-            self._damaged("the programs of pods", error)
+            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what="the programs of pods", reason=str(error))
         finally:
             if self._refused:
-                self._exchanges.unenforced |= {pod.id for pod in new}
-            gate.end_change(ticket, done=not self._refused, pods=self._exchanges.unenforced)
+                self._exchanges.opening.unenforced |= {pod.id for pod in new}
+            gate.end_change(ticket, done=not self._refused, pods=self._exchanges.opening.unenforced)
 
     def _done(self) -> None:
         """The kernel does all that it should."""
         self._refused, self._owed = False, []
-        self._exchanges.unenforced.clear()
-
-    # ---- open flows
-
-    def _owe(self, pods: Iterable[Pod]) -> None:
-        """The open flows of these pods are to be judged; called before the kernel goes over."""
-        self._unjudged |= {pod.id: pod for pod in pods}
-        self._remind()
-
-    def _remind(self) -> None:
-        here = [pod for pod in self._unjudged.values() if pod.id in self._pods.by_id]
-        judge = frozenset(address for pod in here for address in pod.addresses)
-        self._reminder.keep(Owed(judge, frozenset(self._unforgotten)))
-
-    async def _judge(self) -> int:
-        """Judge the open flows that are to be; the number that was cut. What cannot be judged now stays owed."""
-        here = [pod for pod in self._unjudged.values() if pod.id in self._pods.by_id]
-        try:
-            cut = await self._revocation.judge(here)
-        except KernelError as error:
-            self._damaged("open flows", error)
-            return 0
-        if not self._refused:  # else the kernel goes by the old programs yet
-            self._unjudged.clear()
-            self._remind()
-        return cut
-
-    async def _forget(self) -> None:
-        """Whoever has these addresses next inherits no flow."""
-        if not self._unforgotten:
-            return
-        try:
-            await self._flows.forget(self._unforgotten)
-        except KernelError as error:
-            self._damaged("open flows", error)
-            return
-        if not self._refused:
-            self._unforgotten = set()
-            self._remind()
-
-    def _damaged(self, what: str, error: KernelError) -> None:
-        self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=what, reason=str(error))
+        self._exchanges.opening.unenforced.clear()
 
     async def apply_again(self) -> None:
         """Try what the kernel refused before."""
         async with self._one:
             if self._refused:
                 await self._apply(Changed())
-            await self._judge()
-            await self._forget()
+            await self._flows.settle(in_force=not self._refused)
 
     # ---- time
 

@@ -31,11 +31,12 @@ from dnsguard.engine.contracts import (
     Witness,
 )
 from dnsguard.engine.counters import Counters
-from dnsguard.engine.exchange import Exchanges, Stores
+from dnsguard.engine.exchange import Exchanges
 from dnsguard.engine.fetches import Fetches, FetchLimits, Outlets
 from dnsguard.engine.prefetch import KernelFeed
 from dnsguard.engine.refusals import ExchangeSettings
 from dnsguard.engine.revoke import Kernel, Revocation, justify
+from dnsguard.engine.stores import Stores
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Engine:
             told=self.told,
         )
         self.revocation.audit = settings.audit
-        self.exchanges.before_arming = self.revocation.before_arming
+        self.exchanges.opening.before_arming = self.revocation.before_arming
         self.changes = Changes(
             settings.change,
             stores,

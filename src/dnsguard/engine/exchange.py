@@ -9,16 +9,12 @@ further than the gate. Every exchange ends in exactly one `_close`. In Audit bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable
 from itertools import takewhile
 
-from dnsguard.core.answers import Answer, Vetted, reply, without
-from dnsguard.core.compile import closed
-from dnsguard.core.leases import Leases
-from dnsguard.core.limits import FREE_LEASES, LEASES
-from dnsguard.core.model import Address, LinkIndex, PodId, Scope, Seconds
-from dnsguard.core.pods import Pod, PodTable
+from dnsguard.core.answers import Answer, Vetted, reply
+from dnsguard.core.model import LinkIndex, PodId, Seconds
+from dnsguard.core.pods import Pod
 from dnsguard.core.policy import Denied
 from dnsguard.core.wire import (
     Ede,
@@ -31,14 +27,15 @@ from dnsguard.core.wire import (
     type_text,
 )
 from dnsguard.engine.audit import AUDITED, AuditedNames, Told
-from dnsguard.engine.cache import AnswerCache
-from dnsguard.engine.contracts import Client, Enforcer, EventKind, Events, NoWitness, Witness
-from dnsguard.engine.counters import OTHER, TYPE_LABELS, Counters
+from dnsguard.engine.contracts import Client, Enforcer, EventKind, NoWitness, Witness
+from dnsguard.engine.counters import OTHER, TYPE_LABELS
 from dnsguard.engine.fetches import Fetches
-from dnsguard.engine.gate import PATIENCE, Exits, Gate
+from dnsguard.engine.gate import Exits, Gate
+from dnsguard.engine.opening import Opening, Unopened
 from dnsguard.engine.prefetch import LEAD, KernelFeed, Refreshing
 from dnsguard.engine.refusals import ExchangeSettings, Refusals
 from dnsguard.engine.state import Exchange, Fetch
+from dnsguard.engine.stores import Stores
 from dnsguard.engine.strangers import Stranger, Strangers
 from dnsguard.engine.telling import Telling
 
@@ -51,17 +48,6 @@ _NETWORK_ERRORS = frozenset(("refused", "unreachable", "closed"))
 
 STALE_TTL = 30
 """RFC 8767 section 4: the TTL of a stale answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stores:
-    """What exchanges share with the rest of the engine."""
-
-    pods: PodTable
-    leases: Leases
-    cache: AnswerCache
-    events: Events
-    counters: Counters
 
 
 class Exchanges:
@@ -94,12 +80,7 @@ class Exchanges:
         self.gate: Gate[Exchange] = Gate(enforcer, Exits(self._release, self._late, self._doubt))
         self._open: dict[Exchange, None] = {}
         self._strangers = Strangers(stores.events, stores.counters)
-        self.before_arming: Callable[[Pod, Sequence[Address], Sequence[Scope]], None] = lambda pod, addresses, scopes: (
-            None
-        )
-        """Told of leases about to be written, so that flows that were cut there are opened with them."""
-        self.unenforced: set[PodId] = set()
-        """Pods whose program or addresses the kernel would not take: a lease opens nothing to them."""
+        self.opening = Opening(settings, stores, fetches, self.gate, self._telling)
         self.audit = False
         """Nothing is withheld from anyone: what would be is counted and told."""
         self.audited = AuditedNames()
@@ -257,14 +238,16 @@ class Exchanges:
             return
         question = exchange.question
         exchange.answer, exchange.ttl = answer, ttl
-        scopes = exchange.verdict.scopes
         wait = 0
         ede = None
-        if answer.addresses and scopes:
-            armed = self._arm(exchange, answer, scopes, now)
-            if armed is None and not self.audit:
-                return
-            answer, wait = armed or (answer, 0)
+        if answer.addresses and exchange.verdict.scopes:
+            opened = self.opening.open(exchange, answer, now)
+            if isinstance(opened, Unopened):
+                self._withhold(exchange, opened.reason, opened.kind)
+                if not self.audit:
+                    return
+                opened = answer, 0
+            answer, wait = opened
             if not answer.addresses:
                 ttl = min(ttl, answer.ttl)
                 ede = (Ede.BLOCKED, "an earlier rule denies every address of this name")
@@ -275,78 +258,6 @@ class Exchanges:
         exchange.packet = reply(answer, question, ttl, stream=exchange.client.stream, ede=ede)
         if wait <= self.gate.settled or not self.gate.hold(exchange, wait, now):
             self._release(exchange)
-
-    def _arm(
-        self, exchange: Exchange, answer: Answer, scopes: Sequence[Scope], now: Seconds
-    ) -> tuple[Answer, int] | None:
-        """Leases for every address in every scope. Returns what may be shown, and the ticket to wait for; None when
-        there is no room or no kernel for them, and the exchange has been failed (in Audit: it has been told of)."""
-        # The answer's name, not the question's: one object for the leases of all pods.
-        pod, name = exchange.pod, answer.name
-        addresses: Sequence[Address] = answer.addresses
-        if exchange.verdict.barred or self.audit:
-            answer, addresses = self._openable(exchange, answer, scopes)
-            if not addresses:
-                return answer, 0
-        leases = len(addresses) * len(scopes)
-        if leases > FREE_LEASES and (over := pod.share.work(leases // LEASES, now)) is not None:
-            self._limit_leases(exchange, over)
-            return None
-        fits = self._leases.fitting(pod.id, name, scopes, addresses)
-        if fits is not addresses:
-            if not fits:
-                self._limit_leases(exchange, "addressesPerName")
-                return None
-            self._counters.limited["addressesPerName"] += 1
-            answer, addresses = self._shortened(exchange, answer, _but(addresses, fits)), fits
-        if pod.id in self.unenforced:
-            self._withhold(exchange, "the kernel refused what the pod may do")
-            return None
-        gate = self.gate
-        lasting = now + max(exchange.ttl, self._settings.floor)
-        # For so long the gate may hold what is shown from then on; what is refreshed gets all the time there is.
-        margin = self._settings.grace if isinstance(exchange.client, Refreshing) else PATIENCE
-        armed = self._leases.arm(
-            pod.id,
-            name,
-            scopes,
-            addresses,
-            now=now,
-            need=lasting + margin,
-            until=lasting + self._settings.grace,
-            ticket=gate.next_ticket,
-        )
-        if isinstance(armed, str):
-            self._limit_leases(exchange, armed)
-            return None
-        if armed.leases:
-            self.before_arming(pod, addresses, scopes)
-            refused = gate.submit(armed, now)
-            if refused is not None:
-                self._withhold(exchange, refused)
-                return None
-            if self._events.all_leases:
-                self._telling.opened(exchange, addresses)
-        return answer, armed.wait
-
-    def _openable(
-        self, exchange: Exchange, answer: Answer, scopes: Sequence[Scope]
-    ) -> tuple[Answer, Sequence[Address]]:
-        """What may be shown, and the addresses among it that leases would open."""
-        program, guard = exchange.pod.program, self._fetches.guard
-        found = [a for a in answer.addresses if not all(closed(program, scope, a) for scope in scopes)]
-        if not found and not self.audit:
-            self._counters.answers_withheld["denied"] += 1
-        answer = self._shortened(exchange, answer, _but(answer.addresses, found))
-        # What is protected was told of when the answer came.
-        return answer, [a for a in found if a not in guard] if self.audit else found
-
-    def _shortened(self, exchange: Exchange, answer: Answer, gone: Collection[Address]) -> Answer:
-        if not self.audit:
-            return without(answer, gone)
-        if gone:
-            self._telling.audited(exchange, f"{len(gone)} addresses are closed by a rule, or over addressesPerName")
-        return answer
 
     def _judge_again(self, exchange: Exchange, now: Seconds) -> bool:
         """The pod's policy changed while the answer was on its way: ask the new one."""
@@ -414,10 +325,6 @@ class Exchanges:
         self._counters.answers_withheld[kind] += 1
         self._fail(exchange, reason)
 
-    def _limit_leases(self, exchange: Exchange, limit: str) -> None:
-        self._counters.limited[limit] += 1
-        self._withhold(exchange, f"over the limit {limit}", "capacity")
-
     def _fail(self, exchange: Exchange, reason: str, *, rcode: int = Rcode.SERVFAIL, ede: Ede = Ede.OTHER) -> None:
         """The end of an exchange that has no answer to give."""
         if exchange not in self._open:
@@ -460,7 +367,9 @@ class Exchanges:
 
     def set_audit(self, on: bool) -> None:
         """Before the first question, and by `audit_is`."""
-        self.audit = self._fetches.audit = self._refusals.audit = self._telling.audit = on
+        self.audit = on
+        for part in (self._fetches, self._refusals, self._telling, self.opening):
+            part.audit = on
 
     def audit_is(self, on: bool) -> None:
         """From here on nothing is withheld, or all is again. What is under way is judged anew."""
@@ -476,27 +385,10 @@ class Exchanges:
                 if not isinstance(exchange.client, Refreshing):
                     self._judge(exchange.question, exchange.client, exchange.pod, exchange.source, now)
 
-    def open_audited(self, pod: Pod, now: Seconds) -> None:
-        """Leases for what a pod was told in Audit and may still use, as far as its rules allow the names now: the
-        enforcer makes them before it does what it is told next."""
-        for told in list(self.audited.alive(pod.id, now)):
-            verdict = pod.policy.verdict(told.name)
-            if isinstance(verdict, Denied) or not verdict.scopes:
-                continue
-            scopes, guard = verdict.scopes, self._fetches.guard
-            addresses = [a for a in told.addresses if a not in guard]
-            addresses = [a for a in addresses if not all(closed(pod.program, scope, a) for scope in scopes)]
-            fits = self._leases.fitting(pod.id, told.name, scopes, addresses)
-            until, ticket = told.until + self._settings.grace, self.gate.next_ticket
-            armed = self._leases.arm(
-                pod.id, told.name, scopes, fits, now=now, need=told.until, until=until, ticket=ticket
-            )
-            if isinstance(armed, str):
-                self._counters.limited[armed] += 1
-                return
-            if armed.leases:
-                self.before_arming(pod, fits, scopes)
-                self.gate.submit(armed, now)
+    def open_audited(self, pod: Pod) -> None:
+        """Enforcing begins, and the enforcer is told next: what the pod was told in Audit stays open to it, if its
+        rules allow it."""
+        self.opening.audited(pod, self.audited, self._now())
 
     def pod_came(self, pod: Pod, *, named: bool) -> None:
         """Whoever had its address before is another, unless both go by a name."""
@@ -505,12 +397,8 @@ class Exchanges:
 
     def pod_went(self, pod: Pod) -> None:
         """A pod is gone: its queries get no answer, for the address may be another's by now."""
-        self.unenforced.discard(pod.id)
+        self.opening.unenforced.discard(pod.id)
         self.audited.forget(pod.id)
         self._feed.forget(pod)
         for exchange in [e for e in self._open if e.pod is pod]:
             self._close(exchange)
-
-
-def _but(all_of: Collection[Address], these: Collection[Address]) -> list[Address]:
-    return [address for address in all_of if address not in these]

@@ -60,5 +60,7 @@ class Telling:
 
     def opened(self, exchange: Exchange, addresses: Sequence[Address]) -> None:
         """Leases that began, or were put off, for this answer."""
+        if not self._events.all_leases:
+            return
         pod, name = exchange.pod.name, exchange.question.name
         self._events.emit(EventKind.LEASE_OPENED, pod=pod, name=name, address=addresses, ttl=exchange.ttl)
