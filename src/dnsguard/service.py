@@ -27,8 +27,7 @@ from dnsguard import __version__
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf, Revocation
 from dnsguard.config.settings import Settings, load_settings
-from dnsguard.control.api import ControlServer
-from dnsguard.control.calls import WRONG, Gap, Reloaded, exit_code_of
+from dnsguard.control.calls import WRONG, Reloaded, exit_code_of
 from dnsguard.core.attempts import Servers
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, LinkIndex, Seconds
@@ -37,6 +36,8 @@ from dnsguard.daemon.background import Background
 from dnsguard.daemon.backoff import Starts
 from dnsguard.daemon.beside import LINE, Beside, open_line, remove_line
 from dnsguard.daemon.drops import AnsweredInKernel, Drops
+from dnsguard.daemon.endpoints import open_endpoints
+from dnsguard.daemon.kernel_counters import KernelCounters
 from dnsguard.daemon.kernel_events import KernelEvents
 from dnsguard.daemon.lock import Lock, leave_to_owner, only_one
 from dnsguard.daemon.owed import OwedFile
@@ -48,11 +49,11 @@ from dnsguard.daemon.process import (
     tell_stacks_on_abort,
     tune_interpreter,
 )
+from dnsguard.daemon.readiness import Readiness
 from dnsguard.daemon.reloads import Reloads
-from dnsguard.daemon.reports import Configured, Reports
 from dnsguard.daemon.restore import Left, restore
+from dnsguard.daemon.rooms import Configured, Rooms
 from dnsguard.daemon.runtime import Runtime
-from dnsguard.daemon.scrape import KernelCounters, Rooms, gauges, stuck
 from dnsguard.daemon.seen import FLUSH, LOOK, REPAIR, Seen, Sources
 from dnsguard.daemon.supervision import Supervision
 from dnsguard.enforce.bpf.second import SecondLine
@@ -74,11 +75,8 @@ from dnsguard.node.routing import Interception, unusable_sysctls
 from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
-from dnsguard.observe.health import Health, HealthServer
 from dnsguard.observe.log import LEVELS, open_log
-from dnsguard.observe.metrics import Metrics, build_registry
 from dnsguard.observe.ratelimit import LineLimiter
-from dnsguard.observe.watching import Watching
 from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
@@ -156,7 +154,7 @@ class Service:
         self._seen: dict[LinkIndex, tuple[str, frozenset[Address]] | None] = {}
         self._links_changed = asyncio.Event()
         self._configured = Configured(settings, config, time.monotonic())
-        self._missing = "starting"
+        self._readiness = Readiness(insist=settings.enforcement.ebpf is Ebpf.ON)
         self._kernel = KernelEvents(self._events, self._counters)
         self._background = Background(self._events, self._counters)
         self._policies = Policies(
@@ -241,8 +239,8 @@ class Service:
         return_memory()
         await self._tcp.start()
         self._udp.start()
-        await self._open_control(rooms)
-        self._missing = ""
+        await self._open_endpoints(rooms)
+        self._readiness.phase = ""
         self._supervision.ready(self._status())
         self._events.emit(EventKind.READY, pods=len(engine.pods), leases=len(engine.leases))
         return self._until_the_stop(servers)
@@ -287,9 +285,10 @@ class Service:
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
-            self._beside = Beside(
+            beside = self._beside = Beside(
                 line, self._enforcer, self._events, self._counters, on_denial=lambda one: self._drops.tell(one)
             )
+            self._readiness.failures = lambda: beside.failures
             rooms.callback(self._beside.close)
         self._conntrack = Conntrack()
         rooms.push_async_callback(self._conntrack.close)
@@ -368,74 +367,29 @@ class Service:
             on_crowded=self._descriptors.crowded,
         )
 
-    async def _open_control(self, rooms: contextlib.AsyncExitStack) -> None:
-        reports = Reports(
-            self._engine,
-            self._configured,
-            self._drops.by_pod,
-            self._answers.by_pod,
-            self._missing_now,
-            time.monotonic,
-            self._events.recent,
-            ("nftables", LINE) if self._line is not None else ("nftables",),
-            self._drops.audited,
-            self._gaps,
-            lambda: metrics.totals(),
-            lambda: self._supervision.rejected,
-            lambda: self._reloads.under_way,
+    async def _open_endpoints(self, rooms: contextlib.AsyncExitStack) -> None:
+        everything = Rooms(
+            configured=self._configured,
+            readiness=self._readiness,
+            engine=self._engine,
+            enforcer=self._enforcer,
+            enforcers=("nftables", LINE) if self._line is not None else ("nftables",),
+            udp=self._udp,
+            tcp=self._tcp,
+            policies=self._policies,
+            reloads=self._reloads,
+            supervision=self._supervision,
+            drops=self._drops,
+            answered_in_kernel=self._answers,
+            kernel_counters=self._kernel_counters,
+            seen=self._sightings,
+            events=self._events,
+            outlet=self._log.outlet,
+            now=time.monotonic,
         )
-        metrics = Metrics(self._counters, list(reports.upstreams()), gauges(self._rooms(reports)))
-        control = ControlServer(
-            self._settings.paths.runtime,
-            {
-                "status": reports.status,
-                "version": reports.version,
-                "pods": reports.pod_rows,
-                "leases": reports.lease_rows,
-                "explain": reports.explain,
-                "denials": reports.denial_rows,
-                "monitor": Watching(self._events, reports.names).rows,
-                "learn": self._sightings.rows,
-                "reload": self._reloads.ask,
-            },
-            lambda call, error: self._background.defect("control socket", error),
-        )
-        await control.start()
-        rooms.push_async_callback(control.stop)
-        rooms.callback(self._reloads.close)
+        control = await open_endpoints(everything, rooms, self._background.defect)
         end = self._end_for_another if self._supervision.restarted else None
         self._runtime = Runtime(self._lock, control, self._events, end)
-        if (listen := self._settings.metrics.listen) is not None:
-            health = HealthServer(str(listen), build_registry(metrics), self._health())
-            await health.start()
-            rooms.push_async_callback(health.stop)
-
-    def _rooms(self, reports: Reports) -> Rooms:
-        return Rooms(
-            self._settings,
-            self._engine,
-            self._enforcer,
-            self._udp,
-            self._tcp,
-            self._events,
-            self._log.outlet,
-            self._kernel_counters,
-            self._policies,
-            reports,
-            time.monotonic,
-        )
-
-    def _health(self) -> Health:
-        return Health(self._missing_now, lambda: stuck(self._enforcer, time.monotonic()), self._kernel_counters.fresh)
-
-    def _gaps(self) -> list[Gap]:
-        failures = self._beside.failures if self._beside else {}
-        return [{"enforcer": LINE, "link": name, "reason": why} for name, why in sorted(failures.items())]
-
-    def _missing_now(self) -> str:
-        """What readiness waits for; empty when it is there."""
-        gaps = self._gaps() if self._settings.enforcement.ebpf is Ebpf.ON else []
-        return self._missing or (f"eBPF is not the first on {' '.join(gap['link'] for gap in gaps)}" if gaps else "")
 
     def _end_for_another(self) -> None:
         """Stop in order, as a failure: systemd starts another process."""
@@ -444,7 +398,7 @@ class Service:
 
     async def _drain(self) -> None:
         """Take no more queries; answer those in flight."""
-        self._missing = "stopping"
+        self._readiness.phase = "stopping"
         self._supervision.stopping()
         self._events.emit(EventKind.STOPPING)
         self._udp.stop()
@@ -477,7 +431,7 @@ class Service:
 
     def _status(self) -> str:
         """What `systemctl status` shows."""
-        state = f"not ready: {missing}" if (missing := self._missing_now()) else "ready"
+        state = f"not ready: {missing}" if (missing := self._readiness.missing()) else "ready"
         return f"{state}: {len(self._engine.pods)} pods, generation {self._engine.changes.generation}"
 
     async def _follow_links(self) -> None:
@@ -518,7 +472,7 @@ class Service:
         self._engine.feed.forget_all()
         if self._line is not None:
             self._line.own(own)
-            if not self._missing:
+            if not self._readiness.phase:
                 self._line.answers_made_by(assembly.answers_fingerprint(self._settings, own))
 
     def _on_damage(self, what: str) -> None:

@@ -7,17 +7,18 @@ import signal
 import sys
 
 from dnsguard.cli import main
+from dnsguard.core.leases import Changed
 from dnsguard.engine.change import Changes
 
-judge = Changes._judge
+tell_purged = Changes._tell_purged
 
 
-async def die(changes: Changes) -> int:
+def die(changes: Changes, changed: Changed) -> None:
     if changes.generation > 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    return await judge(changes)
+    tell_purged(changes, changed)
 
 
 if __name__ == "__main__":
-    Changes._judge = die  # type: ignore[method-assign]
+    Changes._tell_purged = die  # type: ignore[method-assign]
     sys.exit(main())

@@ -25,7 +25,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dnsguard import __version__
-from dnsguard.daemon.scrape import FRESH, PATIENCE
+from dnsguard.daemon.kernel_counters import FRESH, PATIENCE
 from tests.node.daemon import Dnsguard, wait_for
 from tests.node.scene import A6, ALLOWLIST, DB, OTHER, PORT, WRONG_PORT, A, B, Scene, playing
 

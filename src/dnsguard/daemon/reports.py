@@ -8,72 +8,44 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from dnsguard import __version__
-from dnsguard.config.groups import Settings
-from dnsguard.control.calls import CallError, DenialRow, Explanation, Gap, LeaseRow, PodRow, Status, Version
+from dnsguard.control.calls import CallError, DenialRow, Explanation, LeaseRow, PodRow, Status, Version
 from dnsguard.control.explain import Ended, Subject, ports_text
 from dnsguard.core.lease import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, address_text
+from dnsguard.daemon.rooms import Rooms
 from dnsguard.daemon.why import Case, denial_rows, explain_all
-from dnsguard.engine.engine import Engine
-from dnsguard.observe.recent import Recent
-
-
-@dataclass(slots=True)
-class Configured:
-    """What the daemon was told: its settings (others after a reload), the file they came from, and when it started."""
-
-    settings: Settings
-    file: Path
-    started: Seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """The results of the calls that only look. `dropped` counts the packets dropped of each pod, by its name, and
-    `answered` its questions that the kernel answered; `missing` is what readiness waits for, empty when
-    ready; `recent` remembers what was denied; `totals` are the metrics' counters."""
+    """The results of the calls that only look. `totals` are the metrics' counters."""
 
-    engine: Engine
-    configured: Configured
-    dropped: Mapping[str, int]
-    answered: Mapping[str, int]
-    missing: Callable[[], str]
-    now: Callable[[], Seconds]
-    recent: Recent
-    enforcers: Sequence[str] = ("nftables",)
-    audited: Mapping[str, int] = field(default_factory=dict)
-    """Packets of each pod that passed in Audit only, by its name."""
-    gaps: Callable[[], Sequence[Gap]] = tuple
-    totals: Callable[[], Mapping[str, int]] = dict
-    rejected: Callable[[], str] = str
-    """What was wrong with the last reload; empty when nothing was."""
-    reloading: Callable[[], bool] = bool
-    """Whether a reload is under way."""
+    rooms: Rooms
+    totals: Callable[[], Mapping[str, int]]
 
     async def version(self) -> Version:
         return {"version": __version__}
 
     async def status(self) -> Status:
-        engine, settings = self.engine, self.configured.settings
+        engine, settings = self.rooms.engine, self.rooms.configured.settings
         return {
             "version": __version__,
             "pid": os.getpid(),
-            "uptime": round(self.now() - self.configured.started, 1),
+            "uptime": round(self.rooms.now() - self.rooms.configured.started, 1),
             "mode": settings.mode.value,
-            "ready": not self.missing(),
-            "missing": self.missing(),
-            "config": str(self.configured.file),
+            "ready": not self.rooms.readiness.missing(),
+            "missing": self.rooms.readiness.missing(),
+            "config": str(self.rooms.configured.file),
             "allowlist": str(settings.allowlist),
             "generation": engine.changes.generation,
-            "rejected": self.rejected(),
-            "reloading": self.reloading(),
+            "rejected": self.rooms.supervision.rejected,
+            "reloading": self.rooms.reloads.under_way,
             "pods": len(engine.pods),
             "pods_limit": settings.tables.pods,
             "leases": len(engine.leases),
@@ -85,29 +57,31 @@ class Reports:
             "queries": sum(engine.counters.requests.values()),
             "denied": engine.counters.verdicts["denied"],
             "audited": engine.counters.verdicts["audited"],
-            "enforcers": list(self.enforcers),
-            "gaps": list(self.gaps()),
+            "enforcers": list(self.rooms.enforcers),
+            "gaps": self.rooms.readiness.gaps(),
             "upstreams": [{"address": to, "up": up} for to, up in self.upstreams().items()],
         }
 
     def upstreams(self) -> dict[str, bool]:
         """The configured upstreams, and whether each answers."""
-        down = self.engine.servers.down
-        return {str(upstream): not down(number) for number, upstream in enumerate(self.configured.settings.upstreams)}
+        down = self.rooms.engine.servers.down
+        return {
+            str(upstream): not down(number) for number, upstream in enumerate(self.rooms.configured.settings.upstreams)
+        }
 
     def find(self, text: str) -> list[Pod]:
         """The pods that `text` names (name, address or link). Raises CallError when there is none."""
-        found = self.engine.pods.find(text)
+        found = self.rooms.engine.pods.find(text)
         if not found:
             raise CallError(f"no pod on this node is called {text}, has that address or that link; see dnsguard pods")
         return found
 
     def names(self, text: str) -> list[str]:
         """The names of the pods that `text` names; none is no error."""
-        return [pod.name for pod in self.engine.pods.find(text)]
+        return [pod.name for pod in self.rooms.engine.pods.find(text)]
 
     async def pod_rows(self, pod: str | None = None) -> list[PodRow]:
-        chosen = self.find(pod) if pod else sorted(self.engine.pods, key=lambda p: p.name)
+        chosen = self.find(pod) if pod else sorted(self.rooms.engine.pods, key=lambda p: p.name)
         return [self._pod_row(one) for one in chosen]
 
     def _pod_row(self, pod: Pod) -> PodRow:
@@ -118,21 +92,21 @@ class Reports:
             "policy": pod.policy.label,
             "default": pod.program.default.value,
             "rules": len(pod.program.rules),
-            "leases": len(self.engine.leases.pods[pod.id]),
-            "denied": self.dropped.get(pod.name, 0),
-            "audited": self.audited.get(pod.name, 0),
-            "answered_in_kernel": self.answered.get(pod.name, 0),
+            "leases": len(self.rooms.engine.leases.pods[pod.id]),
+            "denied": self.rooms.drops.by_pod.get(pod.name, 0),
+            "audited": self.rooms.drops.audited.get(pod.name, 0),
+            "answered_in_kernel": self.rooms.answered_in_kernel.by_pod.get(pod.name, 0),
             "origin": str(pod.entry_origin or ""),
         }
 
     async def lease_rows(self, pod: str | None = None) -> list[LeaseRow]:
-        chosen = self.find(pod) if pod else sorted(self.engine.pods, key=lambda p: p.name)
+        chosen = self.find(pod) if pod else sorted(self.rooms.engine.pods, key=lambda p: p.name)
         return [row for one in chosen for row in self._leases_of(one)]
 
     def _leases_of(self, pod: Pod) -> list[LeaseRow]:
         ports = {rule.scope.name: ports_text(rule.ports) for rule in pod.program.rules if rule.scope is not None}
-        now = self.now()
-        living = (lease for lease in self.engine.leases.pods[pod.id] if lease.until > now)
+        now = self.rooms.now()
+        living = (lease for lease in self.rooms.engine.leases.pods[pod.id] if lease.until > now)
         rows = [self._lease_row(pod, lease, ports.get(lease.scope, lease.scope), now) for lease in living]
         return sorted(rows, key=lambda row: (row["names"], row["address"], row["scope"]))
 
@@ -156,24 +130,24 @@ class Reports:
         return sorted(itertools.chain.from_iterable(rows), key=lambda row: row["last"])
 
     def _case(self, pod: Pod) -> Case:
-        others = tuple({id(one.policy): one.policy for one in self.engine.pods}.values())
+        others = tuple({id(one.policy): one.policy for one in self.rooms.engine.pods}.values())
         subject = Subject(
             pod.name, pod.policy, pod.program, pod.addresses[0], self._leases_of(pod), live=True, others=others
         )
-        now = self.now()
+        now = self.rooms.now()
         return Case(
             subject,
             pod.addresses,
-            self.configured.settings.allowlist,
+            self.rooms.configured.settings.allowlist,
             pod.entry_origin,
             self._ended_of(pod, now),
-            self.recent.of(pod.name),
+            self.rooms.events.recent.of(pod.name),
             now,
         )
 
     def _ended_of(self, pod: Pod, now: Seconds) -> dict[Address, Ended]:
         """What each address was leased for last; not those that are leased now."""
-        table = self.engine.leases.pods[pod.id]
+        table = self.rooms.engine.leases.pods[pod.id]
         over = [lease for lease in (*table.ended.values(), *table) if lease.until <= now]
         living = {lease.address for lease in table if lease.until > now}
         latest = sorted(over, key=lambda lease: lease.until)

@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from dnsguard.daemon import scrape
-from dnsguard.daemon.scrape import FRESH, STUCK, KernelCounters, stuck
+from dnsguard.daemon import kernel_counters
+from dnsguard.daemon.gauges import STUCK, stuck
+from dnsguard.daemon.kernel_counters import FRESH, KernelCounters
 from dnsguard.enforce.enforcer import LineEnforcer
 
 
@@ -71,7 +72,7 @@ async def test_scrapes_and_the_background_share_one_reading(kernel: Kernel) -> N
 async def test_a_kernel_that_does_not_answer_holds_up_no_scrape(
     kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrape, "PATIENCE", 0.01)
+    monkeypatch.setattr(kernel_counters, "PATIENCE", 0.01)
     kernel.go.clear()
     await kernel.counters.fresh()
     await kernel.counters.fresh()
