@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from typing import Any, Final
 import uvloop
 
 from dnsguard import __version__
-from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.groups import Ebpf, Revocation
 from dnsguard.config.settings import Settings, load_settings
 from dnsguard.control.calls import WRONG, Reloaded, exit_code_of
@@ -35,13 +33,14 @@ from dnsguard.daemon import assembly
 from dnsguard.daemon.background import Background
 from dnsguard.daemon.backoff import Starts
 from dnsguard.daemon.beside import LINE, Beside, open_line, remove_line
+from dnsguard.daemon.clock import ClockSteps
 from dnsguard.daemon.drops import AnsweredInKernel, Drops
 from dnsguard.daemon.endpoints import open_endpoints
 from dnsguard.daemon.kernel_counters import KernelCounters
 from dnsguard.daemon.kernel_events import KernelEvents
 from dnsguard.daemon.lock import Lock, leave_to_owner, only_one
 from dnsguard.daemon.owed import OwedFile
-from dnsguard.daemon.policies import Policies, print_all
+from dnsguard.daemon.policies import Policies
 from dnsguard.daemon.process import (
     Descriptors,
     raise_descriptors,
@@ -75,7 +74,7 @@ from dnsguard.node.routing import Interception, unusable_sysctls
 from dnsguard.node.systemd import Systemd
 from dnsguard.node.watch import Watch
 from dnsguard.observe.events import EventLog
-from dnsguard.observe.log import LEVELS, open_log
+from dnsguard.observe.log import LEVELS, open_log, tell_end
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
@@ -101,8 +100,9 @@ def run(config: Path) -> int:
     # Until the loop hears of it: what it asks for is read anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     systemd, starts = Systemd.from_environment(os.environ), Starts.from_environment(os.environ)
-    if not starts.begin(partial(_say, systemd)):
+    if not starts.begin(systemd.status):
         return 0
+    defect: Exception | None = None
     try:
         settings = load_settings(config)
         leave_to_owner(settings.paths.runtime)
@@ -113,19 +113,14 @@ def run(config: Path) -> int:
             code = uvloop.run(Service(config, settings, lock, Supervision(systemd, starts)).run())
             starts.over()
             return code
-    except ConfigError as error:
-        why, code = "\n".join(map(str, error.diagnostics)), print_all(error.diagnostics)
     except DnsguardError as error:
         why, code = str(error), exit_code_of(error)
-        print(f"dnsguard: {error}", file=sys.stderr)
+    except Exception as error:
+        why, code, defect = f"internal error: {error!r}", WRONG, error
     systemd.status(why)
-    starts.failed(why)
+    if starts.failed(why):
+        tell_end(why, defect)
     return code
-
-
-def _say(systemd: Systemd, text: str) -> None:
-    systemd.status(text)
-    print(f"dnsguard: {text}", file=sys.stderr)
 
 
 class Service:
@@ -182,6 +177,8 @@ class Service:
         ):
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
+        if how := self._supervision.ended():
+            self._events.emit(EventKind.ENDED_BADLY, reason=how)
         for unusable in unusable_sysctls():
             self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
         try:
@@ -260,6 +257,7 @@ class Service:
             self._background.every(FLUSH, "what was seen", self._sightings.flush),
             self._background.every(REPAIR, "what was seen", self._sightings.flush_again),
             self._background.every(AGAIN, "descriptors", self._descriptors.look),
+            self._background.every(AGAIN, "the wall clock", ClockSteps(self._events).look),
             self._background.every(AGAIN, "runtime directory", self._runtime.look),
             self._background.every(AGAIN, "what the kernel refused", self._apply_again),
             self._background.every(AGAIN, "probes", probes.run),

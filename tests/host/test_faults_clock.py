@@ -14,7 +14,7 @@ import pytest
 
 from dnsguard.control.client import ControlClient
 from tests.host.host import UNIT, Host, hosting
-from tests.host.troubles import Closed, answered, fresh_name, is_whole
+from tests.host.troubles import Closed, answered, events, fresh_name, is_whole
 from tests.node.scene import DB
 
 pytestmark = pytest.mark.node
@@ -60,6 +60,7 @@ def test_leases_and_ttls_do_not_notice_a_jump(node: Host, jump: int) -> None:
     assert scene.resolve(scene.a, "db.example.com") == [DB]
     shown, began = scene.ask(scene.a, "db.example.com").rr[0].ttl, time.monotonic()
 
+    steps = len(events(node, "clock_stepped"))
     with Closed(node):
         set_clock(node, jump)
         assert scene.opens(scene.a, DB)
@@ -72,6 +73,8 @@ def test_leases_and_ttls_do_not_notice_a_jump(node: Host, jump: int) -> None:
         assert scene.lease_left(DB) == 0.0
         assert is_whole(node)
     assert node.daemon.pid == pid
+    ways = {told["DNSGUARD_WAY"] for told in events(node, "clock_stepped")[steps:]}
+    assert ways == {"ahead" if jump > 0 else "back"}
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY], ids=["a day ahead", "a day back"])

@@ -9,6 +9,7 @@ import pytest
 from dnslib import DNSRecord
 
 from tests.host.host import UNIT, Host, hosting
+from tests.host.machine import TOP
 from tests.node.daemon import ANY_RESOLVER
 from tests.node.scene import ALLOWLIST, DB, OTHER, A, addresses, exchange, rcode
 
@@ -29,10 +30,15 @@ def answered_again(host: Host, name: str = "db.example.com") -> list[str]:
     return host.scene.resolve(host.scene.a, name)
 
 
-def said_by_this_one(host: Host) -> str:
-    """What the process that runs now has written."""
-    invocation = host.machine.show(UNIT, "InvocationID")["InvocationID"]
-    return host.machine.shell(f"journalctl --sync; journalctl -o cat _SYSTEMD_INVOCATION_ID={invocation}")
+def waiting(host: Host) -> str:
+    """What the status says of a start that is not ready."""
+    return host.machine.show(UNIT, "StatusText").get("StatusText", "")
+
+
+def example(begins: str) -> str:
+    """The line that the unit's head recommends to operators."""
+    lines = ((TOP / "systemd" / UNIT).read_text().partition("[Unit]")[0]).splitlines()
+    return next(line.removeprefix("#").strip() for line in lines if begins in line)
 
 
 def test_a_pod_under_the_service_reaches_what_it_may_and_nothing_else(standing: Host) -> None:
@@ -148,10 +154,10 @@ def test_a_configuration_that_cannot_be_used_is_tried_again_without_end_and_the_
 
     host.until(lambda: int(host.machine.show(UNIT, "NRestarts")["NRestarts"]) >= 3, 40)
 
-    told = host.machine.shell("journalctl -u dnsguard.service -o cat")
-    assert "/etc/dnsguard/config.yaml:1:13: error:" in told
-    assert "failed starts in a row: 1; this one waits 0.5 s; the last said: /etc/dnsguard/config.yaml:1:13: " in told
-    assert "failed starts in a row: 2; this one waits 1 s; the last said: /etc" in told
+    host.until(lambda: "this one waits 3 s; the last said: /etc/dnsguard/config.yaml:1:13: " in waiting(host))
+    (told,) = host.machine.journal(f"_SYSTEMD_UNIT={UNIT}", "PRIORITY=3")
+    assert told["DNSGUARD_EVENT"] == "start_failed"
+    assert told["MESSAGE"].startswith("dnsguard ends: /etc/dnsguard/config.yaml:1:13: error:")
     assert scene.silent(scene.a, "db.example.com")
     assert not scene.opens(scene.a, DB)
     host.machine.write("/etc/dnsguard/config.yaml", good)
@@ -160,20 +166,40 @@ def test_a_configuration_that_cannot_be_used_is_tried_again_without_end_and_the_
     killed = host.daemon.pid
     host.daemon.signal(signal.SIGKILL)
     host.until_replaced(killed)
-    assert "failed starts" not in said_by_this_one(host)  # one that got ready has ended the count
+    assert not (host.machine.root / "run/dnsguard/starts").exists()  # one that got ready has ended the count
 
 
 def test_a_start_that_waits_for_its_turn_is_stopped_at_once_and_then_starts_at_once(host: Host) -> None:
     good = host.machine.read("/etc/dnsguard/config.yaml")
     host.machine.write("/etc/dnsguard/config.yaml", "upstreams: [nonsense]\n")
     host.machine.systemctl("restart", UNIT, check=False)
-    host.until(lambda: "this one waits 3 s" in host.machine.show(UNIT, "StatusText").get("StatusText", ""), 40)
+    host.until(lambda: "this one waits 3 s" in waiting(host), 40)
     host.machine.write("/etc/dnsguard/config.yaml", good)
 
     host.machine.systemctl("restart", UNIT)
 
     assert host.daemon.ready()
-    assert "failed starts" not in said_by_this_one(host)
+
+
+def test_a_daemon_that_was_killed_is_told_of_once_by_the_next_and_an_operator_s_unit_is_started(host: Host) -> None:
+    machine = host.machine
+    machine.write("/run/systemd/system/oncall.service", "[Service]\nExecStart=/bin/sh -c 'echo >>/run/called'\n")
+    machine.write(f"/run/systemd/system/{UNIT}.d/oncall.conf", f"[Service]\n{example('ExecStopPost=+')}\n")
+    machine.systemctl("daemon-reload")
+    machine.systemctl("restart", UNIT)
+    assert not (machine.root / "run/called").exists()
+
+    killed = host.daemon.pid
+    host.daemon.signal(signal.SIGKILL)
+    host.until_replaced(killed)
+    machine.systemctl("restart", UNIT)
+
+    (told,) = machine.journal("DNSGUARD_EVENT=ended_badly")
+    assert (told["DNSGUARD_REASON"], told["PRIORITY"]) == ("it was killed by SIGKILL", "3")
+    host.until(lambda: machine.read("/run/called") == "\n")
+    machine.write("/etc/dnsguard/config.yaml", "upstreams: [nonsense]\n")
+    machine.systemctl("restart", UNIT, check=False)
+    host.until(lambda: machine.read("/run/called").startswith("\n\n"))
 
 
 def test_a_daemon_that_hangs_is_restarted_with_its_stacks_told_and_its_pods_closed_meanwhile(host: Host) -> None:

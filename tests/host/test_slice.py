@@ -228,6 +228,7 @@ def test_a_daemon_that_takes_too_much_memory_is_killed_closed_until_it_is_back_a
         node.until(lambda: is_whole(node), WHOLE)
         assert flow.alive()
     assert set(killed(node)[deaths:]) == {UNIT}
+    assert "killed by SIGKILL; the kernel has killed a process" in events(node, "ended_badly")[-1]["DNSGUARD_REASON"]
 
 
 def needed(host: Host) -> int:

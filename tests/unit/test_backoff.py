@@ -108,3 +108,45 @@ def test_whoever_stops_a_start_that_waits_is_not_made_to_wait_and_ends_the_count
 
     assert time.monotonic() - began < WAITS[-1]
     assert not (tmp_path / backoff.FILE).exists()
+
+
+def test_a_cause_that_stays_is_told_once_and_again_every_hundred_starts(tmp_path: Path, waited: list[float]) -> None:
+    def told(why: str) -> bool:
+        starts = Starts(tmp_path)
+        starts.begin(lambda text: None)
+        return starts.failed(why)
+
+    assert [told("no upstreams") for _ in range(202)] == [number in (0, 99, 199) for number in range(202)]
+    assert told("no route")
+    assert Starts(None).failed("no route")
+
+
+@pytest.mark.parametrize(
+    ("left", "how"),
+    [
+        ("signal KILL\n", "it was killed by SIGKILL"),
+        ("core-dump SEGV\n", "it crashed by SIGSEGV"),
+        ("watchdog ABRT\n", "it hung, and the watchdog ended it"),
+        ("timeout KILL\n", "it took too long to start, reload or stop, and systemd killed it"),
+        ("oom-kill KILL\n", "the kernel killed it for want of memory"),
+        ("protocol 0\n", "systemd calls it protocol"),
+        (
+            "signal KILL\noom_kill 2\n",
+            "it was killed by SIGKILL; the kernel has killed a process of this service for want of memory",
+        ),
+        ("signal \x1b[31m{status}\n", "it was killed by SIG\\x1b[31m{status}"),
+        ("", ""),
+        ("\n", ""),
+    ],
+)
+def test_how_the_process_before_was_ended_is_told_once(tmp_path: Path, left: str, how: str) -> None:
+    (tmp_path / backoff.ENDED).write_text(left)
+
+    assert (Starts(tmp_path).ended(), Starts(tmp_path).ended()) == (how, "")
+
+
+def test_of_a_process_that_ended_by_itself_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "folder" / backoff.ENDED).mkdir(parents=True)
+
+    for folder in (tmp_path, tmp_path / "folder", tmp_path / "missing", None):
+        assert Starts(folder).ended() == ""

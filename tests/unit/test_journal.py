@@ -20,7 +20,7 @@ from dnsguard.observe import outlet as outlet_module
 from dnsguard.observe.catalog import CATALOG
 from dnsguard.observe.events import EventLog
 from dnsguard.observe.journal import FIRST_RETRY, LAST_RETRY, JournalChannel, entry
-from dnsguard.observe.log import Log, open_log
+from dnsguard.observe.log import Log, open_log, tell_end
 from dnsguard.observe.outlet import LaterError, Outlet
 from dnsguard.observe.ratelimit import LineLimiter
 from tests.journald import Journald, fields
@@ -392,3 +392,33 @@ def test_lines_that_were_lost_are_told_as_an_event(journald: Journald) -> None:
     assert told["MESSAGE_ID"] == CATALOG[EventKind.LOG_LINES_DROPPED].message_id.hex
     assert told["DNSGUARD_LINES"] == "1"
     assert told["PRIORITY"] == "4"
+
+
+# ---- the last word of a process
+
+
+def test_why_a_process_ends_is_one_entry_of_the_journal(journald: Journald, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "is_standard_error", lambda: True)
+
+    tell_end("config.yaml:1:1: error: no\nconfig.yaml:2:1: error: nor this")
+
+    (told,) = journald.entries()
+    assert (told["DNSGUARD_EVENT"], told["PRIORITY"]) == ("start_failed", "3")
+    assert told["MESSAGE"] == "dnsguard ends: config.yaml:1:1: error: no; config.yaml:2:1: error: nor this"
+
+
+def test_a_defect_is_told_with_its_stack_where_nobody_keeps_a_journal_too(
+    journald: Journald, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        raise ZeroDivisionError("three a.m.")
+    except ZeroDivisionError as error:
+        defect = error
+
+    tell_end("internal error", defect)
+    monkeypatch.setattr(journal, "is_standard_error", lambda: True)
+    tell_end("internal error", defect)
+
+    (told,) = journald.entries()
+    for text in (told["DNSGUARD_EXCEPTION"], capsys.readouterr().err):
+        assert "three a.m." in text and "test_journal.py" in text

@@ -7,8 +7,8 @@ restore, owed   what an earlier process left, taken up again, and what it had ye
 beside          the eBPF line: opened, on every link, vouched for
 background      work that goes on until the stop, contained
 supervision     what systemd is told, and what it keeps over a restart
-backoff         starts that fail, each of which has the next one wait
-drops, kernel_events, seen      what the kernel did, told, counted, and learned from
+backoff         what one process tells the next: starts that failed, so that it waits, and how it was ended
+drops, kernel_events, seen, clock       what the kernel did, told, counted, and learned from; steps of the wall clock
 rooms           all of them, for those that look at all
 endpoints       the control socket, metrics and health; reports, why, gauges, kernel_counters, readiness: what they tell
 early, cleanup  without a daemon: every link closed, every trace removed

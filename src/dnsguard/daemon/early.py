@@ -6,12 +6,13 @@ by a pod link. Where tables can outlive their process (Linux 6.9) so does this o
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from dnsguard.config.diagnostics import exit_code
 from dnsguard.config.groups import Pods
 from dnsguard.config.settings import read_settings
 from dnsguard.daemon import assembly
-from dnsguard.daemon.policies import print_all
 from dnsguard.enforce.nftables import Layout, close_links
 
 
@@ -22,4 +23,5 @@ def close(config: Path) -> int:
     """
     settings, diagnostics = read_settings(config)
     close_links(assembly.table_layout(settings) if settings else Layout(Pods().interfaces))
-    return print_all(diagnostics)
+    sys.stderr.writelines(f"{diagnostic}\n" for diagnostic in diagnostics)
+    return exit_code(diagnostics)

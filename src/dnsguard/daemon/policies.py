@@ -6,7 +6,6 @@ Needs the engine only for a reload: the first policy is put in force by whoever 
 
 from __future__ import annotations
 
-import sys
 from asyncio import CancelledError
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -23,13 +22,6 @@ from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.engine.counters import Counters
 from dnsguard.sources.loader import Loaded, load
 from dnsguard.sources.store import Store
-
-
-def print_all(diagnostics: Sequence[Diagnostic]) -> int:
-    """On standard error; returns the exit code that they ask for."""
-    for diagnostic in diagnostics:
-        print(diagnostic, file=sys.stderr)
-    return exit_code(diagnostics)
 
 
 class Policies:
@@ -57,11 +49,10 @@ class Policies:
         """Whether the last policy read is not the one in force."""
 
     async def first(self) -> Store:
-        """The policy to start with. Raises CallError, with every diagnostic printed, when it cannot be used."""
+        """The policy to start with. Raises ConfigError when it cannot be used."""
         loaded = await self._load(self._settings)
-        code = print_all(loaded.diagnostics)
         if loaded.store is None:
-            raise CallError(f"{self._settings.allowlist} cannot be used: `dnsguard check` says why", code)
+            raise ConfigError(loaded.diagnostics)
         self._keep(loaded.store)
         self._tell(loaded.diagnostics)
         return loaded.store

@@ -50,6 +50,10 @@ class Supervision:
         """Whether somebody starts this process again when it ends."""
         return self._systemd.there
 
+    def ended(self) -> str:
+        """How the process before was ended; empty when it ended by itself."""
+        return self._starts.ended()
+
     # -- what outlives a process
 
     def listen(self, port: int, reply_mark: int, events: Events) -> ListenSockets:

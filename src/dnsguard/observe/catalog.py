@@ -59,6 +59,31 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "Start dnsguard again, or run `dnsguard cleanup` to take every rule out of the kernel.",
         meaning="Governed pods keep what is open to them until its lease ends; new names are not resolved.",
     ),
+    EventKind.START_FAILED: Description(
+        ERROR,
+        "dnsguard ends: {reason}",
+        UUID("5dcf6ce2193e4f8fa89d11ff4d74786f"),
+        "Remove the cause named; systemd tries again every few seconds, and `systemctl status dnsguard` has the state. "
+        "For `internal error`, report the stack.",
+        meaning="The process cannot go on, and ends. Pods stay closed, but for what the kernel holds until each lease "
+        "ends. Told once for a cause that stays, and again every 100 starts.",
+    ),
+    EventKind.ENDED_BADLY: Description(
+        ERROR,
+        "the process before this one did not end by itself: {reason}",
+        UUID("2638642f557e470e96be177f84f12aa4"),
+        "Killed for want of memory: raise MemoryMax= of dnsguard.slice, or see what else fills the node "
+        "(`journalctl -k`). Hung: report the stacks of its threads, which the journal has. Else look who killed it.",
+        meaning="systemd has started this one in its place. What the kernel enforced it went on enforcing; queries "
+        "that the process had in hand are answered at the client's retry.",
+    ),
+    EventKind.CLOCK_STEPPED: Description(
+        WARNING,
+        "the wall clock was set {seconds} s {way}, or the node has slept",
+        UUID("bcc4051646c844c09a56b4b211183dd5"),
+        "Nothing to do for enforcement. Look at the node's time synchronisation; times in logs jump.",
+        meaning="Leases and TTLs run by a clock that nobody sets; `dnsguard learn` says when by this one.",
+    ),
     EventKind.FEATURE_LEFT_OUT: Description(
         INFO,
         "{feature} is left out: {reason}",

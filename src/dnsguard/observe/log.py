@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +22,7 @@ from structlog.typing import Processor
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe import journal
 from dnsguard.observe.catalog import CATALOG
-from dnsguard.observe.events import Event, Sink
+from dnsguard.observe.events import Event, EventLog, Sink
 from dnsguard.observe.outlet import Outlet, open_stream
 from dnsguard.observe.ratelimit import LineLimiter
 from dnsguard.observe.text import printable
@@ -81,6 +83,19 @@ def open_log(form: str, level: str, fd: int = 2) -> Log:
     )
     _redirect_logging(logger, max(LEVELS[level], logging.INFO))
     return Log(logger, outlet, partial(_to_journal, outlet) if form == "journald" else partial(_to_lines, logger))
+
+
+def tell_end(why: str, defect: Exception | None = None) -> None:
+    """Say why the process ends before it has a log of its own, or after: to the journal as an event where standard
+    error leads there, else in plain words. `defect` is what nobody foresaw; its stack is told, too."""
+    if not journal.is_standard_error():
+        sys.stderr.write("".join(traceback.format_exception(defect)) if defect else f"dnsguard: {why}\n")
+        return
+    log = open_log("journald", "info")
+    EventLog([log.write], LineLimiter(LIBRARY_LINES), time.monotonic).emit(
+        EventKind.START_FAILED, reason="; ".join(why.splitlines()), exc_info=defect
+    )
+    log.outlet.close()
 
 
 def _to_journal(outlet: Outlet, event: Event) -> None:
