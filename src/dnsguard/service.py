@@ -194,7 +194,8 @@ class Service:
                         task.cancel()
         finally:
             self._policies.close()
-            self._events.emit(EventKind.STOPPED)
+            if self._readiness.phase != "starting":
+                self._events.emit(EventKind.STOPPED)
             self._events.close()
             self._log.outlet.close()
         return self._code
@@ -430,7 +431,12 @@ class Service:
     def _status(self) -> str:
         """What `systemctl status` shows."""
         state = f"not ready: {missing}" if (missing := self._readiness.missing()) else "ready"
-        return f"{state}: {len(self._engine.pods)} pods, generation {self._engine.changes.generation}"
+        down, late = sum(map(self._engine.servers.down, range(len(self._settings.upstreams)))), self._policies.late
+        return (
+            f"{state}: {len(self._engine.pods)} pods, generation {self._engine.changes.generation}"
+            f"{f'; {down} of {len(self._settings.upstreams)} upstreams down' if down else ''}"
+            f"{f'; {len(late)} changed keys take effect at a restart' if late else ''}"
+        )
 
     async def _follow_links(self) -> None:
         seen, self._seen = self._seen, {}

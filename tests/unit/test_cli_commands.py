@@ -38,6 +38,7 @@ STATUS = {
     "allowlist": "/etc/dnsguard/allowlist.yaml",
     "generation": 3,
     "rejected": "a.yaml:1:1: error: x\n" * 5,
+    "late": ["c.yaml:5:12: warning: upstreams: takes effect at a restart"],
     "reloading": True,
     "pods": 2,
     "pods_limit": 1000,
@@ -158,7 +159,8 @@ def test_status_is_told_in_words(daemon: Daemon, capsys: pytest.CaptureFixture[s
     assert "running:  2h07m as process 42" in lines
     assert "reload:   under way" in lines
     assert lines.count("refused:  at the last reload: a.yaml:1:1: error: x") == 3
-    assert "refused:  2 more lines; `dnsguard check` prints them all" in lines
+    assert "refused:  2 more; `dnsguard check` prints them all" in lines
+    assert "restart:  c.yaml:5:12: warning: upstreams: takes effect at a restart" in lines
     assert "gap:      ebpf does not decide on veth1: program 7 stands before from_pod by tcx" in lines
     assert "upstream: 10.96.0.11:53 DOWN" in lines
     assert "pods:     2 of 1000" in lines
@@ -409,3 +411,16 @@ def test_a_reader_that_stops_early_gets_no_traceback(daemon: Daemon) -> None:
     command = f"{sys.executable} -m dnsguard leases --config {daemon.config} | true"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=30)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["version", "leases"])
+def test_a_result_that_does_not_fit_is_an_error_of_one_line(daemon: Daemon, command: str) -> None:
+    whole = f"{sys.executable} -m dnsguard --config {daemon.config} {command} > /dev/full"
+    done = subprocess.run(["sh", "-c", whole], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (1, "standard output: No space left on device\n")
+
+
+def test_whoever_wants_no_output_gets_none(daemon: Daemon) -> None:
+    whole = f"{sys.executable} -m dnsguard --config {daemon.config} status >&-"
+    done = subprocess.run(["sh", "-c", whole], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -51,6 +51,23 @@ def test_a_terminal_gets_folded_cells_and_loses_no_letter(monkeypatch: pytest.Mo
     assert LONG in "".join(line[8:] for line in text.splitlines()[1:]).replace(" ", "")
 
 
+def test_on_a_terminal_addresses_and_numbers_are_never_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    rows = [{"address": "198.51.100.200", "port": "65535", "text": "some words " * 20}]
+    text = on_a_terminal(lambda: output.print_table({key: key for key in rows[0]}, rows, empty=""))
+    assert len(text.splitlines()) > 3
+    assert text.splitlines()[1].startswith("198.51.100.200  65535  some words")
+
+
+def test_a_terminal_too_narrow_for_that_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm")
+    rows = [{"address": "198.51.100.200", "port": "65535"}]
+    text = on_a_terminal(lambda: output.print_table({"address": "address", "port": "port"}, rows, empty=""))
+    assert text == "ADDRESS         PORT\n198.51.100.200  65535\n"
+
+
 def test_markup_in_a_name_is_only_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     text = on_a_terminal(lambda: output.print_table({"pod": "pod"}, [{"pod": "[red]x[/red]"}], empty=""))

@@ -139,3 +139,29 @@ async def test_a_file_with_errors_changes_nothing(auditing: Daemon, file: str) -
         await auditing.reload()
 
     assert (auditing.changes.asked, auditing.applied) == ([], [])
+
+
+async def test_of_a_file_that_is_refused_only_the_errors_are_given_back(enforcing: Daemon) -> None:
+    config, allowlist = enforcing.folder / "config.yaml", enforcing.folder / "allowlist.yaml"
+    config.write_text(config.read_text().replace("10.96.0.10", "10.96.0.11"))
+    allowlist.write_text("policies: {}\npods: 7\n")
+
+    with pytest.raises(CallError) as refused:
+        await enforcing.reload()
+
+    assert str(refused.value).startswith(f"{allowlist}:2:7: error: ")
+    assert str(refused.value).count("\n") == 0
+    assert enforcing.policies.late == []
+
+
+async def test_what_takes_effect_at_a_restart_is_remembered_until_it_is_taken_back(enforcing: Daemon) -> None:
+    config = enforcing.folder / "config.yaml"
+    before = config.read_text()
+    config.write_text(before.replace("10.96.0.10", "10.96.0.11"))
+    await enforcing.reload()
+    assert enforcing.policies.late == [f"{config}:1:12: warning: upstreams: takes effect at a restart"]
+    config.write_text(before)
+
+    await enforcing.reload()
+
+    assert enforcing.policies.late == []

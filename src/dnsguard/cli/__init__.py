@@ -7,6 +7,7 @@ raises on purpose ends here, as one text on standard error and an exit code: 0 d
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from dnsguard.cli import (
     version,
 )
 from dnsguard.cli.options import ConfigOption, remember_config
-from dnsguard.control.calls import exit_code_of
+from dnsguard.control.calls import WRONG, exit_code_of
 from dnsguard.core.errors import DnsguardError
 
 app = typer.Typer(
@@ -59,17 +60,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=None if arguments is None else list(arguments), prog_name="dnsguard")
     except SystemExit as end:
-        _flush()
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except DnsguardError as error:
         print(error, file=sys.stderr)
-        return exit_code_of(error)
+        code = exit_code_of(error)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        code = _full(error)
+    else:
+        code = 0
+    return _flush() or code
+
+
+def _flush() -> int:
+    """Give the last lines to a reader that may have gone; the interpreter would complain of it on its way out."""
+    if sys.stdout is None:  # closed by whoever started us
+        return 0
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0 if isinstance(error, BrokenPipeError) else _full(error)
     return 0
 
 
-def _flush() -> None:
-    """Give the last lines to a reader that may have gone; the interpreter would complain of it on its way out."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _full(error: OSError) -> int:
+    """The result does not fit where it was to go."""
+    print(f"standard output: {error.strerror}", file=sys.stderr)
+    return WRONG

@@ -1,6 +1,7 @@
 """Results on standard output: JSON lines for programs, tables for people, plain columns in a pipe.
 
-Nothing is cut off: a terminal folds long cells, a pipe gets lines as long as they need to be.
+Nothing is cut off: a terminal folds long cells; a pipe, and a terminal too narrow for that, gets lines as long as they
+need to be.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from dnsguard.observe.text import printable
+
+_WHOLE: Final = 16
+"""Columns up to so many characters are never folded: an address, a number, most headings."""
 
 
 def print_json(rows: Iterable[Any], *, flush: bool = False) -> None:
@@ -24,8 +28,8 @@ def print_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]], e
     cells = [[cell_text(row[key]) for key in columns] for row in rows]
     if not cells:
         print(empty, file=sys.stderr)
-    elif sys.stdout.isatty():
-        _print_rich(list(columns.values()), cells)
+    elif sys.stdout.isatty() and _print_rich(list(columns.values()), cells):
+        pass
     else:
         _print_plain(list(columns.values()), cells)
 
@@ -64,14 +68,19 @@ def _print_plain(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> Non
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _print_rich(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def _print_rich(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> bool:
+    """Only long columns are folded; False, and nothing is printed, when that is not enough for this terminal."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+    console, table = Console(), Table(box=None, header_style="bold", pad_edge=False)
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    if sum(min(width, _WHOLE) + 2 for width in widths) - 2 > console.width:
+        return False
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, overflow="fold", no_wrap=width <= _WHOLE, min_width=min(width, _WHOLE))
     for line in cells:
         table.add_row(*map(Text, line))
-    Console().print(table)
+    console.print(table)
+    return True

@@ -64,7 +64,9 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
     for line in rejected[:_ERRORS]:
         yield "refused", f"at the last reload: {line}"
     if len(rejected) > _ERRORS:
-        yield "refused", f"{len(rejected) - _ERRORS} more lines; `dnsguard check` prints them all"
+        yield "refused", f"{len(rejected) - _ERRORS} more; `dnsguard check` prints them all"
+    for line in status["late"]:
+        yield "restart", line
     yield "pods", f"{status['pods']} of {status['pods_limit']}"
     yield "leases", f"{status['leases']}, {status['lease_elements']} of {status['leases_limit']} elements"
     yield from _questions(status)

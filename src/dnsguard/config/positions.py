@@ -181,10 +181,12 @@ def _remedy(text: str, error: yaml.MarkedYAMLError) -> str:
     at = text[mark.index : mark.index + 1] if mark is not None else ""
     if at == "\t":
         return "; indent with spaces, not with a tab"
+    if error.problem == "mapping values are not allowed in this context":
+        return "; begin the line in the same column as the keys beside it, or put a value that contains ': ' in quotes"
     if at and at in "@`%:" and "expected ','" not in str(error.problem):
         return f"; put a value that begins with {at} in quotes"
-    if error.problem == "mapping values are not allowed in this context":
-        return "; put a value that contains ': ' in quotes, or begin a new line for the next key"
+    if error.problem == "did not find expected key" and begun is not None:
+        return f"; keys of one mapping begin in the same column, here column {begun.column + 1}"
     if begun is not None and mark is not None and begun.line != mark.line:
         return f" (begun at line {begun.line + 1}, column {begun.column + 1})"
     return ""

@@ -112,6 +112,8 @@ class Status(TypedDict):
     generation: int
     rejected: str
     """What was wrong with the last reload, a line for each error; empty when nothing was."""
+    late: list[str]
+    """What of config.yaml takes effect at a restart only, as `file:line:column: ...`."""
     reloading: bool
     """Whether a reload is under way, which `generation` and `rejected` know nothing of yet."""
     pods: int

@@ -10,7 +10,7 @@ from asyncio import CancelledError
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, exit_code
+from dnsguard.config.diagnostics import ConfigError, Diagnostic, Severity, errors
 from dnsguard.config.groups import Mode
 from dnsguard.config.live import read_again
 from dnsguard.config.settings import Settings
@@ -45,6 +45,8 @@ class Policies:
         self._counters = counters
         self._own = own
         self._store: Store | None = None
+        self.late: list[str] = []
+        """What of config.yaml takes effect at a restart only, each with its place."""
         self.rejected = False
         """Whether the last policy read is not the one in force."""
 
@@ -67,6 +69,7 @@ class Policies:
         if loaded.store is None:
             raise self._rejected(found)
         before, changed = self._settings.mode, await self._go_over(settings, loaded.store, changes)
+        self.late = [str(one) for one in late]
         told: Reloaded = {
             "generation": changes.generation,
             "diagnostics": [str(one) for one in found],
@@ -85,7 +88,7 @@ class Policies:
 
     def _rejected(self, found: Sequence[Diagnostic]) -> CallError:
         self._reject()
-        return CallError("\n".join(map(str, found)), exit_code(found))
+        return CallError("\n".join(map(str, errors(found) or found)))
 
     async def _go_over(self, settings: Settings, store: Store, changes: Changes) -> int:
         """Policy and mode. What the new policy allows is open before anything is closed, and Audit begins before the

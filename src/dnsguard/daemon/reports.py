@@ -45,6 +45,7 @@ class Reports:
             "allowlist": str(settings.allowlist),
             "generation": engine.changes.generation,
             "rejected": self.rooms.supervision.rejected,
+            "late": list(self.rooms.policies.late),
             "reloading": self.rooms.reloads.under_way,
             "pods": len(engine.pods),
             "pods_limit": settings.tables.pods,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 
 from dnsguard.config.diagnostics import Diagnostic, Severity, nearest
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, resolve
 from dnsguard.core.model import Origin
 
+_UNSPACED = re.compile(r"[\w./]+:[\[{]|[a-zA-Z]+:\S")
+"""`key:[value]` and `key:value`, which YAML reads as one text."""
 COMPARISONS = 100_000
 """Words that are compared in search of the nearest, in one file: about a second."""
 
@@ -104,7 +107,9 @@ def shape(node: Node) -> str:
         return "a list"
     if isinstance(node, Fields):
         return "a mapping"
-    return node.text if isinstance(node, Scalar) and node.text else "nothing"
+    if not isinstance(node, Scalar) or not node.text:
+        return "nothing"
+    return f"{node.text} (a space is missing after the colon)" if _UNSPACED.match(node.text) else node.text
 
 
 def _kind(value: object) -> str:
