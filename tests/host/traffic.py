@@ -84,9 +84,9 @@ class Queries:
         self.count: Counter[str] = Counter()
         self.slowest = 0.0
 
-    def ended(self, how: str, began: float) -> None:
+    def ended(self, how: str, took: float) -> None:
         self.count[how] += 1
-        self.slowest = max(self.slowest, time.monotonic() - began)
+        self.slowest = max(self.slowest, took)
 
     def told(self) -> dict[str, Any]:
         return {**self.count, "slowest": round(self.slowest, 3)}
@@ -154,25 +154,26 @@ class Traffic:
     # ---- UDP
 
     async def _ask_udp(self, turn: int) -> None:
-        began = time.monotonic()
-        how, reply = await self._resolve_udp(self._name(turn), turn & 0xFFFF)
-        self.udp.ended(how, began)
+        how, reply, took = await self._resolve_udp(self._name(turn), turn & 0xFFFF)
+        self.udp.ended(how, took)
         if turn % 5 == 0 and how in ("first", "late", "retry"):
             await self._connect(addresses(reply)[0])
 
-    async def _resolve_udp(self, name: str, identity: int) -> tuple[str, bytes]:
-        loop = asyncio.get_running_loop()
+    async def _resolve_udp(self, name: str, identity: int) -> tuple[str, bytes, float]:
+        """What became of it, the reply, and the seconds until that came, or until it was given up."""
+        loop, began = asyncio.get_running_loop(), time.monotonic()
         transport, asking = await loop.create_datagram_endpoint(_Asking, remote_addr=(self._resolver, 53))
         try:
             transport.sendto(question(name, identity))
             if reply := await _within(TRY, asking.replies.get()):
-                return _how("first", reply), reply
+                return _how("first", reply), reply, time.monotonic() - began
             transport.sendto(question(name, identity))
             if reply := await _within(TRY, asking.replies.get()):
+                took = time.monotonic() - began
                 # Both were answered, or the first was lost.
                 also = await _within(TRY, asking.replies.get())
-                return _how("late" if also else "retry", reply), reply
-            return "lost", b""
+                return _how("late" if also else "retry", reply), reply, took
+            return "lost", b"", time.monotonic() - began
         finally:
             transport.close()
 
@@ -224,13 +225,13 @@ class Traffic:
             while True:
                 reply = await reader.readexactly(struct.unpack("!H", await reader.readexactly(2))[0])
                 _, began, how = waiting.pop(struct.unpack_from("!H", reply)[0])
-                self.tcp.ended(_how(how, reply), began)
+                self.tcp.ended(_how(how, reply), time.monotonic() - began)
 
     def _give_up(self, waiting: dict[int, tuple[str, float, str]]) -> None:
         for number, (_, began, _) in list(waiting.items()):
             if time.monotonic() - began > PATIENCE:
                 del waiting[number]
-                self.tcp.ended("lost", began)
+                self.tcp.ended("lost", time.monotonic() - began)
 
     # ---- connections
 
@@ -262,7 +263,7 @@ class Traffic:
     # ---- what must not be
 
     async def _denied_name(self, turn: int) -> None:
-        _, reply = await self._resolve_udp(DENIED, turn & 0xFFFF)
+        _, reply, _ = await self._resolve_udp(DENIED, turn & 0xFFFF)
         self.forbidden["asked"] += 1
         if reply and addresses(reply):
             self.forbidden["told"] += 1
