@@ -67,9 +67,9 @@ class Busy:
 
 
 @contextlib.contextmanager
-def dying(host: Host) -> Iterator[Callable[[Host], None]]:
+def dying(host: Host) -> Iterator[Callable[..., None]]:
     """Inside, the daemon is one that dies in the middle of its next commit when the function is called, which returns
-    when another is ready."""
+    when another is ready; `where` it dies is BEFORE or BEHIND of the program."""
     program, drop_in = "/usr/lib/dying.py", f"/run/systemd/system/{UNIT}.d/dying.conf"
     host.machine.write(program, Path(dying_program.__file__).read_text())
     host.machine.write(drop_in, f"[Service]\nExecStart=\nExecStart=/opt/dnsguard/bin/python -I {program} run\n")
@@ -86,9 +86,11 @@ def _restart(host: Host) -> None:
     host.machine.systemctl("restart", UNIT)
 
 
-def _die(host: Host) -> None:
+def _die(host: Host, where: str = dying_program.BEFORE) -> None:
     before, asked = host.daemon.pid, host.machine.root / str(dying_program.ASKED)[1:]
-    host.machine.run("runuser", "--user=dnsguard", "touch", str(dying_program.ASKED))
+    # whole at once: the daemon looks at it at any moment
+    write = f"echo {where} >{dying_program.ASKED}.new; mv {dying_program.ASKED}.new {dying_program.ASKED}"
+    host.machine.run("runuser", "--user=dnsguard", "--", "sh", "-c", write)
     host.until_replaced(before)
     assert not asked.exists(), "it died of something else"
 

@@ -1,4 +1,7 @@
-"""dnsguard that dies in the middle of a commit, when it is asked to: eBPF has the new leases, nftables not yet.
+"""dnsguard that dies in the middle of a commit, when it is asked to.
+
+Before the table: eBPF has the new leases, nftables not yet. Behind it: the kernel holds them all, and no answer that
+waits for them has left.
 
 A program of its own in the machine, in place of `dnsguard`; it needs nothing but what is installed there.
 """
@@ -16,14 +19,23 @@ from dnsguard.enforce.nftables.table import Table
 from dnsguard.engine.contracts import Element, Write
 
 ASKED = Path("/run/dnsguard/die")
+BEFORE, BEHIND = "before the table", "behind the table"
 arm = Table.arm
 
 
 def arm_or_die(self: Table, writes: Iterable[Write]) -> dict[Element, str]:
-    if ASKED.exists():
-        ASKED.unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return arm(self, writes)
+    where = ASKED.read_text().strip() if ASKED.exists() else ""
+    if where == BEFORE:
+        die()
+    refused = arm(self, writes)
+    if where == BEHIND:
+        die()
+    return refused
+
+
+def die() -> None:
+    ASKED.unlink()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

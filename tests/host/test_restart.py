@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.busy import Busy, busy_host, dying, nothing_is_lost_for_good
+from tests.host.dying import BEFORE, BEHIND
 from tests.host.host import UNIT, Host
 
 pytestmark = pytest.mark.node
@@ -57,9 +58,10 @@ def test_a_daemon_that_crashes_again_and_again_opens_nothing_and_loses_nothing(b
     nothing_is_lost_for_good(traffic.result)
 
 
-def test_a_daemon_that_dies_in_the_middle_of_a_commit_opens_nothing_and_loses_nothing(busy: Host) -> None:
+@pytest.mark.parametrize("where", [BEFORE, BEHIND])
+def test_a_daemon_that_dies_in_the_middle_of_a_commit_opens_nothing_and_loses_nothing(busy: Host, where: str) -> None:
     with dying(busy) as die, Busy(busy) as traffic:
-        die(busy)
+        die(busy, where)
 
     nothing_is_lost_for_good(traffic.result)
 
