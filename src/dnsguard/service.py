@@ -281,6 +281,7 @@ class Service:
             beside=line.table if line is not None else None,
             on_beside=self._kernel.committed_beside,
             before_claim=self._supervision.release_table,
+            on_writer=self._supervision.watch,
         )
         rooms.push_async_callback(self._enforcer.close)
         if line is not None:
@@ -426,7 +427,7 @@ class Service:
         self._events.tick()
 
     async def _look(self) -> None:
-        self._supervision.look([self._enforcer.busy_since], self._status())
+        self._supervision.look(self._status())
 
     def _status(self) -> str:
         """What `systemctl status` shows."""

@@ -14,9 +14,20 @@ from dnslib import DNSRecord
 
 from tests.host import memory
 from tests.host.host import CONFIG, UNIT, Host, hosting
-from tests.host.troubles import PATIENCE, WHOLE, Closed, answered, events, fresh_name, is_whole, whole_soon
+from tests.host.troubles import (
+    PATIENCE,
+    WHOLE,
+    Closed,
+    answered,
+    events,
+    flow_of,
+    fresh_name,
+    is_whole,
+    restarts,
+    whole_soon,
+)
 from tests.node.daemon import ANY_RESOLVER
-from tests.node.scene import ALLOWLIST, DB, Flow
+from tests.node.scene import ALLOWLIST
 
 pytestmark = pytest.mark.node
 
@@ -39,23 +50,6 @@ def test_what_looks_for_openness_sees_it(image: Path) -> None:
     """Every other test here can fail: on a node without dnsguard all is open."""
     with hosting([image], start=False) as host, pytest.raises(AssertionError, match="a connected to"), Closed(host):
         pass
-
-
-def restarts(host: Host) -> int:
-    return int(host.machine.show(UNIT, "NRestarts")["NRestarts"])
-
-
-def entries(host: Host, text: str) -> int:
-    """Journal entries about the unit that hold this text."""
-    return sum(text in str(one.get("MESSAGE", "")) for one in host.machine.journal(f"--unit={UNIT}"))
-
-
-def flow_of(host: Host) -> Flow:
-    """A connection of shop/a to what it may."""
-    host.until(lambda: answered(host, "db.example.com") == [DB])
-    flow = host.scene.connect(host.scene.a, DB)
-    assert flow is not None
-    return flow
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -273,25 +267,3 @@ def pid_outside(host: Host) -> int:
                 if int(numbers.split()[-1]) == inside:
                     return int(entry.name)
     raise LookupError(f"no process is {inside} there")
-
-
-def test_a_daemon_that_stands_still_beyond_its_watchdog_is_closed_and_whole_soon_after_it_was_ended(node: Host) -> None:
-    before, told = restarts(node), entries(node, "Watchdog timeout")
-    drop_in = f"/run/systemd/system/{UNIT}.d/watchdog.conf"
-    node.machine.write(drop_in, "[Service]\nWatchdogSec=4\n")
-    node.machine.systemctl("daemon-reload")
-    node.machine.systemctl("restart", UNIT)
-    before = restarts(node)
-
-    with flow_of(node) as flow:
-        with Closed(node):
-            node.daemon.signal(signal.SIGSTOP)
-            assert answered(node, fresh_name()) == []
-            node.until(lambda: restarts(node) > before, PATIENCE)
-
-        node.until(lambda: is_whole(node), WHOLE)
-        assert flow.alive()
-    assert restarts(node) == before + 1
-    assert entries(node, "Watchdog timeout") == told + 1
-    (node.machine.root / drop_in[1:]).unlink()
-    node.machine.systemctl("daemon-reload")

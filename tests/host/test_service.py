@@ -200,23 +200,3 @@ def test_a_daemon_that_was_killed_is_told_of_once_by_the_next_and_an_operator_s_
     machine.write("/etc/dnsguard/config.yaml", "upstreams: [nonsense]\n")
     machine.systemctl("restart", UNIT, check=False)
     host.until(lambda: machine.read("/run/called").startswith("\n\n"))
-
-
-def test_a_daemon_that_hangs_is_restarted_with_its_stacks_told_and_its_pods_closed_meanwhile(host: Host) -> None:
-    scene, machine, hung = host.scene, host.machine, host.daemon.pid
-    machine.write(f"/run/systemd/system/{UNIT}.d/watchdog.conf", "[Service]\nWatchdogSec=3\n")
-    machine.systemctl("daemon-reload")
-    machine.systemctl("restart", UNIT)
-    hung = host.daemon.pid
-    host.daemon.signal(signal.SIGSTOP)
-
-    assert scene.silent(scene.b, "mail.example.com")
-    assert not scene.opens(scene.b, DB)
-    host.until(lambda: host.daemon.pid not in (0, hung), 20)
-    host.until(host.daemon.ready)
-
-    assert answered_again(host) == [DB]
-    assert machine.show(UNIT, "NRestarts") == {"NRestarts": "1"}
-    told = machine.shell("journalctl -u dnsguard.service -o cat")
-    assert "Watchdog timeout" in told
-    assert "Fatal Python error: Aborted" in told and 'File "/opt/dnsguard/lib' in told

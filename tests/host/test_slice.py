@@ -22,8 +22,8 @@ import pytest
 from tests.host import groups
 from tests.host.host import UNIT, Host, hosting
 from tests.host.machine import TOP
-from tests.host.test_faults_system import ask_much, flow_of, restarts
-from tests.host.troubles import PATIENCE, WHOLE, Closed, events, is_whole
+from tests.host.test_faults_system import ask_much
+from tests.host.troubles import PATIENCE, WHOLE, Closed, events, flow_of, is_whole, restarts
 
 pytestmark = pytest.mark.node
 

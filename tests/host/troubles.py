@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.host.host import Host
-from tests.node.scene import OTHER, addresses, rcode
+from tests.host.host import UNIT, Host
+from tests.node.scene import DB, OTHER, Flow, addresses, rcode
 
 WHOLE = 5.0
 """Seconds after the cause is gone in which all must be as before."""
@@ -74,12 +74,29 @@ def events(host: Host, kind: str, **fields: str) -> list[dict[str, Any]]:
     return host.machine.journal(f"DNSGUARD_EVENT={kind}", *matches)
 
 
+def restarts(host: Host) -> int:
+    return int(host.machine.show(UNIT, "NRestarts")["NRestarts"])
+
+
+def entries(host: Host, text: str) -> int:
+    """Journal entries about the unit that hold this text."""
+    return sum(text in str(one.get("MESSAGE", "")) for one in host.machine.journal(f"--unit={UNIT}"))
+
+
 def answered(host: Host, name: str, **how: Any) -> list[str]:
     """The addresses that shop/a gets; none when there is no reply."""
     try:
         return host.scene.resolve(host.scene.a, name, **how)
     except (TimeoutError, ConnectionError, EOFError):
         return []
+
+
+def flow_of(host: Host) -> Flow:
+    """A connection of shop/a to what it may."""
+    host.until(lambda: answered(host, "db.example.com") == [DB])
+    flow = host.scene.connect(host.scene.a, DB)
+    assert flow is not None
+    return flow
 
 
 def is_whole(host: Host) -> bool:

@@ -8,8 +8,9 @@ import threading
 import pytest
 
 from dnsguard.daemon import kernel_counters
-from dnsguard.daemon.gauges import STUCK, stuck
+from dnsguard.daemon.gauges import stuck
 from dnsguard.daemon.kernel_counters import FRESH, KernelCounters
+from dnsguard.daemon.supervision import STUCK
 from dnsguard.enforce.enforcer import LineEnforcer
 
 

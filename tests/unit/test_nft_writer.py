@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from dnsguard.enforce.writer import Writer
+from dnsguard.enforce.nftables import Layout, NftEnforcer
+from dnsguard.enforce.writer import BusySince, Writer
 from dnsguard.engine.contracts import Element, Write
 
 
@@ -148,6 +149,23 @@ async def test_it_tells_since_when_it_is_busy() -> None:
     await job
     await until(lambda: writer.busy_since is None)
     await writer.stop()
+
+
+async def test_who_watches_the_writer_sees_its_first_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    release, watched = threading.Event(), list[BusySince]()
+    monkeypatch.setattr(NftEnforcer, "_take_over", lambda *_: release.wait(5))
+    nobody: Callable[[object], None] = lambda told: None  # noqa: E731
+    creating = asyncio.create_task(
+        NftEnforcer.create(Layout(("veth*",)), Answers().acknowledge, nobody, nobody, on_writer=watched.append)
+    )
+
+    await until(lambda: bool(watched) and watched[0]() is not None)
+
+    creating.cancel()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    assert watched[0]() is None
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dnsguard.core.errors import KernelError
-from dnsguard.daemon.supervision import OWNER, Supervision
+from dnsguard.daemon.supervision import OWNER, STUCK, Supervision
 from dnsguard.node.systemd import Inherited, Systemd
 
 
@@ -129,7 +129,8 @@ def test_settled_gives_up_on_a_manager_that_holds_it(manager: Manager) -> None:
 
 def looked(manager: Manager, busy_since: float | None, now: float) -> list[str]:
     supervision = Supervision(Systemd(manager.path, watchdog=20.0), clock=lambda: now)
-    supervision.look([busy_since], "ready")
+    supervision.watch(lambda: busy_since)
+    supervision.look("ready")
     return manager.everything()
 
 
@@ -152,6 +153,26 @@ async def test_a_start_that_takes_long_asks_for_more_time(manager: Manager) -> N
         await asyncio.sleep(0)
 
         assert manager.everything() == ["EXTEND_TIMEOUT_USEC=30000000"]
+
+
+@pytest.mark.parametrize("watchdog", [0.0, 2 * STUCK])
+async def test_a_start_asks_for_no_more_time_while_its_writer_hangs(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, watchdog: float
+) -> None:
+    monkeypatch.setattr("dnsguard.daemon.supervision.LOOK", 0.0)
+    supervision = Supervision(Systemd(manager.path, watchdog), clock=lambda: 100.0)
+    busy_since = [100.0 - STUCK]
+    supervision.watch(lambda: busy_since[-1])
+
+    async with supervision.starting():
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert manager.everything() == []
+
+        busy_since.append(100.1 - STUCK)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert set(manager.everything()) == {"EXTEND_TIMEOUT_USEC=30000000"}
 
 
 def test_a_refused_reload_is_in_the_status_until_one_is_accepted(manager: Manager) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from dnsguard.config.groups import Ebpf
 from dnsguard.core.model import Seconds
 from dnsguard.daemon.beside import LINE
 from dnsguard.daemon.rooms import Rooms
+from dnsguard.daemon.supervision import STUCK
 from dnsguard.enforce.enforcer import LineEnforcer
 from dnsguard.observe.metrics import Gauges
-
-STUCK: Final[Seconds] = 10.0
-"""One piece of the writer's work takes milliseconds, a policy of 100,000 prefixes some seconds."""
 
 
 def gauges(rooms: Rooms, upstreams: Callable[[], Mapping[str, bool]]) -> Gauges:

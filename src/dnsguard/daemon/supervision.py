@@ -16,6 +16,7 @@ from typing import Final
 from dnsguard.core.errors import DnsguardError, KernelError
 from dnsguard.core.model import Seconds
 from dnsguard.daemon.backoff import Starts
+from dnsguard.enforce.writer import BusySince
 from dnsguard.engine.contracts import EventKind, Events
 from dnsguard.listen.transparent import ListenSockets, open_sockets
 from dnsguard.node.systemd import Systemd
@@ -27,9 +28,11 @@ LISTENING: Final = "listening"
 OWNER: Final = "table"
 """What the netlink port that owns the table is called in the store."""
 EXTENSION: Final[Seconds] = 30.0
-"""What a start asks for again and again, for as long as the loop turns."""
+"""What a start asks for again and again, for as long as it gets on."""
 LOOK: Final[Seconds] = 5.0
 """Between two signs of life at most, and between two looks at what the status should say."""
+STUCK: Final[Seconds] = 10.0
+"""One piece of the writer's work takes milliseconds, a policy of 100,000 prefixes some seconds."""
 
 
 class Supervision:
@@ -44,6 +47,8 @@ class Supervision:
         self.rejected = ""
         """What was wrong with the last reload; empty when nothing was."""
         self.interval: Seconds = min(LOOK, systemd.watchdog / 4) if systemd.watchdog else LOOK
+        self._patience: Seconds = systemd.watchdog / 2 or STUCK
+        self._busy_since: BusySince = lambda: None
 
     @property
     def restarted(self) -> bool:
@@ -82,11 +87,23 @@ class Supervision:
     def hold_table(self, owner: socket.socket) -> None:
         self._systemd.keep(OWNER, [owner])
 
+    # -- whether it gets on
+
+    def watch(self, busy_since: BusySince) -> None:
+        """From here on no sign of life is given, nor more time asked for, while the writer's thread does not get on."""
+        self._busy_since = busy_since
+
+    def _gets_on(self) -> bool:
+        """Whether the writer has been at one piece of work for less than half of what systemd waits. That the loop
+        turns is shown by its asking."""
+        since = self._busy_since()
+        return since is None or self._clock() - since < self._patience
+
     # -- what systemd is told
 
     @contextlib.asynccontextmanager
     async def starting(self) -> AsyncIterator[None]:
-        """Inside, systemd waits for as long as the loop turns: an allowlist may be large."""
+        """Inside, systemd waits for as long as the loop turns and the writer gets on: an allowlist may be large."""
         extending = asyncio.create_task(self._extend())
         try:
             yield
@@ -96,7 +113,8 @@ class Supervision:
 
     async def _extend(self) -> None:
         while True:
-            self._systemd.extend(EXTENSION)
+            if self._gets_on():
+                self._systemd.extend(EXTENSION)
             await asyncio.sleep(LOOK)
 
     def ready(self, status: str) -> None:
@@ -124,11 +142,10 @@ class Supervision:
     def tell(self, status: str) -> None:
         self._systemd.status(f"{status}; the last reload was refused: {self.rejected}" if self.rejected else status)
 
-    def look(self, busy_since: Sequence[float | None], status: str) -> None:
-        """A sign of life, unless a thread has been at one piece of work for half of what systemd waits."""
+    def look(self, status: str) -> None:
+        """A sign of life, while the writer gets on."""
         self.tell(status)
-        patience = self._systemd.watchdog / 2
-        if all(since is None or self._clock() - since < patience for since in busy_since):
+        if self._gets_on():
             self._systemd.alive()
 
 

@@ -25,6 +25,8 @@ Armed = tuple[Ticket, Sequence[Write]]
 OnCommit = Callable[[Seconds, int], None]
 """`on_commit(seconds, elements)`: how long one transaction of leases took, and how many it made. In the writer's
 thread."""
+BusySince = Callable[[], float | None]
+"""When the thread's present piece of work began, by the monotonic clock; None while it has none."""
 
 _BATCH_WRITES = 4096
 """More would keep the first of them waiting longer than the saving is worth: some 15 ms."""

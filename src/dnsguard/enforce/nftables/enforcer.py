@@ -23,7 +23,7 @@ from dnsguard.enforce.nftables.probe import Abilities, probe
 from dnsguard.enforce.nftables.session import Session, delete_table
 from dnsguard.enforce.nftables.table import Table
 from dnsguard.enforce.nftables.watch import OnDamage, Watch
-from dnsguard.enforce.writer import OnCommit
+from dnsguard.enforce.writer import BusySince, OnCommit
 from dnsguard.engine.contracts import Acknowledge, Desired, Element, Write
 
 RETRY: Seconds = 1.0
@@ -73,17 +73,20 @@ class NftEnforcer(LineEnforcer):
         beside: Second | None = None,
         on_beside: OnCommit = lambda seconds, elements: None,
         before_claim: Callable[[], None] = lambda: None,
+        on_writer: Callable[[BusySince], None] = lambda busy_since: None,
     ) -> NftEnforcer:
         """Probe the kernel, and take over the table that an earlier process left, as it is; the first `apply`
         changes it, or makes it. `own` False leaves the table open to others, as older kernels must; None owns it
         where that is possible. `beside` is a second line, which from here on belongs to the writer's thread,
         and `on_beside` is told of its part of each commit before `on_commit` is of the whole. `before_claim` is
         called in the writer's thread right before the table is taken over, for who has held its owner's port till now.
+        `on_writer` is called at once, before the writer's first work, for who watches whether its thread gets on.
 
         `on_damage(what)` is called in the loop when someone else has changed the table, with its repair already
         queued (await `repair` for its end). Raises KernelError, or MissingFeatureError without libnftables.
         """
         enforcer = cls(layout, acknowledge, on_damage, on_failure=on_failure, on_commit=on_commit)
+        on_writer(lambda: enforcer.busy_since)
         try:
             await enforcer.open(lambda: enforcer._take_over(own, beside, on_beside, before_claim))
             enforcer._watch = Watch(enforcer._session.port, enforcer._damaged)
