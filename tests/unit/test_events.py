@@ -115,7 +115,7 @@ def test_a_link_that_comes_and_goes_without_end_has_a_share_of_lines_and_what_wa
     assert heard.events[-1].fields["pod"] == "shop/b"
     heard.clock.now += 10
     heard.log.tick()
-    assert heard.events[-1].message.startswith("1990 more lines about veth-a were left out")
+    assert heard.events[-1].message.startswith("1990 more lines about link veth-a were left out")
 
 
 def test_a_pod_that_is_loud_does_not_keep_the_line_of_its_end_out() -> None:

@@ -322,7 +322,7 @@ class EventKind(StrEnum):
 
 
 class Events(Protocol):
-    """Where events go. Never blocks, never raises; rate-limited per pod with a count of what was left out."""
+    """Where events go. Never blocks, never raises; rate-limited with a count of what was left out."""
 
     all_queries: bool
     """Tell of allowed queries too; ask before building their fields."""

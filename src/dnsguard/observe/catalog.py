@@ -425,11 +425,12 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,
-        "{lines} more lines about {who} were left out: {kinds}",
+        "{lines} more lines about {about} were left out: {kinds}",
         UUID("0522d1847b9240419e886aa5190a6049"),
-        "Raise limits.logLines to see each of them.",
-        meaning="Each pod has a share of log lines. These were left out and counted; the metrics hold all that "
-        "happened.",
+        "Raise limits.logLines to see each line about a pod. What the node tells of itself has a fixed share: look at "
+        "the lines before this one for what to do.",
+        meaning="Each pod has a share of log lines, and so has each link, upstream and the like. These were left out "
+        "and counted, the kind that came last at the end; the metrics hold all that happened.",
     ),
     EventKind.LOG_LINES_DROPPED: Description(
         WARNING,

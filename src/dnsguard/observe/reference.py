@@ -19,6 +19,7 @@ from dnsguard.engine.contracts import EventKind
 from dnsguard.engine.counters import OTHER, Counters
 from dnsguard.observe.catalog import CATALOG, Description
 from dnsguard.observe.metrics import TALLIES, Gauges, Metrics
+from dnsguard.observe.shares import NODES_OWN
 
 _HEAD: Final = """\
 # Events
@@ -32,7 +33,8 @@ the name is in `event`, and JSON has `message_id`.
 A word in braces is a field of the event, in the journal under `DNSGUARD_` and its name in capitals; `{who}` is
 `DNSGUARD_POD`, or `DNSGUARD_POD_IP` where no pod is known. "Limited": pods can provoke it, so it counts among the
 pod's share of `limits.logLines`; what is left out is counted in `suppressed` of the pod's next line, or told by
-`events_suppressed`.
+`events_suppressed`. "Limited for the node": a node that is not well may tell it without end, or a pod bring it about
+by the way, so each link, upstream and the like has a share that is nobody's to set; what is left out is counted alike.
 
 ```console
 $ journalctl -u dnsguard DNSGUARD_POD=shop/backend-0 DNSGUARD_VERDICT=denied -o json
@@ -89,7 +91,7 @@ def events() -> str:
 
 def _section(kind: EventKind, description: Description) -> Iterator[str]:
     level = logging.getLevelName(description.level).lower()
-    limited = ", limited" if description.limited else ""
+    limited = ", limited" if description.limited else ", limited for the node" if kind in NODES_OWN else ""
     yield f"\n## {kind.value}\n\n"
     yield f"    {description.template}\n\n"
     yield f"{_wrapped(description.meaning, 120)}\n\n"
