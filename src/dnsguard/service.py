@@ -183,7 +183,7 @@ class Service:
             loop.add_signal_handler(number, event.set)
         self._events.emit(EventKind.STARTED, version=__version__)
         for unusable in unusable_sysctls():
-            self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
+            self._events.emit(EventKind.SYSCTL_UNUSABLE, reason=unusable)
         try:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.

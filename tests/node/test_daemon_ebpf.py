@@ -209,11 +209,11 @@ def test_a_flow_that_began_while_the_programs_were_away_is_known_to_them(scene: 
 def test_a_bpffs_that_is_unmounted_is_told_once_and_used_again_when_it_is_back(scene: Scene) -> None:
     bpffs = scene.daemon.folder / "bpf"
     subprocess.run(["umount", bpffs], check=True)
-    told = scene.daemon.told("kernel_state_damaged")
+    told = scene.daemon.told("link_without_ebpf")
     time.sleep(2 * VERIFY)
     assert "_pod cannot be put on veth-" in told["reason"]
     # one event, or two: the kernel lets go of the programs one after the other
-    told_of = " ".join(event["what"] for event in scene.daemon.events("kernel_state_damaged"))
+    told_of = " ".join(event["links"] for event in scene.daemon.events("link_without_ebpf"))
     assert (told_of.count("veth-a"), told_of.count("veth-b")) == (1, 1)
     assert scene.daemon.events("kernel_state_repaired") == []
     assert [gap["link"] for gap in scene.daemon.ask("status")["gaps"]] == ["veth-a", "veth-b"]
@@ -234,7 +234,7 @@ def test_without_a_bpffs_auto_goes_on_with_nftables_and_on_refuses(scene: Scene)
     folder = scene.daemon.folder
     configure(scene, paths={"runtime": str(folder / "run"), "bpffs": elsewhere, "state": str(folder / "state")})
     scene.daemon.start()
-    left_out = scene.daemon.told("feature_left_out", feature="enforcement.ebpf: Auto")
+    left_out = scene.daemon.told("ebpf_not_used", level="warning")
     assert elsewhere in left_out["reason"]
     assert scene.resolve(scene.a, "db.example.com") == [DB]
     assert scene.daemon.ask("status")["enforcers"] == ["nftables"]

@@ -36,6 +36,7 @@ SELDOM: Final[Mapping[EventKind, str]] = {
     EventKind.CONNTRACK_HAS_ROOM: "connection tracking",
     EventKind.NODE_PROBLEM: "problems of the node",
     EventKind.KERNEL_STATE_DAMAGED: "damage",
+    EventKind.LINK_WITHOUT_EBPF: "links without eBPF",
     EventKind.STATE_FILE_UNWRITABLE: "path",
     EventKind.STATE_FILE_WRITTEN: "path",
     EventKind.SEEN_FILE_FAILED: "what learn has seen",
