@@ -259,6 +259,7 @@ def test_without_a_capability_of_ebpf_nftables_enforces_alone_and_the_event_name
             (told,) = standing.machine.journal(f"_PID={standing.daemon.pid}", "DNSGUARD_EVENT=ebpf_not_used")
             assert told["PRIORITY"] == WARNING
             assert f"the eBPF program needs {capability}: " in told["MESSAGE"]
+            assert f"the eBPF program needs {capability}: " in standing.daemon.ask("status")["absent"]["ebpf"]
             assert programs(standing) == 0
         standing.machine.systemctl("restart", UNIT)
         whole(standing)

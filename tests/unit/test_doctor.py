@@ -135,7 +135,7 @@ def test_a_service_of_another_user_than_root_is_given_its_capabilities(
 # ---- the daemon
 
 
-READY = {"version": "1", "mode": "Enforce", "pid": 1, "ready": True, "missing": "", "gaps": []}
+READY = {"version": "1", "mode": "Enforce", "pid": 1, "ready": True, "missing": "", "absent": {}, "gaps": []}
 GAP = {"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before"}
 
 

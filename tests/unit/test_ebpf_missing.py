@@ -41,7 +41,7 @@ def left_out(told: Told, error: DnsguardError, monkeypatch: pytest.MonkeyPatch) 
         raise error
 
     monkeypatch.setattr(beside, "SecondLine", refuse)
-    beside.open_line(EbpfLayout(Path("/nowhere")), told, required=False)
+    assert beside.open_line(EbpfLayout(Path("/nowhere")), told, required=False) == (None, str(error))
     ((kind, fields),) = told.events
     assert str(error) in fields["reason"]
     return kind

@@ -45,16 +45,16 @@ Every = Callable[[Seconds, str, Callable[[], Coroutine[Any, Any, None]]], Corout
 """`every(seconds, where, do)`: runs until the stop, containing what goes wrong."""
 
 
-def open_line(layout: EbpfLayout, events: Events, *, required: bool) -> SecondLine | None:
-    """The line, or None, with an event that says why, where the node cannot and that is allowed."""
+def open_line(layout: EbpfLayout, events: Events, *, required: bool) -> tuple[SecondLine | None, str]:
+    """The line, or None and why, with an event, where the node cannot and that is allowed."""
     try:
-        return SecondLine(layout)
+        return SecondLine(layout), ""
     except DnsguardError as error:
         if required:
             raise _as_missing(error) from error
         _tell_absent(error, events)
         remove_line(layout)
-        return None
+        return None, str(error)
 
 
 def _tell_absent(error: DnsguardError, events: Events) -> None:

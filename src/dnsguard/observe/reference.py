@@ -49,7 +49,8 @@ _METRICS_HEAD: Final = """\
 
 Served at `http://127.0.0.1:9353/metrics` (`metrics.listen`), beside `/healthz`, which is 200 while the event loop and
 the thread that writes to the kernel go on, and `/readyz`, which is 200 while DNS is intercepted and enforcement is in
-place, and says what is missing otherwise. `dnsguard status` shows the same in a terminal.
+place, and says what is missing otherwise. `dnsguard status` shows the same picture in a terminal: of histograms
+the half and 99 of 100 since the start, of most counters the sum over their labels.
 
 What the kernel has counted is read at the scrape, at most once a second; `dnsguard_kernel_counters_age_seconds` says
 how old it is when the kernel does not answer within 2 s. Labels have values from fixed lists or from the
