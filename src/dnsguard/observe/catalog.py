@@ -174,8 +174,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "the bpffs was unmounted from the node: eBPF enforces as before until dnsguard stops, and nftables all along",
         UUID("cb3d0b3b-922d-4a9e-8a28-719a422611d2"),
-        "Find out what unmounted it. Restart dnsguard when it suits: the start mounts it again and puts the programs "
-        "back.",
+        "Find out what unmounted it, have it mounted again (`mount -t bpf bpf /sys/fs/bpf`), and restart dnsguard when "
+        "it suits.",
         meaning="Maps and programs of the running daemon are held by its process alone, no longer by files: what ends "
         "the process takes them off the pods' links, until the next one is there.",
     ),
@@ -239,7 +239,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "{name} ({type}) of {who} could not be answered: {reason}",
         UUID("455da5bb2e47482ebfe1c757a62e908a"),
         "Look at what the reason names: the upstreams (`dnsguard status`), a limit, which may be raised, or the "
-        "kernel, of which `lease_refused` and the kernel's log say more.",
+        "kernel, of which `lease_refused` and the kernel's log say more. At a stop there is nothing to do.",
         limited=True,
         meaning="The name is allowed, but there was no usable answer in time. The pod got SERVFAIL and opens nothing.",
     ),
@@ -274,7 +274,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "an answer for {name} ({type}) would have been withheld from {who}, or a part of it: {reason}",
         UUID("fe72e874-d67f-44ce-b1b4-9480299524e2"),
-        "Audit let it through. Before you enforce, raise the limit, or change what closes the address.",
+        "Audit let it through. Before you enforce, raise the limit, or change what closes the address; of a kernel "
+        "that would not open it, `lease_refused` says more.",
         limited=True,
         meaning="In Audit, an answer was shown whole that would have lost an address, or have become SERVFAIL: a "
         "protected address, a rule that closes it, a limit, or a kernel that would not open it.",
@@ -402,9 +403,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "eBPF does not decide on {links}, nftables still does: {reason}",
         UUID("241271df-256d-4333-96dc-69d0094b9396"),
-        "Take away what the reason names: a program in front, a bpffs that is not there, a link that is no Ethernet "
-        "(leave it out of pods.interfaces). It is tried again every second; `dnsguard status` shows it as long as it "
-        "lasts.",
+        "Mend what the reason names: remove a program in front, mount the bpffs, leave a link that is no Ethernet out "
+        "of pods.interfaces. It is tried again every second; `dnsguard status` shows it as long as it lasts.",
         meaning="The programs are not, or not the first, on these links. What nftables closes stays closed.",
     ),
     EventKind.CONNTRACK_FULL: Description(
