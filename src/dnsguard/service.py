@@ -180,7 +180,7 @@ class Service:
         if how := self._supervision.ended():
             self._events.emit(EventKind.ENDED_BADLY, reason=how)
         for unusable in unusable_sysctls():
-            self._events.emit(EventKind.NODE_PROBLEM, reason=unusable)
+            self._events.emit(EventKind.SYSCTL_UNUSABLE, reason=unusable)
         try:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.
@@ -298,7 +298,9 @@ class Service:
         if ebpf is Ebpf.OFF:
             remove_line(layout)
             return None
-        return open_line(layout, self._events, required=ebpf is Ebpf.ON)
+        line, why = open_line(layout, self._events, required=ebpf is Ebpf.ON)
+        self._readiness.absent = {LINE: why} if line is None else {}
+        return line
 
     def _build_engine(self) -> tuple[Engine, Servers]:
         settings = self._settings
@@ -317,6 +319,7 @@ class Service:
         if (line := self._line) is not None:
             around = replace(around, answers=line.answers, numbers=line.number)
         self._engine = engine = Engine(assembly.engine_settings(settings), around)
+        self._readiness.links = lambda: [pod.link_name for pod in engine.pods]
         layout = assembly.table_layout(settings)
         sources = Sources(engine.pods, engine.leases, self._conntrack, self._enforcer.audited, layout.intercept)
         self._sightings = Seen(self._book, sources, settings.paths.state, self._events)

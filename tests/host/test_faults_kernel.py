@@ -34,6 +34,8 @@ BPFFS = (
     "mount -o remount,rw /sys; mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf /sys/fs/bpf; mount -o remount,ro /sys"
 )
 CAPABILITIES = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
+WARNING = "4"
+"""PRIORITY in the journal."""
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +228,7 @@ def test_a_bpffs_that_is_unmounted_changes_nothing_until_the_restart_which_makes
         standing.machine.run("umount", "/sys/fs/bpf")
 
         standing.until(lambda: bool(journal.told), 2 * WHOLE_SECONDS)
-        assert "Restart dnsguard" in journal.once("node_problem")
+        assert "until dnsguard stops" in journal.once("bpffs_unmounted")
         assert programs(standing) == 4
         whole(standing)
         standing.machine.shell(BPFFS)
@@ -254,8 +256,10 @@ def test_without_a_capability_of_ebpf_nftables_enforces_alone_and_the_event_name
             standing.machine.systemctl("restart", UNIT)
             whole(standing)
             assert standing.daemon.ask("status")["enforcers"] == ["nftables"]
-            (told,) = standing.machine.journal(f"_PID={standing.daemon.pid}", "DNSGUARD_EVENT=feature_left_out")
+            (told,) = standing.machine.journal(f"_PID={standing.daemon.pid}", "DNSGUARD_EVENT=ebpf_not_used")
+            assert told["PRIORITY"] == WARNING
             assert f"the eBPF program needs {capability}: " in told["MESSAGE"]
+            assert f"the eBPF program needs {capability}: " in standing.daemon.ask("status")["absent"]["ebpf"]
             assert programs(standing) == 0
         standing.machine.systemctl("restart", UNIT)
         whole(standing)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from dnsguard.enforce.bpf.syscall import Map, get_pinned
-from dnsguard.observe.events import NODES_LINES
+from dnsguard.observe.shares import OFTEN_LINES
 from tests.host import conntrack_fill
 from tests.host.faults import MORE_PODS, WHOLE_SECONDS, C, F, Journal, closed, in_time, standing_still, whole
 from tests.host.host import UNIT, Host, hosting
@@ -214,5 +214,5 @@ def test_a_thousand_links_that_come_and_go_leave_nothing_behind_and_nothing_to_w
     assert in_time(lambda: grown(before, held(node)), nothing, 4 * WHOLE_SECONDS) == {}
     written = [one["MESSAGE"] for one in node.machine.journal(f"--unit={UNIT}")[lines:]]
     about = sum(bool(re.search(r"(came on|went from) veth-[fghi]", line)) for line in written)
-    at_once, rate = NODES_LINES[1], NODES_LINES[0]
+    rate, at_once = OFTEN_LINES
     assert about <= len(NAMES) * (at_once + rate * (took + WHOLE_SECONDS))

@@ -84,7 +84,7 @@ HIDINGS = {
 @pytest.mark.parametrize("hiding", HIDINGS)
 def test_a_reload_that_cannot_read_says_so_and_the_policy_before_stays(node: Host, hiding: str) -> None:
     how, path, why = HIDINGS[hiding]
-    before, told = node.daemon.ask("status")["generation"], len(events(node, "policy_rejected"))
+    before, told = node.daemon.ask("status")["generation"], len(events(node, "policy_not_taken"))
 
     with how(node, path), Closed(node):
         assert node.machine.systemctl("reload", UNIT, check=False).returncode != 0
@@ -94,7 +94,7 @@ def test_a_reload_that_cannot_read_says_so_and_the_policy_before_stays(node: Hos
 
     assert "; the last reload was refused: " + path in status
     assert why in status
-    (event,) = events(node, "policy_rejected")[told:]
+    (event,) = events(node, "policy_not_taken")[told:]
     assert why in event["DNSGUARD_REASON"]
     node.machine.systemctl("reload", UNIT)
     assert is_whole(node)
@@ -213,7 +213,7 @@ def reading_for_long(host: Host) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 @pytest.mark.parametrize("killer", ["SIGKILL", "out of memory"])
 def test_when_the_process_that_reads_an_allowlist_is_killed_the_policy_before_stays(node: Host, killer: str) -> None:
-    pid, before = node.daemon.pid, len(events(node, "policy_rejected"))
+    pid, before = node.daemon.pid, len(events(node, "policy_not_taken"))
 
     with contextlib.ExitStack() as ending, Closed(node), reading_for_long(node) as (reload, reader):
         # it is to go rather than the daemon
@@ -229,7 +229,7 @@ def test_when_the_process_that_reads_an_allowlist_is_killed_the_policy_before_st
         assert is_whole(node)
 
     assert node.daemon.pid == pid
-    (told,) = events(node, "policy_rejected")[before:]
+    (told,) = events(node, "policy_not_taken")[before:]
     assert "the process that reads it was killed (out of memory?)" in told["DNSGUARD_REASON"]
 
 

@@ -240,14 +240,14 @@ def needed(host: Host) -> int:
 
 def test_a_reload_that_takes_too_much_memory_is_refused_and_the_daemon_goes_on(node: Host) -> None:
     """The process that reads is the first to be killed."""
-    pid, before, deaths = node.daemon.pid, len(events(node, "policy_rejected")), len(killed(node))
+    pid, before, deaths = node.daemon.pid, len(events(node, "policy_not_taken")), len(killed(node))
 
     with edited(node, f"MemoryMax={needed(node) * 5 // 2}M"), Closed(node), huge_allowlist(node):
         assert node.machine.systemctl("reload", UNIT, check=False).returncode != 0
         assert killed(node)[deaths:] == [UNIT]
         assert is_whole(node)
 
-    (told,) = events(node, "policy_rejected")[before:]
+    (told,) = events(node, "policy_not_taken")[before:]
     assert "the process that reads it was killed (out of memory?)" in told["DNSGUARD_REASON"]
     assert node.daemon.pid == pid
 
@@ -282,7 +282,7 @@ def test_a_busy_process_in_the_slice_gets_no_more_of_a_cpu_than_the_quota(node: 
 
 
 def test_when_the_slice_is_full_of_tasks_no_more_are_made_and_the_daemon_goes_on(node: Host) -> None:
-    pid, before = node.daemon.pid, len(events(node, "policy_rejected"))
+    pid, before = node.daemon.pid, len(events(node, "policy_not_taken"))
 
     with Closed(node), beside(node, "forks", FORKS) as forks:
         assert forks.stdout
@@ -292,7 +292,7 @@ def test_when_the_slice_is_full_of_tasks_no_more_are_made_and_the_daemon_goes_on
         assert node.machine.systemctl("reload", UNIT, check=False).returncode != 0
         assert is_whole(node)
 
-    (told,) = events(node, "policy_rejected")[before:]
+    (told,) = events(node, "policy_not_taken")[before:]
     assert "the process that reads it could not be started" in told["DNSGUARD_REASON"]
     assert node.daemon.pid == pid
     node.machine.systemctl("reload", UNIT)

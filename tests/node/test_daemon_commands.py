@@ -3,7 +3,7 @@
 every command against a running daemon .................... status_..., pods_..., leases_..., monitor_..., explain_...
 a clear error when none runs .............................. without_a_daemon_...
 what is not built yet exits with 77 ....................... what_is_not_built_...
-metrics and health ........................................ a_scrape_..., health_...
+metrics and health ........................................ a_scrape_..., health_..., the_status_and_the_metrics_...
 the log as text and as JSON ............................... the_log_...
 """
 
@@ -15,23 +15,19 @@ import re
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from dnsguard import __version__
 from dnsguard.daemon.kernel_counters import FRESH, PATIENCE
-from tests.node.daemon import Dnsguard, wait_for
+from tests.node.daemon import ANY_RESOLVER, Dnsguard, wait_for
+from tests.node.picture import METRICS, get, of_metrics, of_status, samples
 from tests.node.scene import A6, ALLOWLIST, DB, OTHER, PORT, WRONG_PORT, A, B, Scene, playing
 
 pytestmark = pytest.mark.node
-
-METRICS = "127.0.0.1:9353"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +55,7 @@ def test_status_tells_people_and_programs_how_the_daemon_is(scene: Scene) -> Non
 
     assert told["ready"] is True
     assert (told["mode"], told["enforcers"], told["pods"], told["missing"]) == ("Enforce", ["nftables", "ebpf"], 2, "")
-    assert told["upstreams"] == [{"address": "10.99.0.2:53", "up": True}]
+    assert [(one["address"], one["up"]) for one in told["upstreams"]] == [("10.99.0.2:53", True)]
     assert told["denied"] >= 1 < told["queries"]
     assert "state:    ready\n" in table.stdout
     assert table.returncode == 0
@@ -223,25 +219,6 @@ def test_without_a_daemon_explain_reads_the_files(scene: Scene, tmp_path: Path) 
 # -- metrics and health -----------------------------------------------------------------------------------------------
 
 
-def get(scene: Scene, path: str) -> tuple[int, str]:
-    def fetch() -> tuple[int, str]:
-        try:
-            with urllib.request.urlopen(f"http://{METRICS}{path}", timeout=5) as reply:
-                return reply.status, reply.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, ""
-
-    return scene.lab.inside(scene.lab.node, fetch)
-
-
-def samples(scene: Scene) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    code, text = get(scene, "/metrics")
-    assert code == 200
-    families = text_string_to_metric_families(text)
-    return {(s.name, tuple(sorted(s.labels.items()))): s.value for family in families for s in family.samples}
-
-
 def test_health_says_that_it_lives_and_is_ready(scene: Scene) -> None:
     assert get(scene, "/healthz") == (200, "ok\n")
     assert get(scene, "/readyz") == (200, "ready\n")
@@ -282,6 +259,17 @@ def test_a_scrape_reads_the_kernels_own_counters(scene: Scene) -> None:
 
     wait_for(lambda: samples(scene)[key] > before, FRESH + PATIENCE)
     assert samples(scene)["dnsguard_kernel_counters_age_seconds", ()] < FRESH + PATIENCE
+
+
+def test_the_status_and_the_metrics_are_one_picture(scene: Scene) -> None:
+    with scene.client(scene.a, ANY_RESOLVER, stream=True):
+        wait_for(lambda: scene.daemon.ask("status")["tcp_connections"] == 1, 5)
+        # As often as something happens between the two.
+        wait_for(lambda: of_status(scene.daemon.ask("status")) == of_metrics(samples(scene)), 10)
+
+        told = of_status(scene.daemon.ask("status"))
+    assert {"replies NXDOMAIN", "latency", "tcp_connections", "cache_entries", "asked 10.99.0.2:53"} <= told.keys()
+    assert {"commits nftables", "commits ebpf", "totals egress_denied"} <= told.keys()
 
 
 def test_no_label_holds_what_a_pod_has_sent(scene: Scene) -> None:

@@ -35,6 +35,7 @@ from dnsguard.enforce.bpf import layout
 from dnsguard.enforce.bpf.layout import What
 from dnsguard.enforce.bpf.syscall import TCX_INGRESS, Map, get_pinned, prog_by_id, prog_info, prog_query
 from tests.node.daemon import BPFFS, connects, wait_for
+from tests.node.picture import METRICS, of_metrics, of_status, samples
 from tests.node.scene import ALLOWLIST, DB, DB6, OTHER, PORT, A, B, Scene, playing, rcode
 
 pytestmark = pytest.mark.node
@@ -209,11 +210,11 @@ def test_a_flow_that_began_while_the_programs_were_away_is_known_to_them(scene: 
 def test_a_bpffs_that_is_unmounted_is_told_once_and_used_again_when_it_is_back(scene: Scene) -> None:
     bpffs = scene.daemon.folder / "bpf"
     subprocess.run(["umount", bpffs], check=True)
-    told = scene.daemon.told("kernel_state_damaged")
+    told = scene.daemon.told("link_without_ebpf")
     time.sleep(2 * VERIFY)
     assert "_pod cannot be put on veth-" in told["reason"]
     # one event, or two: the kernel lets go of the programs one after the other
-    told_of = " ".join(event["what"] for event in scene.daemon.events("kernel_state_damaged"))
+    told_of = " ".join(event["links"] for event in scene.daemon.events("link_without_ebpf"))
     assert (told_of.count("veth-a"), told_of.count("veth-b")) == (1, 1)
     assert scene.daemon.events("kernel_state_repaired") == []
     assert [gap["link"] for gap in scene.daemon.ask("status")["gaps"]] == ["veth-a", "veth-b"]
@@ -232,18 +233,24 @@ def test_without_a_bpffs_auto_goes_on_with_nftables_and_on_refuses(scene: Scene)
     scene.daemon.stop()
     elsewhere = str(scene.daemon.folder / "no-bpffs")
     folder = scene.daemon.folder
-    configure(scene, paths={"runtime": str(folder / "run"), "bpffs": elsewhere, "state": str(folder / "state")})
+    paths = {"runtime": str(folder / "run"), "bpffs": elsewhere, "state": str(folder / "state")}
+    configure(scene, paths=paths, metrics={"listen": METRICS})
     scene.daemon.start()
-    left_out = scene.daemon.told("feature_left_out", feature="enforcement.ebpf: Auto")
+    left_out = scene.daemon.told("ebpf_not_used", level="warning")
     assert elsewhere in left_out["reason"]
     assert scene.resolve(scene.a, "db.example.com") == [DB]
-    assert scene.daemon.ask("status")["enforcers"] == ["nftables"]
+    told = scene.daemon.ask("status")
+    assert told["enforcers"] == ["nftables"]
+    assert elsewhere in told["absent"]["ebpf"]
+    assert of_status(told)["gaps ebpf"] == of_metrics(samples(scene))["gaps ebpf"] == 2
+    assert f"ebpf is asked for and decides on no link: {elsewhere}" in scene.daemon.call("status").stdout
     scene.daemon.stop()
     configure(scene, enforcement={"ebpf": "On"})
     assert scene.daemon.spawn().wait(15) == 77
     assert "enforcement.ebpf is On" in scene.daemon.said()
     configure(scene, enforcement={"ebpf": "Off"})
     scene.daemon.start()
+    assert (scene.daemon.ask("status")["absent"], scene.daemon.ask("status")["gaps"]) == ({}, [])
 
 
 def test_a_daemon_that_is_gone_for_longer_than_a_restart_leaves_no_query_up(scene: Scene) -> None:

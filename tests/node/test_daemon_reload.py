@@ -118,12 +118,12 @@ def test_a_file_with_errors_changes_nothing_and_every_error_is_told_with_its_pla
 
 def test_a_missing_file_changes_nothing(scene: Scene) -> None:
     file = scene.daemon.folder / "allowlist.yaml"
-    rejected = len(scene.daemon.events("policy_rejected"))
+    rejected = len(scene.daemon.events("policy_not_taken"))
     file.unlink()
 
     scene.daemon.signal(signal.SIGHUP)
 
-    assert scene.daemon.told("policy_rejected", before=rejected)["reason"].startswith(f"{file}:1:1: error: ")
+    assert scene.daemon.told("policy_not_taken", before=rejected)["reason"].startswith(f"{file}:1:1: error: ")
     assert scene.resolve(scene.a, "db.example.com") == [DB]
 
 

@@ -28,7 +28,7 @@ from dnsguard.doctor import ebpf, journal, kernel, links, process, query, routin
 from dnsguard.doctor.checks import Check
 from dnsguard.doctor.findings import Finding
 from dnsguard.doctor.node import look
-from dnsguard.enforce.bpf import syscall
+from dnsguard.enforce.bpf import libbpf, syscall
 from dnsguard.enforce.nftables import netlink
 from tests.node.daemon import wait_for
 from tests.node.scene import A, Scene, playing
@@ -462,3 +462,44 @@ def test_a_journal_that_nobody_reads_is_told_where_it_is_wanted(form: str, level
         level = "ok"
 
     assert node.worst(journal.check_socket, log={"format": form}).level == level
+
+
+# -- clocks, libraries ------------------------------------------------------------------------------------------------
+
+
+def found_by(check: str, *around: str, before: str = "pass", **keys: object) -> list[dict[str, str]]:
+    """The findings of one check in a process of its own, which `around` starts and that does `before` first."""
+    script = (
+        f"import json; from dnsguard.config.settings import Settings; from dnsguard.doctor import clock, ebpf; "
+        f"from dnsguard.doctor.node import Node; {before}; "
+        f"node = Node(Settings.model_validate({{'upstreams': ['10.99.0.2'], **{keys!r}}})); "
+        f"[print(json.dumps(one._asdict())) for one in {check}(node)]"
+    )
+    return rows(subprocess.run([*around, sys.executable, "-c", script], capture_output=True, text=True, check=True))
+
+
+def test_a_wall_clock_that_may_not_be_looked_at_is_no_good_one() -> None:
+    refuse = "from tests.node.no_bpf import refuse_clock; refuse_clock()"
+    (finding,) = found_by("clock.check_synchronised", before=refuse)
+
+    assert (finding["subject"], finding["level"]) == ("wall clock", "unseen")
+    assert finding["found"].endswith("Operation not permitted")
+
+
+@pytest.mark.parametrize(("slept", "level"), [(0, "ok"), (1000, "warning")])
+def test_a_node_that_was_suspended_is_told(slept: int, level: str) -> None:
+    (finding,) = found_by("clock.check_sleep", "unshare", "--time", f"--boottime={slept}", "--fork")
+
+    assert (finding["subject"], finding["level"]) == ("monotonic clock", level)
+    assert slept == 0 or "suspended for 1000 s" in finding["found"]
+
+
+@pytest.mark.parametrize(("mode", "level"), [("Auto", "warning"), ("On", "problem")])
+def test_a_missing_libbpf_is_told_with_the_package(mode: str, level: str) -> None:
+    libbpf.version()
+    library = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libbpf.so" in line)
+    hide = ("unshare", "--mount", "sh", "-c", f'mount --bind /dev/null {library} && exec "$@"', "sh")
+    (finding,) = found_by("ebpf.check_wanted", *hide, enforcement={"ebpf": mode})
+
+    assert (finding["subject"], finding["level"]) == ("eBPF", level)
+    assert "libbpf.so.1 is missing: install the package libbpf1" in finding["found"]

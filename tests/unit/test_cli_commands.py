@@ -52,8 +52,31 @@ STATUS = {
     "denied": 4,
     "audited": 0,
     "enforcers": ["nftables", "ebpf"],
+    "absent": {},
     "gaps": [{"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before from_pod by tcx"}],
-    "upstreams": [{"address": "10.96.0.10:53", "up": True}, {"address": "10.96.0.11:53", "up": False}],
+    "tcp_connections": 6,
+    "cache_entries": 8,
+    "writer_busy": 0.0,
+    "counted": 0.4,
+    "replies": {"NOERROR": 6, "NXDOMAIN": 4},
+    "latency": {"count": 10, "seconds": 0.02, "p50": 0.001, "p99": 2.0},
+    "commits": {"nftables": {"count": 1, "seconds": 0.001, "p50": 0.0001, "p99": None}},
+    "upstreams": [
+        {
+            "address": "10.96.0.10:53",
+            "up": True,
+            "asked": 7,
+            "failed": 1,
+            "latency": {"count": 6, "seconds": 0.02, "p50": 0.0025, "p99": 0.1},
+        },
+        {
+            "address": "10.96.0.11:53",
+            "up": False,
+            "asked": 2,
+            "failed": 2,
+            "latency": {"count": 0, "seconds": 0.0, "p50": None, "p99": None},
+        },
+    ],
 }
 POD = {
     "pod": "shop/backend-0",
@@ -162,11 +185,17 @@ def test_status_is_told_in_words(daemon: Daemon, capsys: pytest.CaptureFixture[s
     assert "refused:  2 more; `dnsguard check` prints them all" in lines
     assert "restart:  c.yaml:5:12: warning: upstreams: takes effect at a restart" in lines
     assert "gap:      ebpf does not decide on veth1: program 7 stands before from_pod by tcx" in lines
-    assert "upstream: 10.96.0.11:53 DOWN" in lines
+    served = "7 attempts, 1 without an answer, half within 2.5 ms, 99 of 100 within 100 ms"
+    assert f"upstream: 10.96.0.10:53 up, {served}" in lines
+    assert "upstream: 10.96.0.11:53 DOWN, 2 attempts, 2 without an answer, none yet" in lines
+    assert "replies:  10, 6 NOERROR, 4 NXDOMAIN" in lines
+    assert "latency:  half within 1 ms, 99 of 100 within 2 s" in lines
+    assert "commits:  nftables 1, half within 0.1 ms, 99 of 100 within more than is told apart" in lines
     assert "pods:     2 of 1000" in lines
     assert "leases:   1, 2 of 100000 elements" in lines
     assert "queries:  10, 4 denied, 5 from a cache, 0 over a limit, 0 withheld" in lines
-    assert "now:      3 being answered, 1 of them held for the kernel" in lines
+    held = "3 being answered, 1 of them held for the kernel"
+    assert f"now:      {held}, 6 TCP connections, 8 answers cached" in lines
     assert "dropped:  7 packets" in lines
     assert "repaired: 2 changes of others to the kernel undone" in lines
     assert not [line for line in lines if line.startswith("errors:")]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dnsguard.config.settings import Settings
 from dnsguard.core.errors import KernelError
-from dnsguard.doctor import process, sysctls, units
+from dnsguard.doctor import clock, process, sysctls, units
 from dnsguard.doctor.checks import Check, examine
 from dnsguard.doctor.findings import Level, exit_code
+from dnsguard.doctor.host_network import check_host_network
 from dnsguard.doctor.node import Node, NodeLink
 from dnsguard.doctor.podlink import asked_addresses, link_name
 from dnsguard.doctor.trace import Dropping, read
@@ -135,7 +138,7 @@ def test_a_service_of_another_user_than_root_is_given_its_capabilities(
 # ---- the daemon
 
 
-READY = {"version": "1", "mode": "Enforce", "pid": 1, "ready": True, "missing": "", "gaps": []}
+READY = {"version": "1", "mode": "Enforce", "pid": 1, "ready": True, "missing": "", "absent": {}, "gaps": []}
 GAP = {"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before"}
 
 
@@ -205,3 +208,90 @@ def test_the_probe_asks_whom_a_pod_would_ask() -> None:
     assert asked_addresses(Node(settings())) == {4: "10.96.0.10", 6: "2001:db8:646f:63::53"}
     intercepted = settings(dns={"intercept": ["169.254.20.10"]})
     assert asked_addresses(Node(intercepted))[4] == "169.254.20.10"
+
+
+# ---- hostNetwork
+
+
+NODES, OTHERS = "net:[4026531840]", "net:[4026532441]"
+BURSTABLE = "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{}.slice/cri-containerd-1.scope"
+UID = "3f1c2d54_8d1b_4a9e_b0a2_7f0c5a3d9e11"
+STATIC = "0b1946df8ab8dbbd3ac2bcab3ed1b50d"
+
+
+def process_of(folder: Path, number: int, name: str, network: str, group: str) -> None:
+    place = folder / str(number)
+    (place / "ns").mkdir(parents=True)
+    (place / "ns/net").symlink_to(network)
+    (place / "comm").write_text(f"{name}\n")
+    (place / "cgroup").write_text(f"{group}\n")
+
+
+@pytest.fixture
+def busy_node(tmp_path: Path) -> Path:
+    """With a shell, and a pod that has a network of its own."""
+    (tmp_path / "self/ns").mkdir(parents=True)
+    (tmp_path / "self/ns/net").symlink_to(NODES)
+    process_of(tmp_path, 7, "bash", NODES, "0::/user.slice/user-0.slice")
+    process_of(tmp_path, 8, "nginx", OTHERS, BURSTABLE.format(UID))
+    return tmp_path
+
+
+def host_network(folder: Path) -> tuple[Level, str]:
+    (finding,) = check_host_network(Node(settings(), proc=folder))
+    return finding.level, finding.found
+
+
+def test_a_node_whose_pods_have_networks_of_their_own_is_in_order(busy_node: Path) -> None:
+    assert host_network(busy_node) == (Level.OK, "no pod of this node runs in the host's network")
+
+
+@pytest.mark.parametrize("group", [BURSTABLE.format(UID), f"11:memory:/kubepods/besteffort/pod{STATIC}/1f2e"])
+def test_a_pod_in_the_hosts_network_is_told_with_what_runs_in_it(group: str, busy_node: Path) -> None:
+    process_of(busy_node, 9, "pause", NODES, group)
+    process_of(busy_node, 10, "kube-proxy", NODES, group)
+
+    found = "1 pod runs in the host's network and cannot be governed: kube-proxy"
+    assert host_network(busy_node) == (Level.WARNING, found)
+    (busy_node / "10/ns/net").unlink()  # it ends while it is looked at
+    assert host_network(busy_node)[1].endswith(": idle")
+
+
+# ---- clocks
+
+
+class Timex(ctypes.Structure):
+    """The first fields of struct timex (linux/timex.h)."""
+
+    _fields_ = (
+        ("modes", ctypes.c_uint),
+        *((name, ctypes.c_long) for name in ("offset", "freq", "maxerror", "esterror")),
+        ("status", ctypes.c_int),
+        ("rest", ctypes.c_char * 256),
+    )
+
+
+@pytest.mark.parametrize(
+    ("good", "level", "found"), [(True, Level.OK, "synchronised"), (False, Level.WARNING, "not synchronised")]
+)
+def test_a_wall_clock_that_nobody_sets_is_told(
+    good: bool, level: Level, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clock, "synchronised", lambda: good)
+    (finding,) = clock.check_synchronised(Node(settings()))
+
+    assert (finding.subject, finding.level) == ("wall clock", level)
+    assert finding.found == found
+
+
+def test_whether_the_clock_is_set_is_read_from_its_place_in_what_the_kernel_tells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """This machine's is as it is; the kernel's answer stands in for one that is otherwise."""
+    told = Timex()
+    kernel = SimpleNamespace(adjtimex=lambda buffer: ctypes.memmove(buffer, ctypes.byref(told), 64) and 0)
+    monkeypatch.setattr(clock.ctypes, "CDLL", lambda *_, **__: kernel)
+    set_one = clock.synchronised()
+    told.status = 0x40
+
+    assert (set_one, clock.synchronised()) == (True, False)

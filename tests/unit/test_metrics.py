@@ -251,3 +251,23 @@ async def test_a_scrape_that_does_not_end_does_not_hold_up_the_stop(daemon: Daem
 
     with pytest.raises(aiohttp.ClientError):
         await scraping
+
+
+@pytest.mark.parametrize(
+    ("values", "half", "nearly_all"),
+    [
+        ([], None, None),
+        ([0.1], 0.5, 0.5),
+        ([0.1] * 99 + [0.9], 0.5, 0.5),
+        ([0.1] * 98 + [0.9] * 2, 0.5, 1.0),
+        ([0.1] * 2 + [7.0], 0.5, None),
+    ],
+)
+def test_a_quantile_is_the_bound_that_so_many_values_are_not_above(
+    values: list[float], half: float | None, nearly_all: float | None
+) -> None:
+    histogram = Histogram((0.5, 1.0, 2.0))
+    for value in values:
+        histogram.observe(value)
+
+    assert (histogram.quantile(0.5), histogram.quantile(0.99)) == (half, nearly_all)

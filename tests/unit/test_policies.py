@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -165,3 +167,63 @@ async def test_what_takes_effect_at_a_restart_is_remembered_until_it_is_taken_ba
     await enforcing.reload()
 
     assert enforcing.policies.late == []
+
+
+# ---- what is told of a reload that changes nothing, or not all
+
+
+def kinds(daemon: Daemon) -> list[EventKind]:
+    return [kind for kind, _ in daemon.events]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "allowlist.yaml"])
+async def test_errors_in_a_file_are_told_as_the_files(enforcing: Daemon, file: str) -> None:
+    with (enforcing.folder / file).open("a") as broken:
+        broken.write("nonsense: 1\n")
+    with pytest.raises(CallError):
+        await enforcing.reload()
+
+    assert kinds(enforcing) == [EventKind.POLICY_REJECTED]
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "allowlist.yaml"])
+async def test_a_file_that_cannot_be_read_is_told_as_no_error_in_it(enforcing: Daemon, file: str) -> None:
+    (enforcing.folder / file).unlink()
+    with pytest.raises(CallError):
+        await enforcing.reload()
+
+    ((kind, fields),) = enforcing.events
+    assert kind is EventKind.POLICY_NOT_TAKEN
+    assert "there is no such file; create it" in fields["reason"]
+
+
+async def test_a_reader_that_cannot_be_started_is_told_as_no_error_in_the_file(
+    enforcing: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_process(*_: Any, **__: Any) -> Any:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr("asyncio.create_subprocess_exec", no_process)
+    with pytest.raises(CallError):
+        await enforcing.reload()
+
+    assert kinds(enforcing) == [EventKind.POLICY_NOT_TAKEN]
+
+
+async def test_a_policy_that_the_kernel_refuses_is_told_as_no_error_in_the_file(enforcing: Daemon) -> None:
+    enforcing.changes.refuse = "policy"
+    with pytest.raises(KernelError):
+        await enforcing.reload()
+
+    told = {"reason": "the policy could not be put in force: EBUSY"}
+    assert enforcing.events[-1] == (EventKind.POLICY_NOT_TAKEN, told)
+
+
+async def test_a_key_that_only_a_start_reads_is_told_as_that(enforcing: Daemon) -> None:
+    with (enforcing.folder / "config.yaml").open("a") as more:
+        more.write("cache: {entries: 777}\n")
+
+    await enforcing.reload()
+
+    (kind,) = [kind for kind, fields in enforcing.events if "cache.entries: takes effect" in str(fields.get("reason"))]
+    assert kind is EventKind.RESTART_NEEDED

@@ -9,12 +9,17 @@ import typer
 
 from dnsguard.cli.options import ConfigOption, JsonOption, client, note_version
 from dnsguard.cli.output import print_facts, print_json, rounded_duration
+from dnsguard.control.gaps import gap_texts
 
 if TYPE_CHECKING:
-    from dnsguard.control.calls import Status
+    from dnsguard.control.calls import Spread, Status
 
 
 _OF_QUERIES: Final = {"cache_hits": "from a cache", "limited": "over a limit", "answers_withheld": "withheld"}
+_SLOW: Final = 1.0
+"""Seconds at one piece of the writer's work, which takes milliseconds."""
+_OLD: Final = 60.0
+"""Seconds; they are read every five."""
 _ERRORS: Final = 3
 """Lines of a refused reload that are shown."""
 _TROUBLES: Final = {
@@ -34,7 +39,8 @@ def register(app: typer.Typer) -> None:
 def status(context: typer.Context, config: ConfigOption = None, json: JsonOption = False) -> None:
     """Show how the daemon is.
 
-    Ready or what is missing, the policy in force, the upstreams, totals.
+    Ready or what is missing, where a line does not decide and why, the policy in force, questions and how long they
+    take, the upstreams: what the metrics tell, since the start.
     """
     daemon = client(context, config)
     result: Status = daemon.call("status")
@@ -54,8 +60,8 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
         "mode",
         f"Audit: nothing is denied, {lines} tell of it" if status["mode"] == "Audit" else f"Enforce by {lines}",
     )
-    for gap in status["gaps"]:
-        yield "gap", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}"
+    for text in gap_texts(status):
+        yield "gap", text
     yield "config", status["config"]
     yield "policy", f"generation {status['generation']} of {status['allowlist']}"
     if status["reloading"]:
@@ -70,9 +76,12 @@ def _facts(status: Status) -> Iterator[tuple[str, Any]]:
     yield "pods", f"{status['pods']} of {status['pods_limit']}"
     yield "leases", f"{status['leases']}, {status['lease_elements']} of {status['leases_limit']} elements"
     yield from _questions(status)
+    yield from _kernel(status)
     yield from _troubles(status["totals"])
     for upstream in status["upstreams"]:
-        yield "upstream", f"{upstream['address']} {'up' if upstream['up'] else 'DOWN'}"
+        state = "up" if upstream["up"] else "DOWN"
+        failed = f"{upstream['asked']} attempts, {upstream['failed']} without an answer"
+        yield "upstream", f"{upstream['address']} {state}, {failed}, {_spread(upstream['latency'])}"
 
 
 def _questions(status: Status) -> Iterator[tuple[str, Any]]:
@@ -82,7 +91,33 @@ def _questions(status: Status) -> Iterator[tuple[str, Any]]:
         said.append(f"{status['audited']} would have been")
     said += [f"{totals.get(key, 0)} {words}" for key, words in _OF_QUERIES.items()]
     yield "queries", ", ".join(said)
-    yield "now", f"{status['in_flight']} being answered, {status['held_answers']} of them held for the kernel"
+    replies = status["replies"]
+    yield "replies", ", ".join([f"{sum(replies.values())}", *(f"{n} {rcode}" for rcode, n in replies.items())])
+    yield "latency", _spread(status["latency"])
+    now = f"{status['in_flight']} being answered, {status['held_answers']} of them held for the kernel"
+    yield "now", f"{now}, {status['tcp_connections']} TCP connections, {status['cache_entries']} answers cached"
+
+
+def _kernel(status: Status) -> Iterator[tuple[str, Any]]:
+    for enforcer, spread in status["commits"].items():
+        yield "commits", f"{enforcer} {spread['count']}, {_spread(spread)}"
+    if status["writer_busy"] > _SLOW:
+        yield "kernel", f"its writer has been at one piece of work for {status['writer_busy']:.0f} s"
+    if status["counted"] > _OLD:
+        yield "kernel", f"its counters could not be read for {status['counted']:.0f} s"
+
+
+def _spread(spread: Spread) -> str:
+    if not spread["count"]:
+        return "none yet"
+    return f"half within {_time(spread['p50'])}, 99 of 100 within {_time(spread['p99'])}"
+
+
+def _time(seconds: float | None) -> str:
+    """`None` is above the last bound of a histogram."""
+    if seconds is None:
+        return "more than is told apart"
+    return f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
 
 
 def _troubles(totals: Mapping[str, int]) -> Iterator[tuple[str, Any]]:

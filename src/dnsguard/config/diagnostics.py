@@ -25,11 +25,15 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One finding. `str()` is `file:line:column: error: text`, as compilers write it and editors understand it."""
+    """One finding. `str()` is `file:line:column: error: text`, as compilers write it and editors understand it.
+
+    `unread`: the file could not be read, so this says nothing of what is written in it.
+    """
 
     origin: Origin
     text: str
     severity: Severity = Severity.ERROR
+    unread: bool = False
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.severity}: {_one_line(self.text)}"

@@ -77,4 +77,4 @@ def decode(content: bytes, file: str) -> str:
 
 
 def _refused(path: Path, text: str) -> ConfigError:
-    return ConfigError([Diagnostic(Origin(str(path), 1, 1), text)])
+    return ConfigError([Diagnostic(Origin(str(path), 1, 1), text, unread=True)])

@@ -85,9 +85,25 @@ class Version(TypedDict):
     version: str
 
 
+class Spread(TypedDict):
+    """How long something took, since the start: of so many, `seconds` in all; half and 99 of 100 took no longer than
+    `p50` and `p99`. Those are None where there was none yet, or where it is longer than is told apart."""
+
+    count: int
+    seconds: float
+    p50: float | None
+    p99: float | None
+
+
 class UpstreamStatus(TypedDict):
     address: str
     up: bool
+    asked: int
+    """Attempts that were sent to it."""
+    failed: int
+    """Attempts without an answer."""
+    latency: Spread
+    """From an attempt's sending to its answer."""
 
 
 class Gap(TypedDict):
@@ -124,6 +140,19 @@ class Status(TypedDict):
     leases_limit: int
     in_flight: int
     held_answers: int
+    tcp_connections: int
+    """Of pods, open now."""
+    cache_entries: int
+    writer_busy: float
+    """Seconds that the writer to the kernel has been at its present work; 0 when it has none."""
+    counted: float
+    """Seconds since the kernel's counters were read."""
+    replies: dict[str, int]
+    """By rcode, the most frequent first."""
+    latency: Spread
+    """From a question's arrival to its reply; without those that the kernel answered."""
+    commits: dict[str, Spread]
+    """By enforcer: one transaction of leases, to its acknowledgement."""
     totals: dict[str, int]
     """The metrics' counters, each without its labels, by the names of `engine.counters.Counters` and
     `observe.metrics.Gauges`."""
@@ -132,6 +161,8 @@ class Status(TypedDict):
     audited: int
     """Questions that Audit let through and that would have been denied."""
     enforcers: list[str]
+    absent: dict[str, str]
+    """Enforcers that the configuration asks for and that decide on no link: why."""
     gaps: list[Gap]
     upstreams: list[UpstreamStatus]
 

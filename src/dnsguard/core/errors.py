@@ -29,3 +29,7 @@ class KernelError(DnsguardError):
 
 class MissingFeatureError(DnsguardError):
     """A privilege or kernel feature that is not there (exit code 77); the text names it and the remedy."""
+
+
+class OldKernelError(MissingFeatureError):
+    """This kernel cannot do it, whatever privileges and settings it is asked with."""

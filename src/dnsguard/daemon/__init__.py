@@ -10,7 +10,8 @@ supervision     what systemd is told, and what it keeps over a restart
 backoff         what one process tells the next: starts that failed, so that it waits, and how it was ended
 drops, kernel_events, seen, clock       what the kernel did, told, counted, and learned from; steps of the wall clock
 rooms           all of them, for those that look at all
-endpoints       the control socket, metrics and health; reports, why, gauges, kernel_counters, readiness: what they tell
+endpoints       the control socket, metrics and health
+reports, figures, gauges, why, kernel_counters, readiness       what these tell
 early, cleanup  without a daemon: every link closed, every trace removed
 lock, runtime, process, whole   the only one; its folder; its interpreter; small files
 """

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
-from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError
+from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError, OldKernelError
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import PodTable
 from dnsguard.daemon.drops import AnsweredInKernel, Drops
@@ -37,10 +37,6 @@ VERIFY: Final[Seconds] = 1.0
 SWEEP: Final[Seconds] = 5.0
 NAMED: Final = 6
 """So many of what is alike are named in one event."""
-UNMOUNTED: Final = (
-    "the bpffs was unmounted from the node: eBPF enforces as before until dnsguard stops, and then again once it is "
-    "restarted; nftables enforces all along. Restart dnsguard when it suits"
-)
 BETWEEN_SLICES: Final[Seconds] = 0.01
 LINE: Final = "ebpf"
 """The name of this line where enforcers are told apart: `nftables` is the other."""
@@ -49,16 +45,24 @@ Every = Callable[[Seconds, str, Callable[[], Coroutine[Any, Any, None]]], Corout
 """`every(seconds, where, do)`: runs until the stop, containing what goes wrong."""
 
 
-def open_line(layout: EbpfLayout, events: Events, *, required: bool) -> SecondLine | None:
-    """The line, or None, with an event that says why, where the node cannot and that is allowed."""
+def open_line(layout: EbpfLayout, events: Events, *, required: bool) -> tuple[SecondLine | None, str]:
+    """The line, or None and why, with an event, where the node cannot and that is allowed."""
     try:
-        return SecondLine(layout)
+        return SecondLine(layout), ""
     except DnsguardError as error:
         if required:
             raise _as_missing(error) from error
-        events.emit(EventKind.FEATURE_LEFT_OUT, feature="enforcement.ebpf: Auto", reason=f"nftables alone: {error}")
+        _tell_absent(error, events)
         remove_line(layout)
-        return None
+        return None, str(error)
+
+
+def _tell_absent(error: DnsguardError, events: Events) -> None:
+    """Where another kernel is all that would do, nothing is amiss on this node."""
+    if isinstance(error, OldKernelError):
+        events.emit(EventKind.FEATURE_LEFT_OUT, feature="enforcement.ebpf: Auto", reason=f"nftables alone: {error}")
+    else:
+        events.emit(EventKind.EBPF_NOT_USED, reason=str(error))
 
 
 def remove_line(layout: EbpfLayout) -> None:
@@ -159,14 +163,13 @@ class Beside:
             if self._told.get(name) != why:
                 alike[why.replace(name, "a link")].append(name)
         for names in alike.values():
-            reason = f"{failures[names[0]]}; nftables still enforces"
-            self._events.emit(EventKind.KERNEL_STATE_DAMAGED, what=f"eBPF on {_some(names)}", reason=reason)
+            self._events.emit(EventKind.LINK_WITHOUT_EBPF, links=_some(names), reason=failures[names[0]])
         self._told = failures
 
     async def _look_at_mount(self) -> None:
         if not self._unmounted and await asyncio.to_thread(lambda: self._line.unmounted):
             self._unmounted = True
-            self._events.emit(EventKind.NODE_PROBLEM, reason=UNMOUNTED)
+            self._events.emit(EventKind.BPFFS_UNMOUNTED)
 
     # ---- flows
 

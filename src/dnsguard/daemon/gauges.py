@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dnsguard.config.groups import Ebpf
 from dnsguard.core.model import Seconds
 from dnsguard.daemon.beside import LINE
+from dnsguard.daemon.figures import busy
 from dnsguard.daemon.rooms import Rooms
 from dnsguard.daemon.supervision import STUCK
 from dnsguard.enforce.enforcer import LineEnforcer
@@ -43,12 +44,6 @@ def gauges(rooms: Rooms, upstreams: Callable[[], Mapping[str, bool]]) -> Gauges:
     )
 
 
-def busy(enforcer: LineEnforcer, now: Seconds) -> Seconds:
-    """How long the writer's thread has been at its present piece of work; 0 when it has none."""
-    since = enforcer.busy_since
-    return 0.0 if since is None else max(0.0, now - since)
-
-
 def stuck(enforcer: LineEnforcer, now: Seconds) -> str:
     """Why the daemon is not alive; empty when it is. That the loop runs is shown by its being asked."""
     worked = busy(enforcer, now)
@@ -59,5 +54,4 @@ def links_without(rooms: Rooms) -> dict[str, int]:
     """On how many pod links each enforcer that the configuration asks for does not decide."""
     wanted = ("nftables",) if rooms.configured.settings.enforcement.ebpf is Ebpf.OFF else ("nftables", LINE)
     gaps = [gap["enforcer"] for gap in rooms.readiness.gaps()]
-    absent = set(wanted) - set(rooms.enforcers)
-    return {one: len(rooms.engine.pods) if one in absent else gaps.count(one) for one in wanted}
+    return {one: gaps.count(one) for one in wanted}

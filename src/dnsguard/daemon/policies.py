@@ -65,7 +65,9 @@ class Policies:
         settings, late = self._read_settings()
         loaded = await self._load(settings)
         found = [*late, *loaded.diagnostics]
-        self._tell(found)
+        for key in late:
+            self._events.emit(EventKind.RESTART_NEEDED, reason=str(key))
+        self._tell(loaded.diagnostics)
         if loaded.store is None:
             raise self._rejected(found)
         before, changed = self._settings.mode, await self._go_over(settings, loaded.store, changes)
@@ -119,10 +121,8 @@ class Policies:
         except BaseException as error:
             store.close()
             self._reject()
-            self._events.emit(
-                EventKind.POLICY_REJECTED,
-                reason=f"it could not be put in force: {STOPPED if isinstance(error, CancelledError) else error}",
-            )
+            why = STOPPED if isinstance(error, CancelledError) else error
+            self._events.emit(EventKind.POLICY_NOT_TAKEN, reason=f"the policy could not be put in force: {why}")
             raise
         self._keep(store)
         self.rejected = False
@@ -153,6 +153,11 @@ class Policies:
         self._keep(None)
 
     def _tell(self, diagnostics: Sequence[Diagnostic]) -> None:
-        kinds = {Severity.ERROR: EventKind.POLICY_REJECTED, Severity.WARNING: EventKind.POLICY_WARNING}
         for one in diagnostics:
-            self._events.emit(kinds[one.severity], reason=str(one))
+            self._events.emit(_kind(one), reason=str(one))
+
+
+def _kind(found: Diagnostic) -> EventKind:
+    if found.severity is Severity.WARNING:
+        return EventKind.POLICY_WARNING
+    return EventKind.POLICY_NOT_TAKEN if found.unread else EventKind.POLICY_REJECTED

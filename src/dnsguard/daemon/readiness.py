@@ -1,8 +1,8 @@
-"""Whether the daemon is ready, and what it waits for when it is not."""
+"""Whether the daemon is ready, what it waits for when it is not, and which lines do not decide where they should."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dnsguard.control.calls import Gap
 from dnsguard.daemon.beside import LINE
@@ -17,10 +17,17 @@ class Readiness:
         """What the whole daemon is at; empty while it intercepts and enforces."""
         self.failures: Callable[[], Mapping[str, str]] = dict
         """Why the eBPF line is not the first on a link, by its name."""
+        self.absent: Mapping[str, str] = {}
+        """Why a line that the configuration asks for decides nowhere, by its name."""
+        self.links: Callable[[], Iterable[str]] = tuple
+        """The names of the pods' links."""
 
     def gaps(self) -> list[Gap]:
         """The links on which an enforcer does not decide, and why."""
-        return [{"enforcer": LINE, "link": name, "reason": why} for name, why in sorted(self.failures().items())]
+        links = sorted(self.links()) if self.absent else []
+        nowhere = [(line, link, why) for line, why in self.absent.items() for link in links]
+        somewhere = [(LINE, link, why) for link, why in sorted(self.failures().items())]
+        return [{"enforcer": line, "link": link, "reason": why} for line, link, why in (*nowhere, *somewhere)]
 
     def missing(self) -> str:
         """What readiness waits for; empty when it is there."""

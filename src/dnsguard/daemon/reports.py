@@ -18,6 +18,7 @@ from dnsguard.core.lease import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.core.pods import Pod, address_text
+from dnsguard.daemon import figures
 from dnsguard.daemon.rooms import Rooms
 from dnsguard.daemon.why import Case, denial_rows, explain_all
 
@@ -33,6 +34,7 @@ class Reports:
         return {"version": __version__}
 
     async def status(self) -> Status:
+        await self.rooms.kernel_counters.fresh()
         engine, settings = self.rooms.engine, self.rooms.configured.settings
         return {
             "version": __version__,
@@ -54,13 +56,21 @@ class Reports:
             "leases_limit": settings.tables.leases,
             "in_flight": len(engine.exchanges),
             "held_answers": engine.exchanges.gate.holding,
+            "tcp_connections": len(self.rooms.tcp.connections),
+            "cache_entries": len(engine.cache),
+            "writer_busy": round(figures.busy(self.rooms.enforcer, self.rooms.now()), 1),
+            "counted": round(self.rooms.kernel_counters.age, 1),
+            "replies": figures.replies(engine.counters),
+            "latency": figures.spread(engine.counters.request_seconds),
+            "commits": figures.commits(engine.counters),
             "totals": dict(self.totals()),
             "queries": sum(engine.counters.requests.values()),
             "denied": engine.counters.verdicts["denied"],
             "audited": engine.counters.verdicts["audited"],
             "enforcers": list(self.rooms.enforcers),
+            "absent": dict(self.rooms.readiness.absent),
             "gaps": self.rooms.readiness.gaps(),
-            "upstreams": [{"address": to, "up": up} for to, up in self.upstreams().items()],
+            "upstreams": figures.upstreams(self.upstreams(), engine.counters),
         }
 
     def upstreams(self) -> dict[str, bool]:

@@ -9,6 +9,7 @@ from dnsguard.core.errors import DnsguardError
 from dnsguard.doctor import (
     clock,
     ebpf,
+    host_network,
     journal,
     kernel,
     links,
@@ -40,7 +41,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     links.check_bridged,
     links.check_branches,
     links.check_ethernet,
-    links.check_host_network,
+    host_network.check_host_network,
     links.check_upstream_is_no_pod,
     routing.check_rules,
     routing.check_present,

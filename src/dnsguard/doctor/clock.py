@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Iterator
 from typing import Final
 
 from dnsguard.core.model import Seconds
-from dnsguard.doctor.findings import Finding, ok, warning
+from dnsguard.doctor.findings import Finding, ok, unseen, warning
 from dnsguard.doctor.node import Node
 
 _SLEPT: Final[Seconds] = 1.0
@@ -26,7 +27,13 @@ def check_sleep(node: Node) -> Iterator[Finding]:
 
 
 def check_synchronised(node: Node) -> Iterator[Finding]:
-    if synchronised():
+    try:
+        good = synchronised()
+    except OSError as error:
+        remedy = "look with timedatectl or chronyc tracking: a container may be refused adjtimex(2)"
+        yield unseen("wall clock", f"the kernel does not say whether it is synchronised: {error.strerror}", remedy)
+        return
+    if good:
         yield ok("wall clock", "synchronised")
     else:
         remedy = "run chrony or systemd-timesyncd; leases do not depend on it, only times in the log do"
@@ -34,7 +41,8 @@ def check_synchronised(node: Node) -> Iterator[Finding]:
 
 
 def synchronised() -> bool:
-    """What adjtimex(2) says without changing anything."""
+    """What adjtimex(2) says without changing anything. Raises OSError where it says nothing."""
     timex = ctypes.create_string_buffer(256)
-    ctypes.CDLL(None).adjtimex(timex)
+    if ctypes.CDLL(None, use_errno=True).adjtimex(timex) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return not int.from_bytes(timex.raw[_STATUS_OFFSET : _STATUS_OFFSET + 4], "little") & _UNSYNCHRONISED

@@ -65,10 +65,6 @@ def check_ethernet(node: Node) -> Iterator[Finding]:
             continue
 
 
-def check_host_network(node: Node) -> Iterator[Finding]:
-    yield ok("hostNetwork", "pods with hostNetwork: true have no link of their own: they are never governed")
-
-
 def check_upstream_is_no_pod(node: Node) -> Iterator[Finding]:
     """A resolver that runs as a governed pod asks itself in a circle."""
     governed = {link.number: link.name for link in node.pod_links}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from dnsguard.config.groups import Ebpf
+from dnsguard.control.gaps import gap_texts
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import Node
 from dnsguard.enforce.privilege import EBPF_ONLY, holds
@@ -34,10 +35,8 @@ def check_daemon(node: Node) -> Iterator[Finding]:
         yield problem("daemon", f"is not ready: it waits for {node.daemon['missing']}", "look at its log")
     else:
         yield ok("daemon", f"runs (version {node.daemon['version']}, mode {node.daemon['mode']}), and is ready")
-    for gap in node.daemon["gaps"] if node.daemon is not None else ():
-        yield warning(
-            "daemon", f"{gap['enforcer']} does not decide on {gap['link']}: {gap['reason']}", "look at its log"
-        )
+    for text in gap_texts(node.daemon) if node.daemon is not None else ():
+        yield warning("daemon", text, "put that right, and restart it where the line is on no link")
 
 
 def check_capabilities(node: Node) -> Iterator[Finding]:

@@ -33,7 +33,9 @@ def check_present(node: Node) -> Iterator[Finding]:
     gone = [part for part in missing if isinstance(part, PolicyRule) and part not in present]
     if gone:
         found = "the rule for intercepted queries is missing: they are dropped"
-        yield problem("ip rule", found, "the daemon puts it back: look for events kernel_state_damaged in its log")
+        yield problem(
+            "ip rule", found, "the daemon puts it back: look for kernel_state_repaired and node_problem in its log"
+        )
 
 
 def check_table(node: Node) -> Iterator[Finding]:

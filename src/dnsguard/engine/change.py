@@ -239,7 +239,11 @@ class Changes:
             self._events.emit(EventKind.LEASES_PURGED, count=len(changed.purged))
         if changed.refused:
             self._counters.limited["leasesPerPod"] += changed.refused
-            self._events.emit(EventKind.LEASE_REFUSED, count=changed.refused, reason="no room for leases")
+            self._events.emit(
+                EventKind.LEASE_REFUSED,
+                count=changed.refused,
+                reason="no room for the leases that a new policy justifies",
+            )
 
     # ---- pods
 

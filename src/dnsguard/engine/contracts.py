@@ -274,15 +274,20 @@ class EventKind(StrEnum):
     ENDED_BADLY = "ended_badly"
     CLOCK_STEPPED = "clock_stepped"
     FEATURE_LEFT_OUT = "feature_left_out"
+    EBPF_NOT_USED = "ebpf_not_used"
     POLICY_LOADED = "policy_loaded"
     POLICY_REJECTED = "policy_rejected"
+    POLICY_NOT_TAKEN = "policy_not_taken"
     POLICY_WARNING = "policy_warning"
+    RESTART_NEEDED = "restart_needed"
     MODE_CHANGED = "mode_changed"
     POD_CAME = "pod_came"
     POD_CHANGED = "pod_changed"
     POD_WENT = "pod_went"
     POD_CONFLICT = "pod_conflict"
     NODE_PROBLEM = "node_problem"
+    SYSCTL_UNUSABLE = "sysctl_unusable"
+    BPFFS_UNMOUNTED = "bpffs_unmounted"
     SOCKET_NOT_USED = "socket_not_used"
     QUERY_ALLOWED = "query_allowed"
     QUERY_DENIED = "query_denied"
@@ -308,6 +313,7 @@ class EventKind(StrEnum):
     SEEN_FILE_FAILED = "seen_file_failed"
     KERNEL_STATE_REPAIRED = "kernel_state_repaired"
     KERNEL_STATE_DAMAGED = "kernel_state_damaged"
+    LINK_WITHOUT_EBPF = "link_without_ebpf"
     CONNTRACK_FULL = "conntrack_full"
     CONNTRACK_HAS_ROOM = "conntrack_has_room"
     CHANGES_MISSED = "changes_missed"
@@ -325,7 +331,7 @@ class EventKind(StrEnum):
 
 
 class Events(Protocol):
-    """Where events go. Never blocks, never raises; rate-limited per pod with a count of what was left out."""
+    """Where events go. Never blocks, never raises; rate-limited with a count of what was left out."""
 
     all_queries: bool
     """Tell of allowed queries too; ask before building their fields."""

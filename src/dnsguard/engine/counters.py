@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from itertools import accumulate
 from typing import Final
 
 from dnsguard.core.model import Seconds
@@ -69,6 +70,12 @@ class Histogram:
     def observe(self, value: Seconds) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def quantile(self, part: float) -> Seconds | None:
+        """The bound that this part of the values (0 to 1) is not above; None without values, or above all bounds."""
+        counts = list(accumulate(self.counts))
+        place = bisect_left(counts, part * counts[-1]) if counts[-1] else len(self.bounds)
+        return self.bounds[place] if place < len(self.bounds) else None
 
 
 def _commit_histograms() -> defaultdict[str, Histogram]:

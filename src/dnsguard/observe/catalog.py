@@ -56,7 +56,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         INFO,
         "stopped; enforcement stays in place",
         UUID("be0b00591a2549d0821460b0037a5f53"),
-        "Start dnsguard again, or run `dnsguard cleanup` to take every rule out of the kernel.",
+        "Nothing to do for a restart. Else start it again, or run `dnsguard cleanup` to take every rule out of the "
+        "kernel.",
         meaning="Governed pods keep what is open to them until its lease ends; new names are not resolved.",
     ),
     EventKind.START_FAILED: Description(
@@ -88,9 +89,18 @@ CATALOG: Final[dict[EventKind, Description]] = {
         INFO,
         "{feature} is left out: {reason}",
         UUID("a6b0e218ec3e43fe819e081b6843bb02"),
-        "Set the key explicitly to silence this, or use a version that has the feature.",
-        meaning="The configuration leaves it to the daemon whether to use this, and it cannot be used here. "
-        "Enforcement is whole without it.",
+        "Boot a newer kernel (docs/kernels.md), or write `enforcement.ebpf: Off` to have this said no more.",
+        meaning="The configuration leaves it to the daemon whether to use this, and this kernel cannot. Enforcement is "
+        "whole without it.",
+    ),
+    EventKind.EBPF_NOT_USED: Description(
+        WARNING,
+        "eBPF is asked for and cannot be used, nftables enforces alone: {reason}",
+        UUID("655d355f-eb16-4eb1-99e9-5847ba20760c"),
+        "Do what the reason says and restart dnsguard; `dnsguard check --system` tries it again. Where this node is to "
+        "do without, write `enforcement.ebpf: Off`.",
+        meaning="The kernel could have the second line, but a privilege, a library, a bpffs or memory is missing. What "
+        "an earlier process had put on the pods' links was taken off. Every query goes up to the daemon.",
     ),
     EventKind.POLICY_LOADED: Description(
         INFO,
@@ -106,20 +116,37 @@ CATALOG: Final[dict[EventKind, Description]] = {
         "The policy before stays in force. Correct the file at the place named and run `dnsguard reload`.",
         meaning="The new allowlist is in no part in force: either all of it is, or nothing.",
     ),
+    EventKind.POLICY_NOT_TAKEN: Description(
+        ERROR,
+        "{reason}",
+        UUID("a747e7be-35ec-4592-8fe4-ca417f5f27b6"),
+        "The policy before stays in force. Do what the reason says (permission, memory, room, the kernel's log), then "
+        "run `dnsguard reload`.",
+        meaning="The file could not be read to its end, or what it says could not be put in force. Nothing is known "
+        "to be wrong with what is written in it.",
+    ),
     EventKind.POLICY_WARNING: Description(
         WARNING,
         "{reason}",
         UUID("91aeaae4436f4caaa57ef3eed168302f"),
         "Look at the place named: the file is valid, but probably does not mean what was intended.",
-        meaning="The allowlist is in force as it is written.",
+        meaning="The file is in force as it is written. `dnsguard check` shows all that can be said of it.",
+    ),
+    EventKind.RESTART_NEEDED: Description(
+        WARNING,
+        "{reason}",
+        UUID("150d3420-8b52-4bbb-91fa-e04eab9ad796"),
+        "Run `systemctl restart dnsguard` when it suits; pods keep what they have meanwhile.",
+        meaning="A reload found this key of config.yaml changed, and it is one that only a start reads. Until then the "
+        "value before counts; the rest of the reload is in force.",
     ),
     EventKind.MODE_CHANGED: Description(
         WARNING,
         "mode {mode} is in force",
         UUID("fce4ee56-5909-4b08-9930-f3b4be947b8e"),
         "In Audit everything is let through and told of; write mode: Enforce and run `dnsguard reload` to close it.",
-        meaning="A reload found another mode in config.yaml and has put it in force. When enforcing began, open flows"
-        " that nothing justifies were cut.",
+        meaning="A reload found another mode in config.yaml and has put it in force, or failed afterwards and has put "
+        "back the one before. When enforcing began, open flows that nothing justifies were cut.",
     ),
     EventKind.POD_CAME: Description(
         INFO,
@@ -146,18 +173,36 @@ CATALOG: Final[dict[EventKind, Description]] = {
         ERROR,
         "everything is denied to {who}: {reason}",
         UUID("f077373a53ff4fdbb03168aa0ba5467b"),
-        "Give all addresses of the pod the same name and policies where two lines are named; else raise the limit or "
-        "give more rules the same ports.",
-        meaning="The pod's entries contradict each other or make more rules than the kernel can hold. So long nothing "
-        "is let through.",
+        "Where two lines are named, give all addresses of the pod the same name and policies; where there are too many "
+        "rules, give more of them the same ports; where tables.pods is full, raise it and restart dnsguard.",
+        meaning="The pod's entries contradict each other or make more rules than a program can hold, or there are "
+        "more pods than tables.pods. So long nothing is let through.",
     ),
     EventKind.NODE_PROBLEM: Description(
         WARNING,
         "{reason}",
         UUID("5c0f4f3e2b1d4f0c9e57a1d2b8c36e04"),
-        "Look at the link, route or rule named: something on this node is not as dnsguard needs it.",
-        meaning="Something around dnsguard can keep it from working as promised. What could not be ensured is closed, "
-        "not open.",
+        "Put right what is named: set the link up, remove the route or the rule, or move the rule behind dnsguard's. "
+        "After an error of following links there is nothing to do, unless it comes again.",
+        meaning="A link, route or rule on this node is not as dnsguard needs it, or could not be followed for a "
+        "moment. What could not be ensured is closed, not open.",
+    ),
+    EventKind.SYSCTL_UNUSABLE: Description(
+        WARNING,
+        "{reason}",
+        UUID("04d8a044-b4e4-46db-a31c-5d6d56e70f34"),
+        "Set it as the line says, and in /etc/sysctl.d for the next boot; `dnsguard check --system` looks again.",
+        meaning="A setting of the kernel, as it was at the start, keeps pods' queries or packets from getting through. "
+        "Nothing is open because of it.",
+    ),
+    EventKind.BPFFS_UNMOUNTED: Description(
+        WARNING,
+        "the bpffs was unmounted from the node: eBPF enforces as before until dnsguard stops, and nftables all along",
+        UUID("cb3d0b3b-922d-4a9e-8a28-719a422611d2"),
+        "Find out what unmounted it, have it mounted again (`mount -t bpf bpf /sys/fs/bpf`), and restart dnsguard when "
+        "it suits.",
+        meaning="Maps and programs of the running daemon are held by its process alone, no longer by files: what ends "
+        "the process takes them off the pods' links, until the next one is there.",
     ),
     EventKind.SOCKET_NOT_USED: Description(
         WARNING,
@@ -181,7 +226,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         INFO,
         "{who} may not resolve {name} ({type}): {reason}",
         UUID("7a46d40837fd4be587dd2d463afaf428"),
-        "If the pod needs this name, add it to one of the pod's policies; `dnsguard explain` shows what decided.",
+        "If the pod needs this name, allow it in one of the pod's policies, or mend what denies it: `dnsguard explain` "
+        "shows what decided, and the line to add.",
         limited=True,
         meaning="No rule of the pod allows the name, or one denies it. The pod was told so at once, and no upstream "
         "was asked.",
@@ -190,10 +236,11 @@ CATALOG: Final[dict[EventKind, Description]] = {
         INFO,
         "{who} would not have resolved {name} ({type}): {reason}",
         UUID("0b142dd3-64aa-411b-96fe-692e47ae9945"),
-        "Audit let it through. If the pod needs it, allow it before you enforce: `dnsguard learn` writes the line.",
+        "Audit let it through. If the pod needs it, allow it before you enforce: `dnsguard learn` writes the line. A "
+        "DNS server that would be refused as a loop belongs into pods.exclude.",
         limited=True,
-        meaning="In Audit, a pod asked for a name that no rule of its policies allows. It was answered, and nothing "
-        "was opened for it.",
+        meaning="In Audit, a pod asked for a name that no rule of its policies allows, or that enforcing would refuse. "
+        "It was answered, and nothing was opened for it.",
     ),
     EventKind.QUERY_REFUSED: Description(
         WARNING,
@@ -209,13 +256,15 @@ CATALOG: Final[dict[EventKind, Description]] = {
         UUID("08c11733c41b409b9eedc97e8c84358e"),
         "Find out why the pod asks so much, or raise the limit of that name under `limits`.",
         limited=True,
-        meaning="What the pod asks beyond its share is not served, so that other pods keep theirs.",
+        meaning="What the pod asks beyond its share is not served, so that other pods keep theirs. In Audit it is, as "
+        "far as the daemon can bear it.",
     ),
     EventKind.QUERY_FAILED: Description(
         WARNING,
         "{name} ({type}) of {who} could not be answered: {reason}",
         UUID("455da5bb2e47482ebfe1c757a62e908a"),
-        "Check the upstreams (`dnsguard status`) and the kernel's log.",
+        "Look at what the reason names: the upstreams (`dnsguard status`), a limit, which may be raised, or the "
+        "kernel, of which `lease_refused` and the kernel's log say more. At a stop there is nothing to do.",
         limited=True,
         meaning="The name is allowed, but there was no usable answer in time. The pod got SERVFAIL and opens nothing.",
     ),
@@ -223,7 +272,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "a query from {pod_ip} on link {link} was dropped: no pod has that address there",
         UUID("c266135249ff467c8f9b040dbe917920"),
-        "The address is not routed to that link: a forged source, or a pod that is just being set up.",
+        "Nothing, for a pod that is just being set up. If it lasts, compare the link with `ip route` and `dnsguard "
+        "pods`: a forged source, a route that the CNI did not make, or a pod beyond tables.pods.",
         limited=True,
         meaning="Whoever sends it is not known as a pod of that link, so no policy is known for it.",
     ),
@@ -239,7 +289,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "an answer for {name} ({type}) was withheld from {who}, or a part of it: {reason}",
         UUID("4e8116b48d2b4bbca4032fa4f655a219"),
-        "If the address is meant to be reachable by name, change answers.protected or the rule that closes it.",
+        "Where an address is closed that is meant to be reachable by name, change answers.protected or the rule that "
+        "closes it. Raise a limit that is full; of a kernel that was late or refused, `lease_refused` says more.",
         limited=True,
         meaning="The answer named addresses that the pod must not get by name, or that could not be opened in time. "
         "It never saw them.",
@@ -248,7 +299,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "an answer for {name} ({type}) would have been withheld from {who}, or a part of it: {reason}",
         UUID("fe72e874-d67f-44ce-b1b4-9480299524e2"),
-        "Audit let it through. Before you enforce, raise the limit, or change what closes the address.",
+        "Audit let it through. Before you enforce, raise the limit, or change what closes the address; of a kernel "
+        "that would not open it, `lease_refused` says more.",
         limited=True,
         meaning="In Audit, an answer was shown whole that would have lost an address, or have become SERVFAIL: a "
         "protected address, a rule that closes it, a limit, or a kernel that would not open it.",
@@ -282,11 +334,11 @@ CATALOG: Final[dict[EventKind, Description]] = {
         ERROR,
         "addresses could not be opened: {reason}",
         UUID("effa8583c5104ababe3676e1c0f3c6af"),
-        "Their addresses are closed, and whoever asked for them got SERVFAIL. Raise the limit or the table size named, "
-        "or look at the kernel's log.",
+        "For ENFILE, ENOSPC or no room, raise limits.leasesPerPod or tables.leases, which `dnsguard status` and "
+        "`dnsguard pods` show in use; for anything else look at the kernel's log.",
         limited=True,
-        meaning="The kernel or a limit did not take the addresses. An answer is given only when its addresses are "
-        "open, so these were not.",
+        meaning="The kernel or a limit did not take the addresses, so they are closed. An answer is given only when "
+        "its addresses are open: whoever asked got SERVFAIL. After a change of policy, nobody had asked.",
     ),
     EventKind.LEASES_PURGED: Description(
         INFO,
@@ -299,10 +351,12 @@ CATALOG: Final[dict[EventKind, Description]] = {
         INFO,
         "{who} may not connect to {address} port {port}/{protocol}: {reason}",
         UUID("3937973878234fcaa62b3f130bd99087"),
-        "If the pod needs it, allow its name or address block on that port; `dnsguard explain` shows what decided.",
+        "Where no rule allows it, or one denies it: if the pod needs it, allow its name or address block on that port; "
+        "`dnsguard explain` shows what decided. Other reasons are of the packet, or of the daemon (`dnsguard status`): "
+        "no rule mends them.",
         limited=True,
-        meaning="The pod sent a packet to an address that is neither allowed by a block nor open by an answer. It was "
-        "dropped.",
+        meaning="The pod sent a packet to an address that is neither allowed by a block nor open by an answer, or one "
+        "that no pod may send. It was dropped.",
     ),
     EventKind.FLOW_AUDITED: Description(
         INFO,
@@ -325,7 +379,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "{what}: {reason}",
         UUID("ca85cb32-5b72-4283-ba57-29688e4bd871"),
-        "What `dnsguard learn` has seen goes on in memory. Look at the folder of paths.state: room, owner, disk.",
+        "What `dnsguard learn` has seen goes on in memory. Look at the folder of paths.state (room, owner, disk); "
+        "where flows cannot be seen, at the kernel's log.",
         meaning="What learn has seen could not be read or written, or flows could not be looked at. Nothing that is "
         "enforced depends on it.",
     ),
@@ -333,7 +388,7 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "upstream {upstream} does not answer: {reason}",
         UUID("b11dbb9ca77b47c38015e751d6c5274d"),
-        "Check that the server runs and is reachable from this node.",
+        "Check that the server runs and is reachable from this node: `dnsguard check --system` asks it.",
         meaning="It did not answer several times in a row. The other upstreams are asked instead; this one is tried "
         "every few seconds.",
     ),
@@ -364,8 +419,18 @@ CATALOG: Final[dict[EventKind, Description]] = {
         ERROR,
         "{what} is not as it should be and could not be repaired yet: {reason}",
         UUID("1ec81b391bb3470cbb0c7fb1bac55e86"),
-        "Pods may be cut off until it is repaired. Look at `nft list table inet dnsguard` and the kernel's log.",
-        meaning="What dnsguard had put into the kernel was changed, and putting it back failed. It is tried again.",
+        "It is tried again by itself. Meanwhile look at the reason: no memory or no room needs some; else the kernel's "
+        "log and `nft list table inet dnsguard` show what stands in the way.",
+        meaning="The kernel did not take a change, or what somebody else had changed could not be put back. Until it "
+        "can, pods may be cut off, new pods have nothing, and flows that a new policy forbids may go on.",
+    ),
+    EventKind.LINK_WITHOUT_EBPF: Description(
+        WARNING,
+        "eBPF does not decide on {links}, nftables still does: {reason}",
+        UUID("241271df-256d-4333-96dc-69d0094b9396"),
+        "Mend what the reason names: remove a program in front, mount the bpffs, leave a link that is no Ethernet out "
+        "of pods.interfaces. It is tried again every second; `dnsguard status` shows it as long as it lasts.",
+        meaning="The programs are not, or not the first, on these links. What nftables closes stays closed.",
     ),
     EventKind.CONNTRACK_FULL: Description(
         ERROR,
@@ -419,8 +484,8 @@ CATALOG: Final[dict[EventKind, Description]] = {
         WARNING,
         "file descriptors are short: {reason}",
         UUID("8013045e-858e-4ba9-8f19-9db26be30674"),
-        "See who holds so many TCP connections (`dnsguard status`); lower limits.tcpConnections, or raise LimitNOFILE= "
-        "of the unit.",
+        "`dnsguard status` says how many are TCP connections of pods: lower limits.tcpConnections, or raise "
+        "LimitNOFILE= of the unit. If they are few, look at what else is open in /proc/PID/fd.",
         meaning="The process may open only so many sockets and files. New TCP connections of pods are turned away, so "
         "that queries over UDP and the upstreams have what they need; what has none gets SERVFAIL.",
     ),
@@ -450,11 +515,12 @@ CATALOG: Final[dict[EventKind, Description]] = {
     ),
     EventKind.EVENTS_SUPPRESSED: Description(
         WARNING,
-        "{lines} more lines about {who} were left out: {kinds}",
+        "{lines} more lines about {about} were left out: {kinds}",
         UUID("0522d1847b9240419e886aa5190a6049"),
-        "Raise limits.logLines to see each of them.",
-        meaning="Each pod has a share of log lines. These were left out and counted; the metrics hold all that "
-        "happened.",
+        "Raise limits.logLines to see each line about a pod. What the node tells of itself has a fixed share: look at "
+        "the lines before this one for what to do.",
+        meaning="Each pod has a share of log lines, and so has each link, upstream and the like. These were left out "
+        "and counted, the kind that came last at the end; the metrics hold all that happened.",
     ),
     EventKind.LOG_LINES_DROPPED: Description(
         WARNING,
@@ -475,8 +541,9 @@ CATALOG: Final[dict[EventKind, Description]] = {
         ERROR,
         "unexpected error in {where}: {reason}",
         UUID("0e15d307ae1940af96db27ac3dc8f437"),
-        "A defect in dnsguard: please report it with this line. Only the query concerned failed, with SERVFAIL.",
+        "A defect in dnsguard: please report it with this line and the lines below it.",
         limited=True,
-        meaning="Something happened that the code did not expect. It was contained where it happened.",
+        meaning="Something happened that the code did not expect. It was contained where it happened: a query got "
+        "SERVFAIL, a connection was closed, or a task of the daemon is done again.",
     ),
 }

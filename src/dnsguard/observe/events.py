@@ -1,4 +1,4 @@
-"""Events on their way to an operator: levelled, rate-limited per pod, described, and made safe to print.
+"""Events on their way to an operator: levelled, rate-limited (`shares.py`), described, and made safe to print.
 
 `EventLog` is the `Events` of `engine/contracts.py`. It hands each event that passes to every sink. Turning fields into
 text happens here, after the rate limit, so that a flood of denials costs the sender's pod its lines and the daemon
@@ -8,6 +8,7 @@ about 1 us each; one that passes costs 5 us before it is written. Who watches li
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -16,8 +17,9 @@ from dnsguard.core.model import Name, Seconds
 from dnsguard.core.names import to_text
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.catalog import CATALOG, INFO, Description
-from dnsguard.observe.ratelimit import LeftOut, LineLimiter
+from dnsguard.observe.ratelimit import NOTHING, LeftOut, LineLimiter, Report
 from dnsguard.observe.recent import Recent
+from dnsguard.observe.shares import OFTEN, OFTEN_LINES, SELDOM, SELDOM_LINES, about
 from dnsguard.observe.text import printable
 
 FieldValue = str | int | float
@@ -28,21 +30,6 @@ UNSAID: Final = {
     "All": frozenset[EventKind](),
 }
 """`log.queries` -> the judged questions that are no events."""
-
-
-NODES_OWN: Final = frozenset(
-    {
-        EventKind.POD_CAME,
-        EventKind.POD_CHANGED,
-        EventKind.POD_WENT,
-        EventKind.KERNEL_STATE_REPAIRED,
-        EventKind.CHANGES_MISSED,
-    }
-)
-"""What no pod can provoke, but a node that is not well may, without end: each link, or else each kind, has a share of
-lines that is nobody's to set, so that no pod's lines push these out."""
-NODES_LINES: Final = (1.0, 10.0)
-"""A second, and at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +122,8 @@ class EventLog:
         self.failed = 0
         """Events that a defect in a sink or in a field's text kept from being written."""
         self._sinks = tuple(sinks)
-        self._limiter, self._node_limiter = limiter, LineLimiter(*NODES_LINES)
+        self._limiter = limiter
+        self._often, self._seldom = LineLimiter(*OFTEN_LINES), LineLimiter(*SELDOM_LINES)
         self._clock = clock
         self._pod_ips = pod_ips
         self.tune(queries, level)
@@ -167,37 +155,43 @@ class EventLog:
         description = self._described.get(kind)
         if description is None:
             return
-        if description.limited or kind in NODES_OWN:
-            left_out = self._admit(kind, fields)
-            if left_out is None:
-                self.suppressed += 1
-                return
-            if left_out:
-                fields["suppressed"] = _kinds_text(left_out)
+        left_out = self._admit(description, kind, fields)
+        if left_out is None:
+            self.suppressed += 1
+            return
+        if left_out:
+            fields["suppressed"] = _kinds_text(left_out)
         self._hand(kind, fields, self._sinks)
 
-    def _admit(self, kind: EventKind, fields: Mapping[str, object]) -> LeftOut | None:
-        if kind in NODES_OWN:
-            return self._node_limiter.admit(str(fields.get("link", kind)), kind, self._clock())
-        return self._limiter.admit(_share(kind, fields), kind, self._clock())
+    def _admit(self, description: Description, kind: EventKind, fields: Mapping[str, object]) -> LeftOut | None:
+        if description.limited:
+            return self._limiter.admit(_share(kind, fields), kind, self._clock())
+        if kind in OFTEN:
+            return self._often.admit(about(kind, fields), kind, self._clock())
+        if kind in SELDOM:
+            return self._seldom.admit(about(kind, fields), kind, self._clock())
+        return NOTHING
 
     def tick(self) -> None:
-        """Say what was left out about pods that are quiet now."""
-        for limiter in (self._limiter, self._node_limiter):
-            for report in limiter.due(self._clock()):
-                self._report(report.key, report.left_out)
+        """Say what was left out about whatever is quiet now."""
+        now = self._clock()
+        self._tell_left_out(*(limiter.due(now) for limiter in (self._limiter, self._often, self._seldom)))
 
     def close(self) -> None:
         """Say all that was left out, whatever the rate."""
-        for limiter in (self._limiter, self._node_limiter):
-            for report in limiter.drain():
-                self._report(report.key, report.left_out)
+        self._tell_left_out(*(limiter.drain() for limiter in (self._limiter, self._often, self._seldom)))
 
-    def _report(self, key: str, left_out: LeftOut) -> None:
-        kind = EventKind.EVENTS_SUPPRESSED
+    def _tell_left_out(self, of_pods: Iterable[Report], *of_the_node: Iterable[Report]) -> None:
+        for report in of_pods:
+            self._tell(report, pod=report.key)
+        for report in itertools.chain(*of_the_node):
+            self._tell(report)
+
+    def _tell(self, report: Report, **pod: str) -> None:
+        kind, left_out = EventKind.EVENTS_SUPPRESSED, report.left_out
         if kind in self._described:
-            fields = {"pod": key, "lines": sum(left_out.values()), "kinds": _kinds_text(left_out)}
-            self._hand(kind, fields, self._sinks)
+            told = {"about": report.key, "lines": sum(left_out.values()), "kinds": _kinds_text(left_out)}
+            self._hand(kind, {**pod, **told}, self._sinks)
 
     def _show(self, kind: EventKind, fields: Mapping[str, object]) -> None:
         if those := [one.offer for one in self.watchers if one.wants(kind, fields)]:

@@ -199,7 +199,7 @@ class Metrics(Collector):
     def _queries(self) -> Iterator[Metric]:
         requests = (((_family(family), proto, kind), n) for (family, proto, kind), n in self._counters.requests.items())
         yield _counter(("dnsguard_dns_requests_total", "Questions of pods"), ("family", "proto", "type"), requests)
-        responses = (((_rcode(rcode),), count) for rcode, count in self._counters.responses.items())
+        responses = (((rcode_label(rcode),), count) for rcode, count in self._counters.responses.items())
         yield _counter(("dnsguard_dns_responses_total", "Replies to pods"), ("rcode",), responses)
         duration = ("dnsguard_dns_request_duration_seconds", "From a question's arrival to its reply")
         yield HistogramMetricFamily(*duration, *_buckets(self._counters.request_seconds))
@@ -208,7 +208,7 @@ class Metrics(Collector):
         to, counters = self._to, self._counters
         requests = (((to(server),), count) for server, count in counters.forward_requests.items())
         yield _counter(("dnsguard_forward_requests_total", "Attempts sent to upstreams"), ("to",), requests)
-        responses = (((to(server), _rcode(rcode)), n) for (server, rcode), n in counters.forward_responses.items())
+        responses = (((to(server), rcode_label(rcode)), n) for (server, rcode), n in counters.forward_responses.items())
         yield _counter(("dnsguard_forward_responses_total", "Answers of upstreams"), ("to", "rcode"), responses)
         failures = (((to(server), reason), n) for (server, reason), n in counters.forward_failures.items())
         yield _counter(("dnsguard_forward_failures_total", "Attempts without answer"), ("to", "reason"), failures)
@@ -223,7 +223,8 @@ def _family(family: int) -> str:
     return OTHER if family == ANY_FAMILY else str(family)
 
 
-def _rcode(rcode: int) -> str:
+def rcode_label(rcode: int) -> str:
+    """The name of an rcode, or `other`."""
     return RCODES.get(rcode, OTHER)
 
 

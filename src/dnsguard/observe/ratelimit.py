@@ -1,4 +1,4 @@
-"""A share of log lines for each pod, and an exact count of what did not fit in.
+"""A share of log lines for each pod, or whatever else has a key, and an exact count of what did not fit in.
 
 Needs the time with every call. A key that is not in the table has a full bucket; the table holds at most `MAX_KEYS`
 recently active keys, and whoever comes after those shares one bucket, so that forged sources cannot grow it.
@@ -20,7 +20,7 @@ QUIET: Final = 1.0
 """Seconds without a refused line after which a key's count is reported."""
 
 LeftOut = Mapping[str, int]
-"""What did not fit in since the last line that said so: kind -> lines."""
+"""What did not fit in since the last line that said so: kind -> lines, the kind that came last at the end."""
 
 NOTHING: Final[LeftOut] = {}
 
@@ -67,7 +67,8 @@ class LineLimiter:
             return NOTHING if bucket.left_out is None else bucket.take_left_out()
         if bucket.left_out is None:
             bucket.left_out = Counter()
-        bucket.left_out[kind] += 1
+        # At the end: of what swings between two states, this is the one that holds.
+        bucket.left_out[kind] = bucket.left_out.pop(kind, 0) + 1
         bucket.refused = now
         return None
 

@@ -19,6 +19,7 @@ from dnsguard.engine.contracts import EventKind
 from dnsguard.engine.counters import OTHER, Counters
 from dnsguard.observe.catalog import CATALOG, Description
 from dnsguard.observe.metrics import TALLIES, Gauges, Metrics
+from dnsguard.observe.shares import NODES_OWN
 
 _HEAD: Final = """\
 # Events
@@ -32,7 +33,8 @@ the name is in `event`, and JSON has `message_id`.
 A word in braces is a field of the event, in the journal under `DNSGUARD_` and its name in capitals; `{who}` is
 `DNSGUARD_POD`, or `DNSGUARD_POD_IP` where no pod is known. "Limited": pods can provoke it, so it counts among the
 pod's share of `limits.logLines`; what is left out is counted in `suppressed` of the pod's next line, or told by
-`events_suppressed`.
+`events_suppressed`. "Limited for the node": a node that is not well may tell it without end, or a pod bring it about
+by the way, so each link, upstream and the like has a share that is nobody's to set; what is left out is counted alike.
 
 ```console
 $ journalctl -u dnsguard DNSGUARD_POD=shop/backend-0 DNSGUARD_VERDICT=denied -o json
@@ -47,7 +49,8 @@ _METRICS_HEAD: Final = """\
 
 Served at `http://127.0.0.1:9353/metrics` (`metrics.listen`), beside `/healthz`, which is 200 while the event loop and
 the thread that writes to the kernel go on, and `/readyz`, which is 200 while DNS is intercepted and enforcement is in
-place, and says what is missing otherwise. `dnsguard status` shows the same in a terminal.
+place, and says what is missing otherwise. `dnsguard status` shows the same picture in a terminal: of histograms
+the half and 99 of 100 since the start, of most counters the sum over their labels.
 
 What the kernel has counted is read at the scrape, at most once a second; `dnsguard_kernel_counters_age_seconds` says
 how old it is when the kernel does not answer within 2 s. Labels have values from fixed lists or from the
@@ -89,7 +92,7 @@ def events() -> str:
 
 def _section(kind: EventKind, description: Description) -> Iterator[str]:
     level = logging.getLevelName(description.level).lower()
-    limited = ", limited" if description.limited else ""
+    limited = ", limited" if description.limited else ", limited for the node" if kind in NODES_OWN else ""
     yield f"\n## {kind.value}\n\n"
     yield f"    {description.template}\n\n"
     yield f"{_wrapped(description.meaning, 120)}\n\n"

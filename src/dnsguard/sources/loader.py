@@ -195,7 +195,7 @@ def _result(descriptor: int, file: str, output: bytes) -> Loaded:
 
 
 def _failed(file: str, text: str) -> Loaded:
-    return Loaded([Diagnostic(Origin(file, 1, 1), text)], None)
+    return Loaded([Diagnostic(Origin(file, 1, 1), text, unread=True)], None)
 
 
 def _why(status: int, complaint: bytes) -> str:
@@ -217,9 +217,9 @@ def _signal_name(number: int) -> str:
 
 
 def _diagnostic(record: list[object]) -> Diagnostic:
-    file, line, column, text, severity = record
+    file, line, column, text, severity, unread = record
     assert isinstance(line, int) and isinstance(column, int)
-    return Diagnostic(Origin(str(file), line, column), str(text), Severity(str(severity)))
+    return Diagnostic(Origin(str(file), line, column), str(text), Severity(str(severity)), bool(unread))
 
 
 # -- in the child
@@ -263,7 +263,7 @@ def _shortened(found: list[Diagnostic]) -> list[Diagnostic]:
 
 
 def _record(one: Diagnostic) -> list[object]:
-    return [one.origin.file, one.origin.line, one.origin.column, one.text, one.severity]
+    return [one.origin.file, one.origin.line, one.origin.column, one.text, one.severity, one.unread]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from dnsguard.core.errors import KernelError, MissingFeatureError
+from dnsguard.core.errors import KernelError, MissingFeatureError, OldKernelError
 from dnsguard.enforce.bpf import pins
 from dnsguard.enforce.bpf.libbpf import Object
 from dnsguard.enforce.bpf.syscall import Map
@@ -105,7 +105,7 @@ def _refusal(error: OSError, log: str) -> MissingFeatureError | KernelError:
         )
     if error.errno == errno.ENOMEM:
         return KernelError(f"no memory for the eBPF maps: make `tables` smaller\n{log}")
-    return MissingFeatureError(
+    return OldKernelError(
         f"the kernel does not take the eBPF program ({os.strerror(error.errno or 0)}); 5.10 is the oldest it is made "
         f"for, `enforcement.ebpf: Off` does without\n{log}"
     )
