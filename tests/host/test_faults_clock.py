@@ -14,7 +14,8 @@ import pytest
 
 from dnsguard.control.client import ControlClient
 from tests.host.host import UNIT, Host, hosting
-from tests.host.troubles import Closed, answered, fresh_name, is_whole
+from tests.host.troubles import answered, fresh_name, is_whole
+from tests.host.watch import closed
 from tests.node.scene import DB
 
 pytestmark = pytest.mark.node
@@ -60,7 +61,7 @@ def test_leases_and_ttls_do_not_notice_a_jump(node: Host, jump: int) -> None:
     assert scene.resolve(scene.a, "db.example.com") == [DB]
     shown, began = scene.ask(scene.a, "db.example.com").rr[0].ttl, time.monotonic()
 
-    with Closed(node):
+    with closed(node):
         set_clock(node, jump)
         assert scene.opens(scene.a, DB)
         reply = scene.ask(scene.a, "db.example.com")
@@ -81,7 +82,7 @@ def test_a_restart_on_the_other_day_restores_what_was_open_and_no_more(node: Hos
     assert answered(node, name := fresh_name()) == [FRESH]
     left, began = scene.lease_left(FRESH), time.monotonic()
 
-    with Closed(node):
+    with closed(node):
         set_clock(node, jump)
         node.machine.systemctl("restart", UNIT)
         assert scene.opens(scene.a, FRESH)
@@ -103,7 +104,7 @@ def test_learn_says_when_by_the_clock_as_it_is_now(node: Host) -> None:
 
 def test_what_is_watched_live_has_the_time_of_the_clock_as_it_is(node: Host) -> None:
     set_clock(node, -DAY)
-    with Closed(node):  # something to see
+    with closed(node):  # something to see
         told = next(iter(ControlClient(node.machine.root / "run/dnsguard").rows("monitor")))["time"]
 
     yesterday = (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d")

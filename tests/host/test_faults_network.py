@@ -19,8 +19,10 @@ import pytest
 from dnsguard.enforce.bpf.syscall import Map, get_pinned
 from dnsguard.observe.events import NODES_LINES
 from tests.host import conntrack_fill
-from tests.host.faults import MORE_PODS, WHOLE_SECONDS, C, F, Journal, closed, in_time, standing_still, whole
+from tests.host.faults import MORE_PODS, C, F, Journal, in_time, standing_still, whole
 from tests.host.host import UNIT, Host, hosting
+from tests.host.troubles import WHOLE
+from tests.host.watch import closed
 from tests.node.scene import DB, OTHER, rcode
 
 pytestmark = pytest.mark.node
@@ -70,7 +72,7 @@ def test_a_rule_or_route_that_is_removed_is_put_back_and_told_once(node: Host, c
         node.machine.shell(command)
 
         assert "put back" in journal.once("kernel_state_repaired")
-        node.until(lambda: answered(node), WHOLE_SECONDS)
+        node.until(lambda: answered(node), WHOLE)
         whole(node)
     assert len(journal.told) == 1
 
@@ -85,9 +87,9 @@ def test_a_systemd_networkd_that_removes_what_is_foreign_to_it_is_undone_and_tol
     with closed(node):
         node.machine.run("networkctl", "reconfigure", "nwd")
 
-        node.until(lambda: "77:" not in node.machine.shell("ip rule"), WHOLE_SECONDS)
+        node.until(lambda: "77:" not in node.machine.shell("ip rule"), WHOLE)
         assert "rule for mark" in journal.once("kernel_state_repaired")
-        node.until(lambda: answered(node), WHOLE_SECONDS)
+        node.until(lambda: answered(node), WHOLE)
         whole(node)
     assert len(journal.told) == 1
     node.machine.systemctl("stop", NETWORKD, "systemd-networkd.socket")
@@ -107,7 +109,7 @@ def test_changes_that_are_lost_while_the_daemon_stands_still_are_read_afterwards
             node.machine.shell("ip -4 rule del priority 5")
             assert not node.scene.opens(pod, DB)
 
-        node.until(lambda: not node.scene.silent(pod, "db.example.com"), WHOLE_SECONDS)
+        node.until(lambda: not node.scene.silent(pod, "db.example.com"), WHOLE)
         assert node.scene.opens(pod, DB)
         assert not node.scene.opens(pod, OTHER)
         assert rcode(node.scene.ask(pod, "mail.example.com")) == "NXDOMAIN"
@@ -129,7 +131,7 @@ def test_when_connection_tracking_is_full_names_are_answered_and_no_flow_begins_
     with closed(node), scene.connect(scene.a, DB) or pytest.fail("closed") as flow:
         lab.inside(lab.node, conntrack_fill.fill)
         try:
-            node.until(lambda: "conntrack_full" in journal.kinds(), WHOLE_SECONDS)
+            node.until(lambda: "conntrack_full" in journal.kinds(), WHOLE)
             assert scene.resolve(scene.a, "db.example.com") == [DB]
             assert rcode(scene.ask(scene.a, "mail.example.com")) == "NXDOMAIN"
             lab.inside(lab.node, conntrack_fill.fill)  # one that did end has made room for one
@@ -137,8 +139,8 @@ def test_when_connection_tracking_is_full_names_are_answered_and_no_flow_begins_
             assert flow.alive()
         finally:
             lab.inside(lab.node, conntrack_fill.empty)
-        node.until(lambda: scene.opens(scene.a, DB), WHOLE_SECONDS)
-        node.until(lambda: bool(node.machine.journal("DNSGUARD_EVENT=conntrack_has_room")), WHOLE_SECONDS)
+        node.until(lambda: scene.opens(scene.a, DB), WHOLE)
+        node.until(lambda: bool(node.machine.journal("DNSGUARD_EVENT=conntrack_has_room")), WHOLE)
         whole(node)
     # A name that is due to be asked for again meanwhile finds no upstream, and that is told, too.
     assert [kind for kind in journal.kinds() if not kind.startswith("upstream_")] == ["conntrack_full"]
@@ -200,19 +202,19 @@ def test_a_thousand_links_that_come_and_go_leave_nothing_behind_and_nothing_to_w
         took = time.monotonic() - begun
 
         # A busy machine has two thousand changes to catch up with.
-        node.until(lambda: len(node.daemon.ask("pods")) == 2, 4 * WHOLE_SECONDS)
-        node.until(lambda: not scene.silent(scene.a, "db.example.com"), WHOLE_SECONDS)
+        node.until(lambda: len(node.daemon.ask("pods")) == 2, 4 * WHOLE)
+        node.until(lambda: not scene.silent(scene.a, "db.example.com"), WHOLE)
         whole(node)
         pod = node.lab.pod("f", F)
-        node.until(lambda: not scene.silent(pod, "mail.example.com"), WHOLE_SECONDS)
+        node.until(lambda: not scene.silent(pod, "mail.example.com"), WHOLE)
         assert rcode(scene.ask(pod, "mail.example.com")) == "NXDOMAIN"
         assert not scene.opens(pod, DB)
         assert scene.resolve(pod, "db.example.com") == [DB]
         assert scene.opens(pod, DB)
         node.lab.remove_pod(pod)
     nothing: dict[str, int] = {}
-    assert in_time(lambda: grown(before, held(node)), nothing, 4 * WHOLE_SECONDS) == {}
+    assert in_time(lambda: grown(before, held(node)), nothing, 4 * WHOLE) == {}
     written = [one["MESSAGE"] for one in node.machine.journal(f"--unit={UNIT}")[lines:]]
     about = sum(bool(re.search(r"(came on|went from) veth-[fghi]", line)) for line in written)
     at_once, rate = NODES_LINES[1], NODES_LINES[0]
-    assert about <= len(NAMES) * (at_once + rate * (took + WHOLE_SECONDS))
+    assert about <= len(NAMES) * (at_once + rate * (took + WHOLE))
