@@ -20,10 +20,9 @@ from tests.node.scene import DB
 
 pytestmark = pytest.mark.node
 
-LIBRARY = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 CLOCK = "/run/clock"
 FAKED = f"""[Service]
-Environment=LD_PRELOAD={LIBRARY} FAKETIME_TIMESTAMP_FILE={CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
+Environment=LD_PRELOAD=%s FAKETIME_TIMESTAMP_FILE={CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
 """
 DAY = 86_400
 FRESH = "198.18.0.9"
@@ -35,11 +34,17 @@ SHOWN = 60
 def node(image: Path) -> Iterator[Host]:
     with hosting([image], start=False) as host:
         set_clock(host, 0)
-        host.machine.write(f"/run/systemd/system/{UNIT}.d/clock.conf", FAKED)
+        host.machine.write(f"/run/systemd/system/{UNIT}.d/clock.conf", FAKED % library(host))
         host.machine.systemctl("daemon-reload")
         host.scene.zone.put("*.fresh.example.com", "A", FRESH)
         host.daemon.start()
         yield host
+
+
+def library(host: Host) -> str:
+    """Where the package has put it: in a folder that is named after the machine's architecture."""
+    listed = host.machine.run("dpkg-query", "--listfiles", "libfaketime").stdout.split()
+    return next(path for path in listed if path.endswith("/libfaketimeMT.so.1"))
 
 
 def set_clock(host: Host, seconds: int) -> None:
