@@ -28,6 +28,13 @@ def events(host: Host, kind: str, **fields: str) -> list[dict[str, Any]]:
     return host.machine.journal(f"DNSGUARD_EVENT={kind}", *matches)
 
 
+def dropped(host: Host) -> int:
+    """Log lines that the daemon has dropped, by its metrics."""
+    text = host.machine.run("curl", "-fsS", "http://127.0.0.1:9353/metrics").stdout
+    (value,) = (line.split()[1] for line in text.splitlines() if line.startswith("dnsguard_log_lines_dropped_total "))
+    return int(float(value))
+
+
 def answered(host: Host, name: str, **how: Any) -> list[str]:
     """The addresses that shop/a gets; none when there is no reply."""
     try:
