@@ -72,7 +72,7 @@ def question(name: str) -> bytes:
 
 
 def packets(links: Sequence[Any]) -> list[tuple[socket.socket, list[bytes]]]:
-    """For each of PORTS rounds in turn, what is sent in it, as one list."""
+    """For each way its socket, and a frame for each of PORTS rounds; then they come again."""
     found = []
     for number, source, ways in links:
         link = opened(number)
