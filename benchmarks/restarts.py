@@ -1,9 +1,9 @@
 """What a busy pod loses by restarts of the daemon: `python -m benchmarks.restarts` writes docs/restarts.md.
 
 Needs root and systemd-nspawn. A real systemd with dnsguard installed, an allowlist of 1,000 pods; in one pod a question
-every 5 ms over UDP and another over TCP, new connections, ten open flows, and attempts at what is denied (see
-`tests/host/traffic.py`). Each kind of restart is played so many times and summed up. What is counted depends little on
-the speed of the machine; the longest waits do.
+every 5 ms over UDP and another over TCP, new connections and ten open flows (see `tests/host/traffic.py`), and what is
+denied tried every 2 ms (`tests/host/watch.py`). Each kind of restart is played so many times and summed up. What is
+counted depends little on the speed of the machine; the longest waits do.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from rich.console import Console
 from tests.host.busy import PODS, Busy, busy_host, dying
 from tests.host.host import UNIT, Host, installed
 from tests.host.package import built, dpkg, installing, next_version
+from tests.host.tries import EVERY
+from tests.host.watch import FLOWS
 
 from benchmarks.bed import TOP
 from benchmarks.report import machine_line
@@ -31,7 +33,8 @@ PAGE: Final = TOP / "docs/restarts.md"
 SOCKET: Final = "dnsguard.socket"
 COLUMNS: Final = (
     "what was done", "times", "queries", "answered", "of them late", "at the first retry: UDP, TCP", "lost",
-    "longest wait, s", "connections", "failed", "flows", "cut", "denied tried", "opened or told",
+    "longest wait, s", "connections", "failed", "flows", "cut", "denied tried", "longest pause of it, ms",
+    "opened or told",
 )  # fmt: skip
 console = Console(stderr=True)
 
@@ -126,6 +129,7 @@ def row(title: str, results: Sequence[dict[str, Any]]) -> list[str]:
         flows["opened"],
         flows["cut"],
         forbidden["asked"] + forbidden["tried"],
+        f"{max(result['forbidden']['longest_pause'] for result in results) * 1000:.0f}",
         forbidden["opened"] + forbidden["told"],
     )
     return [title, *(f"{figure:,}" if isinstance(figure, int) else figure for figure in figures)]
@@ -148,9 +152,11 @@ def page(rows: Sequence[Sequence[str]], load: float) -> str:
 
 A real systemd, dnsguard as `make install` leaves it (in the last row, as the Debian package does) with both lines in
 the kernel, an allowlist of {PODS:,} pods. One pod asks every 5 ms over UDP and every 5 ms over TCP, one question in ten
-for a name that nobody asked before; it connects to every fresh address as soon as it knows it, keeps ten connections
-open with an octet every 50 ms, and tries a denied name, a denied address and a denied port every 50 ms each. Its
-resolver waits 5 s before it asks again, as glibc's does; over TCP it connects again and repeats what was not answered.
+for a name that nobody asked before; it connects to every fresh address as soon as it knows it, and keeps ten
+connections open with an octet every 50 ms. Its resolver waits 5 s before it asks again, as glibc's does; over TCP it
+connects again and repeats what was not answered. Every {EVERY * 1000:.0f} ms that pod and another try {len(FLOWS)} ways
+that are closed to them: by UDP and TCP, IPv4 and IPv6, to an address that no rule opens, and to a name's address
+outside its ports or its pod. What of it arrives outside is counted there.
 
 {chr(10).join(lines)}
 

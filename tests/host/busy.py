@@ -10,6 +10,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.host import dying as dying_program
 from tests.host.host import UNIT, Host, accounts, hosting
 from tests.host.machine import Machine
 from tests.host.traffic import FRESH, fresh_address
+from tests.host.watch import Watch, Way
 from tests.node.daemon import ANY_RESOLVER, wait_for
 from tests.node.scene import ALLOWLIST, A, B
 
@@ -47,23 +49,36 @@ def busy_host(layers: Sequence[Path] = (), install: Callable[[Machine], object] 
 
 
 class Busy:
-    """The traffic of pod `a` while the `with` block runs; `result` afterwards. Each takes fresh names of its own."""
+    """The traffic of pod `a` while the `with` block runs, and a Watch beside it; `result` afterwards, of both. Each
+    takes fresh names of its own."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._watch = Watch(host.scene)
         self.result: dict[str, Any] = {}
 
     def __enter__(self) -> Busy:
         lab, pod, zone = self._host.lab, self._host.scene.a, self._host.scene.zone
         first = sum(name.endswith(".fresh.example.com") for name in zone.names_asked())
         program = [sys.executable, "-m", "tests.host.traffic", ANY_RESOLVER, str(first)]
-        self._process = lab.popen(pod.namespace, *program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        wait_for(lambda: zone.asked(FRESH.format(number=first + 20)) > 0, 10)
+        with contextlib.ExitStack() as ending:
+            ending.enter_context(self._watch)
+            self._process = lab.popen(pod.namespace, *program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            wait_for(lambda: zone.asked(FRESH.format(number=first + 20)) > 0, 10)
+            self._ending = ending.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        said, _ = self._process.communicate(timeout=60)
+        with self._ending:
+            said, _ = self._process.communicate(timeout=60)
         self.result = json.loads(said)
+        self.result["forbidden"] |= self._forbidden(self._watch.heard())
+
+    def _forbidden(self, came_out: Counter[Way]) -> dict[str, Any]:
+        found: dict[str, Any] = {"tried": self._watch.tried, "longest_pause": self._watch.longest_pause}
+        if came_out:
+            found |= {"opened": came_out.total(), "ways": sorted(map(str, came_out))}
+        return found | ({"told": len(self._watch.told)} if self._watch.told else {})
 
 
 @contextlib.contextmanager
@@ -101,4 +116,4 @@ def nothing_is_lost_for_good(result: dict[str, Any]) -> None:
         assert result[transport].keys() <= {"first", "late", "retry", "slowest", "connections"}, result
     assert result["connections"].keys() == {"opened"}, result
     assert "cut" not in result["flows"], result
-    assert result["forbidden"].keys() == {"asked", "tried"}, result
+    assert result["forbidden"].keys() == {"asked", "tried", "longest_pause"}, result

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.host.host import UNIT, Host, hosting
-from tests.host.leaks import Leaks
+from tests.host.troubles import WHOLE
 from tests.node.daemon import wait_for
 from tests.node.scene import ALLOWLIST, DB, OTHER
 
 T = TypeVar("T")
 
-WHOLE_SECONDS = 5.0
 FOLDER = Path(__file__).resolve().parent
 DROP_IN = f"/run/systemd/system/{UNIT}.d"
 C, F = "10.244.0.8", "10.244.0.77"
@@ -40,7 +39,7 @@ class Journal:
 
     def once(self, kind: str) -> str:
         """The sentence of the one event there is since, once it is there. Raises TimeoutError, AssertionError."""
-        self._host.until(lambda: bool(self.told), WHOLE_SECONDS)
+        self._host.until(lambda: bool(self.told), WHOLE)
         (one,) = self.told
         assert one["DNSGUARD_EVENT"] == kind, one["MESSAGE"]
         return str(one["MESSAGE"])
@@ -48,15 +47,6 @@ class Journal:
     def _all(self) -> list[dict[str, Any]]:
         found = self._host.machine.journal(f"--unit={UNIT}", "--priority=warning")
         return [one for one in found if "DNSGUARD_EVENT" in one and "DNSGUARD_POD" not in one]
-
-
-@contextlib.contextmanager
-def closed(host: Host) -> Iterator[Leaks]:
-    """Inside, pod `a` goes on trying what it may not do; in the end nobody has heard anything of it."""
-    with Leaks(host.scene, host.scene.a) as leaks:
-        yield leaks
-        assert leaks.sent > 0
-        assert leaks.heard == []
 
 
 @contextlib.contextmanager
@@ -69,7 +59,7 @@ def standing_still(host: Host) -> Iterator[None]:
         host.daemon.signal(signal.SIGCONT)
 
 
-def in_time(look: Callable[[], T], wanted: T, seconds: float = WHOLE_SECONDS) -> T:
+def in_time(look: Callable[[], T], wanted: T, seconds: float = WHOLE) -> T:
     """What `look` finds: as soon as that is `wanted`, else at the end of the time."""
     with contextlib.suppress(TimeoutError):
         wait_for(lambda: look() == wanted, seconds)

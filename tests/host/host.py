@@ -18,7 +18,7 @@ from dnsguard.demo.lab import WORLD_ADDRESSES, Lab
 from tests.host.machine import Machine
 from tests.node import scene
 from tests.node.daemon import READY_SECONDS, Dnsguard, wait_for
-from tests.node.scene import A6, ALLOWLIST, A, B, Scene
+from tests.node.scene import A6, ALLOWLIST, B6, A, B, Scene
 
 TOP = Path(__file__).resolve().parent.parent.parent
 CACHE = TOP / ".cache/host"
@@ -151,7 +151,7 @@ def hosting(
         scene.world(lab) as zone,
         Machine(network=lab.node, layers=layers, binds=binds, limited=limited) as machine,
     ):
-        a, b = lab.pod("a", A, A6), lab.pod("b", B)
+        a, b = lab.pod("a", A, A6), lab.pod("b", B, B6)
         install(machine)
         service = Service(lab, machine)
         service.settings(**config)

@@ -14,15 +14,15 @@ import pytest
 
 from dnsguard.control.client import ControlClient
 from tests.host.host import UNIT, Host, hosting
-from tests.host.troubles import Closed, answered, events, fresh_name, is_whole
+from tests.host.troubles import answered, events, fresh_name, is_whole
+from tests.host.watch import closed
 from tests.node.scene import DB
 
 pytestmark = pytest.mark.node
 
-LIBRARY = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
 CLOCK = "/run/clock"
 FAKED = f"""[Service]
-Environment=LD_PRELOAD={LIBRARY} FAKETIME_TIMESTAMP_FILE={CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
+Environment=LD_PRELOAD=%s FAKETIME_TIMESTAMP_FILE={CLOCK} FAKETIME_NO_CACHE=1 FAKETIME_DONT_FAKE_MONOTONIC=1
 """
 DAY = 86_400
 FRESH = "198.18.0.9"
@@ -34,11 +34,17 @@ SHOWN = 60
 def node(image: Path) -> Iterator[Host]:
     with hosting([image], start=False) as host:
         set_clock(host, 0)
-        host.machine.write(f"/run/systemd/system/{UNIT}.d/clock.conf", FAKED)
+        host.machine.write(f"/run/systemd/system/{UNIT}.d/clock.conf", FAKED % library(host))
         host.machine.systemctl("daemon-reload")
         host.scene.zone.put("*.fresh.example.com", "A", FRESH)
         host.daemon.start()
         yield host
+
+
+def library(host: Host) -> str:
+    """Where the package has put it: in a folder that is named after the machine's architecture."""
+    listed = host.machine.run("dpkg-query", "--listfiles", "libfaketime").stdout.split()
+    return next(path for path in listed if path.endswith("/libfaketimeMT.so.1"))
 
 
 def set_clock(host: Host, seconds: int) -> None:
@@ -61,7 +67,7 @@ def test_leases_and_ttls_do_not_notice_a_jump(node: Host, jump: int) -> None:
     shown, began = scene.ask(scene.a, "db.example.com").rr[0].ttl, time.monotonic()
 
     steps = len(events(node, "clock_stepped"))
-    with Closed(node):
+    with closed(node):
         set_clock(node, jump)
         assert scene.opens(scene.a, DB)
         reply = scene.ask(scene.a, "db.example.com")
@@ -84,7 +90,7 @@ def test_a_restart_on_the_other_day_restores_what_was_open_and_no_more(node: Hos
     assert answered(node, name := fresh_name()) == [FRESH]
     left, began = scene.lease_left(FRESH), time.monotonic()
 
-    with Closed(node):
+    with closed(node):
         set_clock(node, jump)
         node.machine.systemctl("restart", UNIT)
         assert scene.opens(scene.a, FRESH)
@@ -106,7 +112,7 @@ def test_learn_says_when_by_the_clock_as_it_is_now(node: Host) -> None:
 
 def test_what_is_watched_live_has_the_time_of_the_clock_as_it_is(node: Host) -> None:
     set_clock(node, -DAY)
-    with Closed(node):  # something to see
+    with closed(node):  # something to see
         told = next(iter(ControlClient(node.machine.root / "run/dnsguard").rows("monitor")))["time"]
 
     yesterday = (datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d")

@@ -17,7 +17,6 @@ from tests.host.host import CONFIG, UNIT, Host, hosting
 from tests.host.troubles import (
     PATIENCE,
     WHOLE,
-    Closed,
     answered,
     events,
     flow_of,
@@ -26,6 +25,7 @@ from tests.host.troubles import (
     restarts,
     whole_soon,
 )
+from tests.host.watch import closed
 from tests.node.daemon import ANY_RESOLVER
 from tests.node.scene import ALLOWLIST
 
@@ -44,12 +44,6 @@ def node(image: Path) -> Iterator[Host]:
     with hosting([image]) as host:
         host.scene.zone.put("*.fresh.example.com", "A", FRESH)
         yield host
-
-
-def test_what_looks_for_openness_sees_it(image: Path) -> None:
-    """Every other test here can fail: on a node without dnsguard all is open."""
-    with hosting([image], start=False) as host, pytest.raises(AssertionError, match="a connected to"), Closed(host):
-        pass
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -86,7 +80,7 @@ def test_a_reload_that_cannot_read_says_so_and_the_policy_before_stays(node: Hos
     how, path, why = HIDINGS[hiding]
     before, told = node.daemon.ask("status")["generation"], len(events(node, "policy_not_taken"))
 
-    with how(node, path), Closed(node):
+    with how(node, path), closed(node):
         assert node.machine.systemctl("reload", UNIT, check=False).returncode != 0
         status = node.machine.show(UNIT, "StatusText")["StatusText"]
         assert is_whole(node)
@@ -106,7 +100,7 @@ def test_a_start_that_cannot_read_opens_nothing_and_is_tried_until_it_can(node: 
     before = restarts(node)
 
     with flow_of(node) as flow:
-        with how(node, path), Closed(node):
+        with how(node, path), closed(node):
             node.daemon.signal(signal.SIGKILL)
             node.until(lambda: restarts(node) >= before + 2, PATIENCE)
             assert answered(node, fresh_name()) == []
@@ -119,7 +113,7 @@ def test_a_start_that_cannot_read_opens_nothing_and_is_tried_until_it_can(node: 
 def test_a_control_socket_that_somebody_removes_is_made_again(node: Host) -> None:
     before, pid = len(events(node, "runtime_restored")), node.daemon.pid
 
-    with whole_soon(node), Closed(node):
+    with whole_soon(node), closed(node):
         node.machine.shell(f"rm {RUNTIME}/control.sock")
 
     node.until(node.daemon.ready, WHOLE)
@@ -137,7 +131,7 @@ def by_hand(node: Host, user: str) -> subprocess.CompletedProcess[str]:
 def test_with_its_lock_removed_a_daemon_is_still_the_only_one(node: Host) -> None:
     before = len(events(node, "runtime_restored"))
 
-    with Closed(node):
+    with closed(node):
         node.machine.shell(f"rm {RUNTIME}/*")
         node.until(lambda: len(events(node, "runtime_restored")) > before, WHOLE)
         second = by_hand(node, "dnsguard")
@@ -154,7 +148,7 @@ def test_with_its_lock_removed_a_daemon_is_still_the_only_one(node: Host) -> Non
 def test_a_second_daemon_beside_the_service_is_refused_and_harms_nothing(node: Host, user: str, why: str) -> None:
     pid = node.daemon.pid
 
-    with flow_of(node) as flow, Closed(node):
+    with flow_of(node) as flow, closed(node):
         second = by_hand(node, user)
         assert flow.alive()
 
@@ -169,7 +163,7 @@ def test_with_its_runtime_directory_removed_the_service_starts_anew(node: Host) 
     before, pid = len(events(node, "runtime_lost")), node.daemon.pid
 
     with flow_of(node) as flow:
-        with Closed(node):
+        with closed(node):
             node.machine.shell(f"rm -r {RUNTIME}")
             node.until(lambda: (node.machine.root / RUNTIME[1:]).exists(), PATIENCE)
 
@@ -215,7 +209,7 @@ def reading_for_long(host: Host) -> Iterator[tuple[subprocess.Popen[str], int]]:
 def test_when_the_process_that_reads_an_allowlist_is_killed_the_policy_before_stays(node: Host, killer: str) -> None:
     pid, before = node.daemon.pid, len(events(node, "policy_not_taken"))
 
-    with contextlib.ExitStack() as ending, Closed(node), reading_for_long(node) as (reload, reader):
+    with contextlib.ExitStack() as ending, closed(node), reading_for_long(node) as (reload, reader):
         # it is to go rather than the daemon
         node.until(lambda: Path(f"/proc/{reader}/oom_score_adj").read_text() == "500\n", PATIENCE)
         if killer == "SIGKILL":
@@ -237,7 +231,7 @@ def test_a_daemon_that_the_kernel_kills_for_memory_is_closed_until_it_is_back_an
     before, told = restarts(node), len(events(node, "ended_badly"))
 
     with flow_of(node) as flow:
-        with memory.little_memory("daemon", 1 << 20) as group, Closed(node):
+        with memory.little_memory("daemon", 1 << 20) as group, closed(node):
             (group / "cgroup.procs").write_text(str(pid_outside(node)))
             node.until(lambda: ask_much(node) and memory.kills(group) > 0, PATIENCE)
             node.until(lambda: restarts(node) > before, PATIENCE)

@@ -12,7 +12,8 @@ import pytest
 from dnslib import RCODE
 
 from tests.host.host import Host, hosting
-from tests.host.troubles import PATIENCE, WHOLE, Closed, answered, events, fresh_name, is_whole
+from tests.host.troubles import PATIENCE, WHOLE, answered, events, fresh_name, is_whole
+from tests.host.watch import closed
 from tests.node.scene import DB
 
 pytestmark = pytest.mark.node
@@ -88,7 +89,7 @@ def test_an_upstream_that_is_no_use_opens_nothing_is_told_of_once_and_is_used_ag
     node.until(lambda: node.daemon.ask("status")["in_flight"] == 0)  # nothing waits that another fault has delayed
     seen = {one: len(events(node, one)) for one in ("upstream_down", "upstream_failing", "upstream_up")}
 
-    with broken(node), Closed(node):
+    with broken(node), closed(node):
         node.until(lambda: bool(answered(node, fresh_name())) or len(events(node, kind)) > seen[kind], PATIENCE)
         assert answered(node, fresh_name()) == []
 
@@ -108,7 +109,7 @@ def test_what_was_open_stays_open_and_a_known_name_is_answered_while_the_upstrea
     flow = scene.connect(scene.a, DB)
     assert flow is not None
 
-    with flow, packets(node, "drop"), Closed(node):
+    with flow, packets(node, "drop"), closed(node):
         node.until(lambda: scene.lease_left(DB) == 0.0)
         stale = answered(node, "db.example.com") or answered(node, "db.example.com")
 

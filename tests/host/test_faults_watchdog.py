@@ -12,12 +12,11 @@ import pytest
 from dnsguard.enforce.bpf.events import dropped
 from dnsguard.enforce.bpf.syscall import Map, get_pinned
 from tests.host import hanging
-from tests.host.faults import closed, drop_in
+from tests.host.faults import drop_in
 from tests.host.host import UNIT, Host, hosting
 from tests.host.troubles import (
     PATIENCE,
     WHOLE,
-    Closed,
     answered,
     entries,
     events,
@@ -26,6 +25,7 @@ from tests.host.troubles import (
     is_whole,
     restarts,
 )
+from tests.host.watch import closed
 
 pytestmark = pytest.mark.node
 
@@ -68,7 +68,7 @@ def replaced(host: Host, why: str, times: int = 1) -> Iterator[None]:
     before, ended, stacks = restarts(host), entries(host, why), entries(host, STACKS)
     told = len(events(host, "ended_badly"))
     with flow_of(host) as flow:
-        with closed(host), Closed(host):
+        with closed(host):
             yield
             host.until(lambda: restarts(host) >= before + times, PATIENCE)
         host.until(lambda: is_whole(host), WHOLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.catalog import CATALOG
 from tests.host.host import UNIT, Host, hosting
 from tests.host.machine import Machine
+from tests.host.troubles import WHOLE, dropped, whole_soon
+from tests.host.watch import closed
 from tests.node.daemon import ANY_RESOLVER
 from tests.node.scene import exchange, rcode
 
@@ -24,6 +27,18 @@ UNBOUNDED = {"queriesPerSecond": 1_000_000, "burst": 1_000_000, "uniqueNamesPerM
 JOURNALD = "systemd-journald.service"
 SOCKETS = ("systemd-journald.socket", "systemd-journald-dev-log.socket", "systemd-journald-audit.socket")
 STRICT = "[Journal]\nStorage=volatile\nRateLimitIntervalSec=1h\nRateLimitBurst=20\n"
+SLOW = """
+import os, select, signal, sys
+journald = int(sys.argv[1])
+try:
+    while not select.select([sys.stdin], [], [], 0.01)[0]:
+        os.kill(journald, signal.SIGSTOP)
+        select.select([sys.stdin], [], [], 0.5)
+        os.kill(journald, signal.SIGCONT)
+finally:
+    os.kill(journald, signal.SIGCONT)
+"""
+FRESH = "198.18.0.9"
 PATIENCE = 2.0
 """Seconds for one query: clients ask again after 2.5 (musl) or 5 (glibc). Whoever waited for journald would wait for as
 long as it is stopped."""
@@ -33,6 +48,7 @@ long as it is stopped."""
 def loud(image: Path) -> Iterator[Host]:
     """A node that writes a line for every denied query."""
     with hosting([image], limits={**UNBOUNDED, "logLines": 1_000_000}) as running:
+        running.scene.zone.put("*.fresh.example.com", "A", FRESH)
         yield running
 
 
@@ -72,11 +88,33 @@ def stopped_journald(machine: Machine) -> Iterator[None]:
         signal_journald(machine, "CONT")
 
 
-def dropped(host: Host) -> int:
-    """Log lines that the daemon has dropped, by its metrics."""
-    text = host.machine.run("curl", "-fsS", "http://127.0.0.1:9353/metrics").stdout
-    (value,) = (line.split()[1] for line in text.splitlines() if line.startswith("dnsguard_log_lines_dropped_total "))
-    return int(float(value))
+@contextlib.contextmanager
+def slow_journald(machine: Machine) -> Iterator[None]:
+    """It reads for a moment now and then."""
+    slowing = machine.popen("/usr/bin/python3", "-c", SLOW, str(machine.main_pid(JOURNALD)), stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        slowing.communicate(timeout=10)
+        assert slowing.returncode == 0
+
+
+def told(host: Host) -> list[int]:
+    """How many lines were dropped, each time that this was told."""
+    found = entries(host.machine, "DNSGUARD_EVENT=log_lines_dropped")
+    assert all(one["PRIORITY"] == "4" for one in found)
+    return [int(one["DNSGUARD_LINES"]) for one in found]
+
+
+def denied(host: Host) -> int:
+    """How many lines the journal has of what `deny` asked."""
+    return len(entries(host.machine, "DNSGUARD_EVENT=query_denied", "DNSGUARD_POD=shop/a"))
+
+
+def all_lost_is_told(host: Host, asked: int) -> None:
+    """Within WHOLE seconds; `asked` is how many questions were denied."""
+    host.until(lambda: sum(told(host)) == dropped(host) > 0, WHOLE)
+    assert 0 < asked - denied(host) <= dropped(host)  # what else was tried has lines, too
 
 
 def test_an_operators_question_is_answered(host: Host) -> None:
@@ -159,39 +197,45 @@ def test_journalds_own_limit_of_lines_is_not_dnsguards(loud: Host) -> None:
 
 def test_a_journald_that_stands_still_delays_no_query_and_hears_how_much_it_missed(loud: Host) -> None:
     asked = names()
-    deny(loud, asked, 10)
-    with stopped_journald(loud.machine):
-        deny(loud, asked, 4000)
-        lost = dropped(loud)
-    assert lost > 0
-    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")))
-    deny(loud, asked, 1)
-    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_NAME=n4011.denied.example.org")))
-    (told,) = entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")
-    assert int(told["DNSGUARD_LINES"]) == dropped(loud) == lost
-    assert told["PRIORITY"] == "4"
-    assert len(entries(loud.machine, "DNSGUARD_EVENT=query_denied")) + lost == 4011
+    with closed(loud):
+        deny(loud, asked, 10)
+        with whole_soon(loud), stopped_journald(loud.machine):
+            deny(loud, asked, 4000)
+        all_lost_is_told(loud, 4010)
+        deny(loud, asked, 1)
+        loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_NAME=n4011.denied.example.org")), WHOLE)
+    assert len(told(loud)) == 1
+
+
+def test_a_journald_that_is_slow_delays_no_query_and_hears_how_much_it_missed(loud: Host) -> None:
+    asked = names()
+    with closed(loud):
+        with whole_soon(loud), slow_journald(loud.machine):
+            deny(loud, asked, 4000)
+        all_lost_is_told(loud, 4000)
+        deny(loud, asked, 1)
+        loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_NAME=n4001.denied.example.org")), WHOLE)
 
 
 def test_a_journald_that_is_killed_delays_no_query_and_loses_no_line(loud: Host) -> None:
     asked = names()
-    deny(loud, asked, 50)
-    signal_journald(loud.machine, "KILL")
-    deny(loud, asked, 50)
-    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_NAME=n100.denied.example.org")))
-    assert dropped(loud) == 0
-    assert entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped") == []
+    with closed(loud):
+        deny(loud, asked, 50)
+        with whole_soon(loud):
+            signal_journald(loud.machine, "KILL")
+            deny(loud, asked, 50)
+        loud.until(lambda: denied(loud) == 100, WHOLE)
+    assert (dropped(loud), told(loud)) == (0, [])
 
 
 def test_a_journal_that_goes_away_delays_no_query_and_gets_what_was_kept_when_it_is_back(loud: Host) -> None:
     asked = names()
-    deny(loud, asked, 1)
-    loud.machine.systemctl("stop", *SOCKETS, JOURNALD)
-    deny(loud, asked, 4000)
-    lost = dropped(loud)
-    loud.machine.systemctl("start", *SOCKETS, JOURNALD)
-    assert lost > 0
-    loud.until(lambda: bool(entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")))
-    (told,) = entries(loud.machine, "DNSGUARD_EVENT=log_lines_dropped")
-    assert int(told["DNSGUARD_LINES"]) == lost
+    with closed(loud):
+        deny(loud, asked, 1)
+        with whole_soon(loud):
+            loud.machine.systemctl("stop", *SOCKETS, JOURNALD)
+            deny(loud, asked, 4000)
+            loud.machine.systemctl("start", *SOCKETS, JOURNALD)
+        all_lost_is_told(loud, 4001)
     assert entries(loud.machine, "DNSGUARD_NAME=n2.denied.example.org")
+    assert len(told(loud)) == 1

@@ -1,8 +1,8 @@
 """A restart loses nothing: what a busy pod notices of it, on a node with an allowlist of 1,000 pods.
 
-Every 5 ms a question over UDP and one over TCP, new connections to what was answered, ten open flows, and attempts at
-what is denied. A query counts as answered at the first try when the client did not have to send it again; a TCP client
-connects again and repeats what was not answered.
+Every 5 ms a question over UDP and one over TCP, new connections to what was answered, ten open flows, and every other
+millisecond tries of what is denied. A query counts as answered at the first try when the client did not have to send
+it again; a TCP client connects again and repeats what was not answered.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ from tests.host import groups
 from tests.host.host import UNIT, Host, hosting
 from tests.host.machine import TOP
 from tests.host.test_faults_system import ask_much
-from tests.host.troubles import PATIENCE, WHOLE, Closed, events, flow_of, is_whole, restarts
+from tests.host.troubles import PATIENCE, WHOLE, events, flow_of, is_whole, restarts
+from tests.host.watch import closed
 
 pytestmark = pytest.mark.node
 
@@ -207,7 +208,7 @@ def test_what_takes_too_much_memory_in_the_slice_is_killed_and_not_the_daemon(no
     """Where the kernel is told to spare the daemon, even what is smaller than that."""
     pid, before, room = node.daemon.pid, killed(node), 32 if spares(node) else 256
 
-    with flow_of(node) as flow, edited(node, f"MemoryMax={needed(node) + room}M"), Closed(node):
+    with flow_of(node) as flow, edited(node, f"MemoryMax={needed(node) + room}M"), closed(node):
         with beside(node, "hog", HOG) as hog:
             assert hog.wait(PATIENCE) != 0
         assert is_whole(node)
@@ -221,7 +222,7 @@ def test_a_daemon_that_takes_too_much_memory_is_killed_closed_until_it_is_back_a
     before, deaths = restarts(node), len(killed(node))
 
     with flow_of(node) as flow:
-        with edited(node, f"MemoryMax={needed(node) + 1}M"), Closed(node):
+        with edited(node, f"MemoryMax={needed(node) + 1}M"), closed(node):
             node.until(lambda: ask_much(node) and len(killed(node)) > deaths, PATIENCE)
             node.until(lambda: restarts(node) > before, PATIENCE)
 
@@ -242,7 +243,7 @@ def test_a_reload_that_takes_too_much_memory_is_refused_and_the_daemon_goes_on(n
     """The process that reads is the first to be killed."""
     pid, before, deaths = node.daemon.pid, len(events(node, "policy_not_taken")), len(killed(node))
 
-    with edited(node, f"MemoryMax={needed(node) * 5 // 2}M"), Closed(node), huge_allowlist(node):
+    with edited(node, f"MemoryMax={needed(node) * 5 // 2}M"), closed(node), huge_allowlist(node):
         assert node.machine.systemctl("reload", UNIT, check=False).returncode != 0
         assert killed(node)[deaths:] == [UNIT]
         assert is_whole(node)
@@ -270,7 +271,7 @@ def test_a_busy_process_in_the_slice_gets_no_more_of_a_cpu_than_the_quota(node: 
     stat = file("cpu.stat", "cpu.stat")
     used, quota = 0.4, 0.2
 
-    with edited(node, f"CPUQuota={quota:.0%}"), Closed(node):
+    with edited(node, f"CPUQuota={quota:.0%}"), closed(node):
         throttled = count(node, stat, "nr_throttled")
         with beside(node, "busy", BUSY.format(seconds=used)) as busy:
             assert busy.stdout
@@ -284,7 +285,7 @@ def test_a_busy_process_in_the_slice_gets_no_more_of_a_cpu_than_the_quota(node: 
 def test_when_the_slice_is_full_of_tasks_no_more_are_made_and_the_daemon_goes_on(node: Host) -> None:
     pid, before = node.daemon.pid, len(events(node, "policy_not_taken"))
 
-    with Closed(node), beside(node, "forks", FORKS) as forks:
+    with closed(node), beside(node, "forks", FORKS) as forks:
         assert forks.stdout
         assert forks.stdout.readline() == f"{errno.EAGAIN}\n"
         assert read(node, file("pids.current", "pids.current")) == lines()["TasksMax"]

@@ -27,7 +27,7 @@ from tests.node.daemon import ANY_RESOLVER, PROGRAM, Dnsguard, running_dnsguard
 DB, DB6, MAIL, OTHER = "198.18.0.1", "2001:db8:80::1", "198.18.0.2", "198.18.0.3"
 """Where db.example.com (shop/a may), mail.example.com (shop/b may) and other.example.com (nobody may) are."""
 PORT, WRONG_PORT = 8080, 9090
-A, A6, B = "10.244.0.5", "fd00:10:244::5", "10.244.0.6"
+A, A6, B, B6 = "10.244.0.5", "fd00:10:244::5", "10.244.0.6", "fd00:10:244::6"
 ALLOWLIST: dict[str, Any] = {
     "policies": {
         "web": {

@@ -208,7 +208,7 @@ class Beside:
         return [
             every(VOUCH, "vouching", vouch),
             every(VERIFY, "eBPF links", self._verify),
-            every(SWEEP, "the bpffs", self._look_at_mount),
+            every(VERIFY, "the bpffs", self._look_at_mount),
             every(SWEEP, "eBPF maps", self._sweep),
             every(SWEEP, "eBPF reports", tell_left_over),
             every(0.0, "eBPF on a new link", self._follow_one),

@@ -37,7 +37,7 @@ SEVERAL: Final = frozenset({"pod_ip", "address"})
 """Fields that may hold several addresses: the journal finds an entry by each, as it may have a field several times."""
 
 FIRST_RETRY: Final[Seconds] = 0.1
-LAST_RETRY: Final[Seconds] = 5.0
+LAST_RETRY: Final[Seconds] = 2.0
 """Between two looks whether journald listens again: the first, and the longest."""
 
 _SHORT: Final = frozenset({errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
@@ -123,7 +123,7 @@ class JournalChannel:
     """An `outlet.Channel` to journald: `write` takes one entry, whole.
 
     One socket for its life, connected again when the one that listened has gone: a descriptor that a loop watches must
-    not be closed under it. While nobody listens, it looks again after 0.1 s, then twice as long each time, up to 5 s.
+    not be closed under it. While nobody listens, it looks again after 0.1 s, then twice as long each time, up to 2 s.
     """
 
     def __init__(self, path: Path) -> None:

@@ -13,10 +13,10 @@ TABLE = Path("/proc/self/mountinfo")
 
 def follows(path: Path, table: Path = TABLE) -> bool:
     """Whether the mount that `path` is on is a copy of another namespace's, which is there (proc(5), `master`)."""
-    longest, found = 0, False
+    place, longest, found = str(path), 0, False
     for line in table.read_text().splitlines():
-        fields = line.split()
-        point, optional = fields[4], fields[6 : fields.index("-")]
-        if len(point) >= longest and path.is_relative_to(point):
+        *_, point, _, rest = line.split(" ", 6)
+        if len(point) >= longest and (place == point or place.startswith(f"{point.rstrip('/')}/")):
+            optional = rest.partition("- ")[0].split()
             longest, found = len(point), any(one.startswith("master:") for one in optional)
     return found
