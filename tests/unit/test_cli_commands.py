@@ -87,6 +87,9 @@ SEEN = {
     "left_out_flows": 0,
 }
 
+PROBE = {"name": "doctor.dnsguard.invalid", "count": 1, "last": 1, "rule": "", "outcome": "missing", "names": 1}
+PROBED = {**SEEN, "pod": "203.0.113.253", "addresses": [], "names": [PROBE]}
+
 
 def past(event: str, subject: str) -> dict[str, Any]:
     times = {"count": 1, "first": 9.0, "last": 9.0}
@@ -143,7 +146,7 @@ class Daemon:
         }
 
     async def learn(self) -> Any:
-        return [SEEN]
+        return [SEEN, PROBED]
 
     async def reload(self) -> Any:
         if isinstance(self.reloaded, Exception):
@@ -341,6 +344,13 @@ def test_what_was_seen_of_a_pod_is_found_by_any_form_of_its_address(
 ) -> None:
     assert main(["learn", "--json", "--pod", pod, "--config", str(daemon.config)]) == 0
     assert json.loads(capsys.readouterr().out) == SEEN
+
+
+def test_the_doctors_own_probe_is_not_told_as_a_pod(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["learn", "--json", "--config", str(daemon.config)]) == 0
+    assert json.loads(capsys.readouterr().out) == SEEN
+    assert main(["learn", "--config", str(daemon.config)]) == 0
+    assert "203.0.113.253" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["status", "pods", "leases", "monitor", "reload"])

@@ -20,6 +20,7 @@ from dnsguard.core.pods import assign
 from dnsguard.core.policy import Allowed, EffectivePolicy
 from dnsguard.learning import book as limits
 from dnsguard.learning.book import Book
+from dnsguard.learning.needs import is_probe
 from dnsguard.learning.rows import SeenRow, book_of, row_of
 from dnsguard.learning.suffixes import is_shared
 from dnsguard.learning.writing import allowlist
@@ -369,8 +370,62 @@ def test_a_pod_whose_address_another_has_now_is_left_out_and_named() -> None:
 
     text = allowlist(rows_of(book))
 
-    assert "# shop/old is left out" in text
+    assert "# shop/old is left out: it is gone, and other pods have its addresses now.\n" in text
     assert not isinstance(policy(loaded(text), "10.244.0.5").verdict(parse_name("db.example.com")), Allowed)
+
+
+def test_a_pod_whose_addresses_were_never_seen_is_not_said_to_have_lost_them() -> None:
+    book = Book()
+    play(book, "10.244.0.9", "db.example.com", "192.0.2.1")
+
+    assert "# 10.244.0.9 is left out: none of its addresses is known.\n" in allowlist(rows_of(book))
+
+
+@pytest.mark.parametrize(
+    ("names", "flows", "probe"),
+    [
+        (["doctor.dnsguard.invalid"], 0, True),
+        (["doctor.dnsguard.invalid", "db.example.com"], 0, False),
+        (["doctor.dnsguard.invalid"], 1, False),
+        ([], 1, False),
+    ],
+)
+def test_a_pod_that_only_ever_probed_is_known_for_a_probe(names: list[str], flows: int, probe: bool) -> None:
+    book = Book()
+    for name in names:
+        play(book, "203.0.113.253", name)
+    for _ in range(flows):
+        go(book, "203.0.113.253", "192.0.2.1", 443)
+
+    assert [is_probe(row) for row in rows_of(book)] == [probe]
+
+
+def test_ports_that_no_rule_allowed_are_told_beside_the_name_that_one_did() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "db.example.com", "192.0.2.1", "192.0.2.2", rule="web")
+    for to, port, denied in (
+        ("192.0.2.1", 8080, False),
+        ("192.0.2.2", 8080, True),  # the lease of one of two addresses ended: the port is allowed
+        ("192.0.2.1", 9090, True),
+        ("192.0.2.1", 9091, True),
+    ):
+        go(book, "shop/a", to, port, denied=denied)
+
+    text = allowlist(rows_of(book))
+
+    assert "- db.example.com  # once, last 2023-11-14 22:14:20, TCP 9090-9091: no rule allowed it\n" in text
+    loaded(text)
+
+
+def test_a_wildcard_tells_the_ports_that_no_rule_allowed_of_any_of_its_names() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    for number in range(8):
+        play(book, "shop/a", f"host{number}.shards.example.com", f"192.0.2.{number}", rule="web")
+        go(book, "shop/a", f"192.0.2.{number}", 443, denied=number == 5)
+
+    assert "TCP 443: no rule allowed it" in allowlist(rows_of(book))
 
 
 def test_more_different_ports_than_a_program_has_room_for_share_a_rule() -> None:

@@ -26,8 +26,11 @@ def learn(context: typer.Context, pod: PodOption = None, config: ConfigOption = 
     Names that pods resolved, with the ports they used; addresses that no name explains. Read it before you enforce it.
     Asks the daemon; without one, reads what it left in paths.state. With --json, prints what was seen itself.
     """
+    from dnsguard.learning.needs import is_probe
+
     wanted = None if pod is None else _in_one_form(pod)
-    rows = [row for row in _rows(context, config) if wanted is None or wanted in (row["pod"], *row["addresses"])]
+    chosen = (row for row in _rows(context, config) if wanted is None or wanted in (row["pod"], *row["addresses"]))
+    rows = [row for row in chosen if not is_probe(row)]
     if not rows:
         from dnsguard.control.calls import CallError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network, ip_network
 from typing import Final
 
@@ -33,21 +33,24 @@ PROBES: Final = parse_name("dnsguard.invalid")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """How often and when last something was seen, of how many names; `denied`: no rule allowed it the last time."""
+    """How often and when last something was seen, of how many names; `denied`: no rule allowed it the last time.
+    `closed` are those of a name's ports that no rule allowed."""
 
     count: int
     last: int
     names: int = 1
     denied: bool = False
+    closed: Ports = ()
 
     def __add__(self, other: Note) -> Note:
         latest = max(self, other, key=lambda note: note.last)
-        return Note(self.count + other.count, latest.last, self.names + other.names, self.denied or other.denied)
+        closed = merge_ports((*self.closed, *other.closed))
+        names = self.names + other.names
+        return Note(self.count + other.count, latest.last, names, self.denied or other.denied, closed)
 
     def beside(self, other: Note) -> Note:
         """The same thing, seen of another pod."""
-        both = self + other
-        return Note(both.count, both.last, max(self.names, other.names), both.denied)
+        return replace(self + other, names=max(self.names, other.names))
 
 
 @dataclass(slots=True)
@@ -109,6 +112,8 @@ class _Working:
         self._notes: dict[Pattern, Note] = {}
         self._missing: dict[Name, Note] = {}
         self._ports: defaultdict[Pattern, set[PortRange]] = defaultdict(set)
+        self._allowed: defaultdict[Pattern, set[PortRange]] = defaultdict(set)
+        """Those of the ports that a rule allowed."""
         self._blocks: dict[Network, Note] = {}
         self._block_ports: defaultdict[Network, set[PortRange]] = defaultdict(set)
         self._whole: set[Network] = set()
@@ -124,7 +129,9 @@ class _Working:
             for flow in seen["flows"]:
                 self._flow(flow)
         for pattern, note in self._notes.items():
-            self._rule(merge_ports(self._ports[pattern]) or UNUSED).names[pattern] = note
+            ports = self._ports[pattern]
+            closed = merge_ports(ports - self._allowed[pattern])
+            self._rule(merge_ports(ports) or UNUSED).names[pattern] = replace(note, closed=closed)
         for block, note in self._blocks.items():
             self._rule(ALL_PORTS if block in self._whole else merge_ports(self._block_ports[block])).blocks[block] = (
                 note
@@ -160,8 +167,10 @@ class _Working:
                 continue
             pattern = self._known(name)
             self._missing.pop(name, None)
-            self._notes.setdefault(pattern, note)
+            self._notes.setdefault(pattern, replace(note, denied=False))
             self._ports[pattern].update(ports)
+            if not row["denied"]:
+                self._allowed[pattern].update(ports)
 
     def _block(self, block: Network, ports: Ports, note: Note) -> None:
         if isinstance(block, IPv6Network) and block.network_address.ipv4_mapped:
@@ -233,6 +242,12 @@ def _squeeze(rules: Rules) -> bool:
     together.take(rules.pop(whole, RuleNeeds()))
     rules[whole] = together
     return True
+
+
+def is_probe(row: SeenRow) -> bool:
+    """Whether nothing was seen of it but what dnsguard itself asked, by a link of its own."""
+    asked = [ancestors(_pattern(name).name) for name in row["names"]]
+    return bool(asked) and not row["flows"] and all(PROBES in above for above in asked)
 
 
 def owners(rows: Iterable[SeenRow]) -> Mapping[str, str]:
