@@ -95,6 +95,16 @@ def read_address(text: str) -> Address:
         raise CallError(f"{text} is not an IP address", USAGE) from error
 
 
+def refuse_excluded(pod: str, exclude: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
+    """Raises CallError for an address in `pods.exclude`, of which there is nothing to tell."""
+    try:
+        address = ipaddress.ip_address(pod)
+    except ValueError:
+        return
+    if address in exclude:
+        raise CallError(f"{pod} is in pods.exclude: it is neither intercepted nor enforced")
+
+
 # ---- explaining
 
 
