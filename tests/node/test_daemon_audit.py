@@ -62,6 +62,8 @@ def test_audit_lets_everything_through_and_tells_of_it(scene: Scene) -> None:
 
     name = scene.daemon.told("query_audited", pod="shop/a", name="other.example.com")
     flow = scene.daemon.told("flow_audited", pod="shop/a", address=OTHER)
+    advised = scene.daemon.call("explain", "shop/a", "other.example.com", "--json").stdout
+    assert f"ports: [{{protocol: TCP, port: {WRONG_PORT}}}]" in advised
     bare = scene.daemon.told("flow_audited", pod=B, address=BARE)
     assert name["verdict"] == flow["verdict"] == "audited"
     assert (flow["port"], flow["reason"]) == (

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.compile import compile_program, decide
-from dnsguard.core.model import Action, Address, LinkIndex, Name, Packet
+from dnsguard.core.model import Action, Address, LinkIndex, Name, Packet, PortRange, Protocol
 from dnsguard.core.names import matches, parse_name
 from dnsguard.core.pods import assign
 from dnsguard.core.policy import Allowed, EffectivePolicy
 from dnsguard.learning import book as limits
 from dnsguard.learning.book import Book
-from dnsguard.learning.needs import is_probe
+from dnsguard.learning.needs import is_probe, ports_used
 from dnsguard.learning.rows import SeenRow, book_of, row_of
 from dnsguard.learning.suffixes import is_shared
 from dnsguard.learning.writing import allowlist
@@ -467,6 +467,24 @@ def test_a_name_of_odd_octets_is_read_back_as_itself(name: Name) -> None:
     assert text.isascii() and all(letter.isprintable() or letter == "\n" for letter in text)
     (rule,) = policy(loaded(text), "10.244.0.5").rules
     assert [pattern.name for peer in rule.rule.domains for pattern in peer.patterns] == [name]
+
+
+def test_the_ports_of_a_name_are_those_on_which_its_addresses_were_used() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "db.example.com", "192.0.2.1")
+    play(book, "shop/a", "idle.example.com", "192.0.2.2")
+    go(book, "shop/a", "192.0.2.1", 8080)
+    go(book, "shop/a", "192.0.2.1", 0, 1)
+
+    go(book, "shop/a", "192.0.2.1", 53, 17)
+    go(book, "shop/a", "192.0.2.9", 443)
+
+    used = ports_used(book.pods["shop/a"])
+
+    assert used == {
+        parse_name("db.example.com"): (PortRange(Protocol.TCP, 8080, 8080), PortRange(Protocol.UDP, 53, 53))
+    }
 
 
 # ---- bounds

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
     from dnsguard.control.calls import Addition, DenialRow, Explanation, NearRow
 
 RULE_COLUMNS = {"policy": "policy", "action": "action", "peers": "peers", "ports": "ports", "origin": "written at"}
-PAST_COLUMNS = {"subject": "before", "outcome": "outcome", "count": "times", "last": "last", "first": "first", "reason": "reason"}
+PAST_COLUMNS = {
+    "subject": "before",
+    "outcome": "outcome",
+    "count": "times",
+    "last": "last",
+    "first": "first",
+    "reason": "reason",
+}
 NEAR_COLUMNS = {"text": "nearest", "policy": "policy", "ports": "ports", "origin": "written at"}
 LEASE_COLUMNS = {"address": "address", "ports": "ports", "names": "names", "remaining": "ends in"}
 MOST_PEERS = 8
@@ -37,7 +44,7 @@ def register(app: typer.Typer) -> None:
         cls=_Command,
         epilog="Examples: dnsguard explain shop/backend-0 db.example.com AAAA; "
         "dnsguard explain 10.244.0.5 192.0.2.7 5432/tcp; dnsguard explain shop/backend-0 (what was denied lately). "
-        "Exit code: 0 allowed, 3 denied."
+        "Exit code: 0 allowed, 3 denied.",
     )(explain)
 
 
@@ -156,10 +163,12 @@ def _print_part(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -
 
 def _print_advice(nearest: Sequence[NearRow], add: Addition | None) -> None:
     _print_part(NEAR_COLUMNS, nearest)
-    if add is not None:
+    begin = "to allow it, insert before"
+    while add is not None:
         place = f"{add['file']}:{add['line']}" + (f":{add['column']}" if add["column"] > 1 else "")
-        print(f"\nto allow it, insert before {place}" + (f" ({add['remark']})" if add["remark"] else ""))
-        print(cell_text(add["text"].rstrip("\n")))
+        print(f"\n{begin} {place}" + (f" ({add['remark']})" if add["remark"] else ""))
+        print(*map(cell_text, add["text"].rstrip("\n").split("\n")), sep="\n")
+        begin, add = "and before", add.get("also")
 
 
 def _past(row: DenialRow) -> dict[str, Any]:
@@ -192,6 +201,8 @@ def _tell_denials(context: typer.Context, config: Path | None, pod: str, *, json
             ]
         )
         _print_advice(row["nearest"], row["add"])
+        if remark := row.get("remark"):
+            print(f"\nto allow it: {remark}")
         print()
     note_version(daemon)
     return DENIED if rows else DONE

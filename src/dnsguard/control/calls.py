@@ -198,6 +198,8 @@ class Addition(TypedDict):
     text: str
     remark: str
     """What to think of before; may be empty."""
+    also: NotRequired[Addition]
+    """What must be inserted besides, and after it: its place comes before in the file."""
 
 
 class DenialRow(TypedDict):
@@ -218,6 +220,8 @@ class DenialRow(TypedDict):
     """Seconds ago."""
     nearest: list[NearRow]
     add: Addition | None
+    remark: NotRequired[str]
+    """What has to be done before there is something to add."""
 
 
 class Explanation(TypedDict):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -62,6 +62,8 @@ class Subject:
     live: bool = False
     others: Sequence[EffectivePolicy] = ()
     """What other pods have."""
+    used: Mapping[Name, Ports] = field(default_factory=dict)
+    """The ports on which the pod connected to where a name led, if it was let."""
     ended: Ended | None = None
     """The lease on the address that is asked about that ended last."""
 

@@ -133,7 +133,10 @@ class Reports:
     def _case(self, pod: Pod) -> Case:
         others = tuple({id(one.policy): one.policy for one in self.rooms.engine.pods}.values())
         subject = Subject(
-            pod.name, pod.policy, pod.program, pod.addresses[0], self._leases_of(pod), live=True, others=others
+            *(pod.name, pod.policy, pod.program, pod.addresses[0], self._leases_of(pod)),
+            live=True,
+            others=others,
+            used=self.rooms.seen.used(pod.name),
         )
         now = self.rooms.now()
         return Case(

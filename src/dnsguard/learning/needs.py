@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Network, ip_network
 from typing import Final
 
-from dnsguard.core.model import ALL_PORTS, Name, Network, Pattern, PortRange, Ports, Protocol
+from dnsguard.core.model import ALL_PORTS, WITH_PORTS, Name, Network, Pattern, PortRange, Ports, Protocol
 from dnsguard.core.names import ROOT, ancestors, parse_name
 from dnsguard.core.ports import merge_ports
-from dnsguard.learning.book import parent_of
+from dnsguard.learning.book import PodBook, parent_of
 from dnsguard.learning.rows import FlowRow, NameRow, SeenRow
 from dnsguard.learning.suffixes import is_shared
 
@@ -242,6 +242,16 @@ def _squeeze(rules: Rules) -> bool:
     together.take(rules.pop(whole, RuleNeeds()))
     rules[whole] = together
     return True
+
+
+def ports_used(book: PodBook) -> dict[Name, Ports]:
+    """The ports on which a pod connected to where each name led."""
+    ports: defaultdict[Name, list[PortRange]] = defaultdict(list)
+    for by_port in book.flows.values():
+        for (protocol, port), went in by_port.items():
+            for name in went.names if protocol in WITH_PORTS and port else ():
+                ports[name].append(PortRange(Protocol(protocol), port, port))
+    return {name: merge_ports(ranges) for name, ranges in ports.items()}
 
 
 def is_probe(row: SeenRow) -> bool:

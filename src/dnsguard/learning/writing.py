@@ -37,7 +37,7 @@ def allowlist(rows: Sequence[SeenRow]) -> str:
 
 
 class _Learned:
-    """Policies with the pods that have them, each pod with its addresses; `homeless` are pods without any, with the reason."""
+    """Policies with the pods that have them, each pod with its addresses; `homeless` are pods without any, with why."""
 
     def __init__(self, rows: Sequence[SeenRow]) -> None:
         owner = owners(rows)
