@@ -15,10 +15,10 @@ from dnsguard.cli import main
 from dnsguard.control.calls import Addition
 from dnsguard.control.explain import Subject
 from dnsguard.core.compile import compile_program
-from dnsguard.core.model import Action, Address, Name, PortRange, Ports, Protocol
-from dnsguard.core.names import parse_name
+from dnsguard.core.model import Action, Address, DomainPeer, Name, Policy, PortRange, Ports, Protocol, Rule
+from dnsguard.core.names import parse_name, parse_pattern
 from dnsguard.core.policy import effective
-from dnsguard.daemon.why import LATER, SHORT, Case, denial_rows
+from dnsguard.daemon.why import LATER, SHORT, Case, denial_rows, explain_all
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.recent import Recent
 
@@ -288,6 +288,35 @@ def test_ports_that_the_pod_used_are_better_than_any_guess(files: Files) -> None
 
     assert row["add"] is not None and "ports: [{protocol: TCP, port: 8080}]" in row["add"]["also"]["text"]
     assert row["add"]["remark"] == "the ports are those that the pod used"
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason", "said"),
+    [
+        (
+            EventKind.ANSWER_WITHHELD,
+            "protected address ::1",
+            ", but an answer was withheld, or a part of it, 7 s ago (protected address ::1; see answers.protected)",
+        ),
+        (
+            EventKind.ANSWER_AUDITED,
+            "the kernel is full",
+            ", but Enforce would have withheld an answer, or a part of it, 7 s ago (the kernel is full)",
+        ),
+    ],
+)
+def test_an_allowed_name_whose_answer_was_withheld_says_so(
+    kind: EventKind, reason: str, said: str, files: Files
+) -> None:
+    recent = Recent(lambda: 3.0)
+    for name in ("x.test", "other.test"):
+        recent.note(kind, {"pod": "a", "name": parse_name(name), "type": "A", "reason": reason})
+    policy = effective((Policy("all", (Rule((DomainPeer((parse_pattern("*"),)),)),)),), Action.DENY)
+    subject = Subject("a", policy, compile_program(policy), Address(bytes(4)), live=True)
+    case = Case(subject, [subject.source], files.allowlist, past=recent.of("a"), now=10.0)
+
+    assert explain_all(case, {"name": "x.test"})["reason"] == f"its addresses open on any port{said}"
+    assert explain_all(case, {"name": "y.test"})["reason"] == "its addresses open on any port"
 
 
 def test_the_short_form_of_a_pod_cannot_express_an_address(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

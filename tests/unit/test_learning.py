@@ -18,6 +18,7 @@ from dnsguard.core.model import Action, Address, LinkIndex, Name, Packet, PortRa
 from dnsguard.core.names import matches, parse_name
 from dnsguard.core.pods import assign
 from dnsguard.core.policy import Allowed, EffectivePolicy
+from dnsguard.core.protected import DEFAULT_PROTECTED, Protected
 from dnsguard.learning import book as limits
 from dnsguard.learning.book import Book
 from dnsguard.learning.needs import is_probe, ports_used
@@ -307,6 +308,36 @@ def test_an_address_of_a_metadata_service_is_remarked_upon(address: str, remarke
 
     assert ("PROTECTED RANGE" in text) == remarked
     loaded(text)
+
+
+@pytest.mark.parametrize("others", [0, 63], ids=["one name", "names that became one record"])
+def test_a_name_whose_answer_enforce_would_empty_is_remarked_upon_after_a_restart_too(others: int) -> None:
+    book = Book()
+    book.is_protected = Protected(DEFAULT_PROTECTED).__contains__
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "meta.example.com", "169.254.169.254")
+    for number in range(others):
+        play(book, "shop/a", f"n{number}.example.com", "192.0.2.1")
+    play(book, "shop/a", "db.example.org", "192.0.2.1")
+    again = Book()
+    for row in rows_of(book):
+        again.pod(row["pod"], 0.0).absorb(book_of(row, SINCE_1970))
+
+    for text in (allowlist(rows_of(book)), *([] if others else [allowlist(rows_of(again))])):
+        (remarked,) = [line for line in text.splitlines() if "PROTECTED ADDRESS 169.254.169.254, which" in line]
+        assert ("meta.example.com" in remarked) == (not others) and ("*.example.com" in remarked) == bool(others)
+        loaded(text)
+
+
+def test_a_name_whose_address_is_protected_no_longer_is_not_remarked_upon() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    book.is_protected = lambda one: one == address("192.0.2.1")
+    play(book, "shop/a", "db.example.com", "192.0.2.1")
+    book.is_protected, book.pods["shop/a"].lately = (lambda one: False), {}
+    play(book, "shop/a", "db.example.com", "192.0.2.1")
+
+    assert "PROTECTED" not in allowlist(rows_of(book))
 
 
 def test_an_address_that_serves_several_names_opens_the_port_for_each() -> None:

@@ -15,6 +15,7 @@ from typing import Final
 from dnsguard.control.advice import Advice, Wanted, advise_name, advise_packet
 from dnsguard.control.calls import Addition, DenialRow, Explanation
 from dnsguard.control.explain import Ended, Subject, explain, read_address, read_port
+from dnsguard.core.chain import WITHHELD
 from dnsguard.core.model import Address, Name, Origin, Packet, Seconds
 from dnsguard.core.names import parse_name, to_text
 from dnsguard.enforce.denials import POLICY_REASONS, PROTOCOLS, WHY
@@ -28,6 +29,10 @@ SHORT: Final = "this form opens every port: for some of them, give the pod a pol
 LATER: Final = "the lines told above first, and a reload; then ask again"
 _QUERIES: Final = (EventKind.QUERY_DENIED, EventKind.QUERY_AUDITED)
 _FLOWS: Final = (EventKind.FLOW_DENIED, EventKind.FLOW_AUDITED)
+_ANSWERS: Final = {
+    EventKind.ANSWER_WITHHELD: "an answer was withheld, or a part of it,",
+    EventKind.ANSWER_AUDITED: "Enforce would have withheld an answer, or a part of it,",
+}
 _NUMBERS: Final = {text: number for number, text in PROTOCOLS.items()}
 _NOT_OF_POLICY: Final = frozenset(text for reason, text in WHY.items() if reason not in POLICY_REASONS) | {"multicast"}
 
@@ -57,6 +62,8 @@ def explain_all(case: Case, question: Mapping[str, str]) -> Explanation:
         explanation = explain(case.subject, question)
         name = parse_name(question["name"])
         advice, related = advise_name(case.subject, name), _about_name(case, name)
+        if explanation["verdict"] == "allowed":
+            explanation["reason"] += _withheld(case, name)
     else:
         subject = case.towards(read_address(question["address"])) if "address" in question else case.subject
         explanation = explain(subject, question)
@@ -90,6 +97,16 @@ def _about_name(case: Case, name: Name) -> Iterable[Denial]:
     leased = {read_address(lease["address"]) for lease in case.subject.leases if text in lease["names"]}
     leased |= {address for address, ended in case.ended.items() if name in ended.names}
     return [one for one in case.past if one.fields.get("name") == name or one.fields.get("address") in leased]
+
+
+def _withheld(case: Case, name: Name) -> str:
+    """That a name is allowed says nothing of its answers."""
+    answers = (one for one in case.past if one.kind in _ANSWERS and one.fields["name"] == name)
+    if (last := next(answers, None)) is None:
+        return ""
+    reason = str(field_value("reason", last.reason))
+    key = "; see answers.protected" if reason.startswith(WITHHELD["protected"]) else ""
+    return f", but {_ANSWERS[last.kind]} {case.now - last.last:.0f} s ago ({reason}{key})"
 
 
 def _advise(case: Case, denial: Denial) -> Advice:

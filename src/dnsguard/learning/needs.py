@@ -34,19 +34,26 @@ PROBES: Final = parse_name("dnsguard.invalid")
 @dataclass(frozen=True, slots=True)
 class Note:
     """How often and when last something was seen, of how many names; `denied`: no rule allowed it the last time.
-    `closed` are those of a name's ports that no rule allowed."""
+    `closed` are those of a name's ports that no rule allowed; `withheld` is an address that Enforce takes out."""
 
     count: int
     last: int
     names: int = 1
     denied: bool = False
     closed: Ports = ()
+    withheld: str = ""
 
     def __add__(self, other: Note) -> Note:
         latest = max(self, other, key=lambda note: note.last)
         closed = merge_ports((*self.closed, *other.closed))
-        names = self.names + other.names
-        return Note(self.count + other.count, latest.last, names, self.denied or other.denied, closed)
+        return Note(
+            self.count + other.count,
+            latest.last,
+            self.names + other.names,
+            self.denied or other.denied,
+            closed,
+            self.withheld or other.withheld,
+        )
 
     def beside(self, other: Note) -> Note:
         """The same thing, seen of another pod."""
@@ -148,7 +155,8 @@ class _Working:
         return self._rules.setdefault(ports, RuleNeeds())
 
     def _name(self, row: NameRow) -> None:
-        pattern, note = _pattern(row), Note(row["count"], row["last"], row["names"], not row["rule"])
+        pattern = _pattern(row)
+        note = Note(row["count"], row["last"], row["names"], not row["rule"], (), row.get("withheld", ""))
         if PROBES in ancestors(pattern.name):
             return
         if row["outcome"] == "missing":

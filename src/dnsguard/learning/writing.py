@@ -131,8 +131,9 @@ def _rule(ports: Ports, rule: RuleNeeds) -> Iterator[str]:
         yield "          - domainNames:"
         for pattern in sorted(rule.names):
             note = rule.names[pattern]
+            remark = f"PROTECTED ADDRESS {note.withheld}, which Enforce takes out of answers: " if note.withheld else ""
             many = f"{note.names} names, " if pattern.wildcard else ""
-            yield f"              - {_quoted(pattern_written(pattern))}  # {many}{_seen(note)}"
+            yield f"              - {_quoted(pattern_written(pattern))}  # {remark}{many}{_seen(note)}"
     for block in sorted(rule.blocks, key=_block_order):
         cidr = _quoted(str(block)) if block.version == 6 else str(block)
         remark = _PROTECTED if _is_protected(block) else ""
