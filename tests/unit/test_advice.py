@@ -319,8 +319,26 @@ def test_an_allowed_name_whose_answer_was_withheld_says_so(
     assert explain_all(case, {"name": "y.test"})["reason"] == "its addresses open on any port"
 
 
-def test_the_short_form_of_a_pod_cannot_express_an_address(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    assert files.told(capsys, "10.244.0.6", "203.0.113.9", "443")["add"] is None
+def test_the_short_form_of_a_pod_cannot_express_an_address_and_the_rule_is_told_instead(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "10.244.0.6", "203.0.113.9", "443", "--config", str(files.config), "--offline"]) == 3
+
+    out = capsys.readouterr().out
+    rule = "{to: [{ipBlock: {cidr: 203.0.113.9/32}}], ports: [{protocol: TCP, port: 443}]}"
+    assert "insert before" not in out
+    assert out.endswith(
+        f"\nto allow it: what the file has of the pod cannot be added to; give the pod a policy with {rule}\n"
+    )
+
+
+@pytest.mark.parametrize("entry", ["  10.244.0.77: [x.test]\n", "  '10.244.0.77':\n    policies: []\n"])
+def test_a_pod_that_the_file_has_come_to_know_is_not_begun_again(entry: str, files: Files) -> None:
+    files.allowlist.write_text(BLOCK + entry)
+
+    (row,) = denial_rows(denied(files, "first.test"))
+
+    assert row["add"] is None and "give the pod a policy with {to: [{domainNames: [first.test]}]" in row["remark"]
 
 
 def test_people_see_the_nearest_rule_and_the_line_with_its_place(

@@ -152,7 +152,7 @@ def _print(explanation: Explanation) -> None:
     _print_part(LEASE_COLUMNS, leases)
     # A daemon of an older version tells none of these.
     _print_part(PAST_COLUMNS, map(_past, explanation.get("past", ())))
-    _print_advice(explanation.get("nearest", ()), explanation.get("add"))
+    _print_advice(explanation.get("nearest", ()), explanation.get("add"), explanation.get("remark"))
 
 
 def _print_part(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -161,7 +161,7 @@ def _print_part(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -
         print_table(columns, rows, empty="")
 
 
-def _print_advice(nearest: Sequence[NearRow], add: Addition | None) -> None:
+def _print_advice(nearest: Sequence[NearRow], add: Addition | None, remark: str | None) -> None:
     _print_part(NEAR_COLUMNS, nearest)
     begin = "to allow it, insert before"
     while add is not None:
@@ -169,6 +169,8 @@ def _print_advice(nearest: Sequence[NearRow], add: Addition | None) -> None:
         print(f"\n{begin} {place}" + (f" ({add['remark']})" if add["remark"] else ""))
         print(*map(cell_text, add["text"].rstrip("\n").split("\n")), sep="\n")
         begin, add = "and before", add.get("also")
+    if remark:
+        print(f"\nto allow it: {cell_text(remark)}")
 
 
 def _past(row: DenialRow) -> dict[str, Any]:
@@ -200,9 +202,7 @@ def _tell_denials(context: typer.Context, config: Path | None, pod: str, *, json
                 ("reason", row["reason"]),
             ]
         )
-        _print_advice(row["nearest"], row["add"])
-        if remark := row.get("remark"):
-            print(f"\nto allow it: {remark}")
+        _print_advice(row["nearest"], row["add"], row.get("remark"))
         print()
     note_version(daemon)
     return DENIED if rows else DONE

@@ -221,7 +221,7 @@ class DenialRow(TypedDict):
     nearest: list[NearRow]
     add: Addition | None
     remark: NotRequired[str]
-    """What has to be done before there is something to add."""
+    """What to do when something is missing and there is nothing to add."""
 
 
 class Explanation(TypedDict):
@@ -242,6 +242,8 @@ class Explanation(TypedDict):
     nearest: list[NearRow]
     """Empty when it is allowed."""
     add: Addition | None
+    remark: NotRequired[str]
+    """As in a `DenialRow`."""
 
 
 class Reloaded(TypedDict):

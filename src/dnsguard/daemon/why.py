@@ -22,7 +22,7 @@ from dnsguard.enforce.denials import POLICY_REASONS, PROTOCOLS, WHY
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.events import field_value
 from dnsguard.observe.recent import Denial
-from dnsguard.sources.edits import Edit, add_name, add_pod, add_rule, fill_pod
+from dnsguard.sources.edits import Edit, add_name, add_pod, add_rule, fill_pod, rule_text
 
 UNSURE: Final = "the file has changed or cannot be read: put it in front of the rule that stood there"
 SHORT: Final = "this form opens every port: for some of them, give the pod a policy in its place"
@@ -73,7 +73,10 @@ def explain_all(case: Case, question: Mapping[str, str]) -> Explanation:
         related = [one for one in case.past if one.fields.get("address") == peer]
     explanation["past"] = [_row(case, one, Advice([]), []) for one in related]
     explanation["nearest"] = advice.nearest
-    explanation["add"] = _addition(_edits(case, advice.wanted), advice.wanted)
+    edits = _edits(case, advice.wanted)
+    explanation["add"] = _addition(edits, advice.wanted)
+    if advice.wanted is not None and not edits:
+        explanation["remark"] = _elsewhere(advice.wanted)
     return explanation
 
 
@@ -86,7 +89,9 @@ def denial_rows(case: Case) -> list[DenialRow]:
         edits = _edits(case, advice.wanted)
         alone = any(edit.once for edit in edits)
         row = _row(case, one, advice, [] if alone and begun else edits)
-        rows.append({**row, "remark": LATER} if alone and begun else row)
+        if advice.wanted is not None and row["add"] is None:
+            row["remark"] = LATER if edits else _elsewhere(advice.wanted)
+        rows.append(row)
         begun |= alone
     return rows
 
@@ -162,6 +167,10 @@ def _addition(edits: Sequence[Edit], wanted: Wanted | None) -> Addition | None:
     if others:
         addition["also"] = _place(others[0], "")
     return addition
+
+
+def _elsewhere(wanted: Wanted) -> str:
+    return f"what the file has of the pod cannot be added to; give the pod a policy with {rule_text(wanted.rule)}"
 
 
 def _place(edit: Edit, remark: str) -> Addition:

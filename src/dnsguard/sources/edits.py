@@ -63,7 +63,10 @@ def add_name(rule: Rule, names: Origin) -> Edit | None:
 
 def add_pod(rule: Rule, file: Path, address: str) -> list[Edit]:
     """A pod that the file does not know yet, with a policy of its own: both are needed. Where there is no place for a
-    policy, the short form; nothing for what that cannot express."""
+    policy, the short form; nothing for what that cannot express, or when the file has come to know the pod."""
+    key = re.compile(rf"(?<![\w.:-]){re.escape(address)}[\"']?\s*:(\s|$)")
+    if any(address in line and key.search(line) for line in _lines(file)):
+        return []
     name = _free_name(file, address)
     pod = _into_mapping(file, "pods", f"{_key(address)}: {{policies: [{name}]}}")
     if pod is None:
