@@ -329,6 +329,19 @@ def test_a_name_whose_answer_enforce_would_empty_is_remarked_upon_after_a_restar
         loaded(text)
 
 
+def test_the_address_in_a_remark_cannot_begin_a_line() -> None:
+    book = Book()
+    book.is_protected = lambda one: True
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "db.example.com", "fe80::1")
+    (row,) = rows_of(book)
+    row["names"][0]["withheld"] += "%\nforged: []"
+
+    text = allowlist([row])
+
+    assert "forged" not in text and "PROTECTED ADDRESS fe80::1, " in text
+
+
 def test_a_name_whose_address_is_protected_no_longer_is_not_remarked_upon() -> None:
     book = Book()
     seen(book, "shop/a", "10.244.0.5")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Network, ip_network
+from ipaddress import IPv6Network, ip_address, ip_network
 from typing import Final
 
 from dnsguard.core.model import ALL_PORTS, WITH_PORTS, Name, Network, Pattern, PortRange, Ports, Protocol
@@ -156,7 +156,8 @@ class _Working:
 
     def _name(self, row: NameRow) -> None:
         pattern = _pattern(row)
-        note = Note(row["count"], row["last"], row["names"], not row["rule"], (), row.get("withheld", ""))
+        withheld = _address(row["withheld"]) if row.get("withheld") else ""
+        note = Note(row["count"], row["last"], row["names"], not row["rule"], (), withheld)
         if PROBES in ancestors(pattern.name):
             return
         if row["outcome"] == "missing":
@@ -193,6 +194,11 @@ class _Working:
         """The pattern under which a name is kept."""
         whole = Pattern(parent_of(name), wildcard=True)
         return whole if whole in self._notes and Pattern(name) not in self._notes else Pattern(name)
+
+
+def _address(text: str) -> str:
+    """Without a zone, which may have any letters in it."""
+    return str(ip_address(ip_address(text).packed))
 
 
 def _pattern(row: NameRow) -> Pattern:
