@@ -475,7 +475,8 @@ class Service:
     def _on_own(self, own: frozenset[Address]) -> None:
         """The node has other addresses of its own now: no answer may contain them."""
         self._own = own
-        self._engine.fetches.guard = assembly.protected(self._settings, own)
+        self._engine.fetches.guard = guard = assembly.protected(self._settings, own)
+        self._book.is_protected = guard.__contains__
         self._engine.cache.clear()
         self._engine.feed.forget_all()
         if self._line is not None:

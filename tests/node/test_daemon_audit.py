@@ -28,6 +28,8 @@ EMPTY: dict[str, Any] = {"policies": {}, "pods": {A: {"name": "shop/a", "policie
 BARE = "198.18.0.99"
 """Where a pod connects without asking for a name."""
 
+METADATA = "169.254.169.254"
+
 
 BOTH = pytest.mark.parametrize("scene", ["Auto", "Off"], ids=["both lines", "nftables alone"], indirect=True)
 
@@ -62,6 +64,8 @@ def test_audit_lets_everything_through_and_tells_of_it(scene: Scene) -> None:
 
     name = scene.daemon.told("query_audited", pod="shop/a", name="other.example.com")
     flow = scene.daemon.told("flow_audited", pod="shop/a", address=OTHER)
+    advised = scene.daemon.call("explain", "shop/a", "other.example.com", "--json").stdout
+    assert f"ports: [{{protocol: TCP, port: {WRONG_PORT}}}]" in advised
     bare = scene.daemon.told("flow_audited", pod=B, address=BARE)
     assert name["verdict"] == flow["verdict"] == "audited"
     assert (flow["port"], flow["reason"]) == (
@@ -176,12 +180,14 @@ def test_a_key_that_needs_a_restart_is_named_at_its_place(scene: Scene) -> None:
 
 
 def test_learn_as_json_is_one_pod_a_line(scene: Scene) -> None:
+    scene.zone.put("db.example.com", "A", METADATA)
     scene.resolve(scene.a, "db.example.com")
 
     lines = scene.daemon.call("learn", "--json", "--pod", "shop/a").stdout.splitlines()
 
     (row,) = map(json.loads, lines)
-    assert (row["pod"], [name["name"] for name in row["names"]]) == ("shop/a", ["db.example.com"])
+    names = [(name["name"], name["withheld"]) for name in row["names"]]
+    assert (row["pod"], names) == ("shop/a", [("db.example.com", METADATA)])
 
 
 def test_a_restart_into_enforce_cuts_the_flows_that_nothing_justifies(scene: Scene) -> None:

@@ -245,6 +245,7 @@ def test_an_excluded_pod_asks_and_connects_as_if_there_were_no_dnsguard(scene: S
     assert resolved == [OTHER]
     assert scene.opens(excluded, OTHER)
     assert scene.silent(excluded, "db.example.com", to="8.8.8.8")
+    assert "is in pods.exclude: it is neither" in scene.daemon.call("explain", EXCLUDED, "other.example.com").stderr
 
 
 def test_the_address_of_an_excluded_pod_excludes_no_other_link(scene: Scene) -> None:

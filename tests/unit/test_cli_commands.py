@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -100,6 +101,24 @@ LEASE = {
     "remaining": 37.2,
 }
 
+SEEN = {
+    "pod": "shop/backend-0",
+    "addresses": ["10.244.0.5", "fd00:10:244::5"],
+    "last": 1,
+    "names": [],
+    "flows": [],
+    "left_out_names": 0,
+    "left_out_flows": 0,
+}
+
+PROBE = {"name": "doctor.dnsguard.invalid", "count": 1, "last": 1, "rule": "", "outcome": "missing", "names": 1}
+PROBED = {**SEEN, "pod": "203.0.113.253", "addresses": [], "names": [PROBE]}
+
+
+def past(event: str, subject: str) -> dict[str, Any]:
+    times = {"count": 1, "first": 9.0, "last": 9.0}
+    return {"pod": "a", "event": event, "subject": subject, "reason": "r", **times, "nearest": [], "add": None}
+
 
 class Daemon:
     """A control socket served in a thread, with calls that answer what a test wants."""
@@ -108,8 +127,9 @@ class Daemon:
         self.config = folder / "config.yaml"
         self.config.write_text(f"upstreams: [10.96.0.10]\npaths: {{runtime: {folder}}}\nmode: Audit\n")
         self.asked: list[dict[str, str]] = []
+        self.past: list[dict[str, Any]] = []
         self.reloaded: Any = {"generation": 4, "diagnostics": ["a.yaml:1:1: warning: x"]}
-        handlers = {name: getattr(self, name) for name in ("status", "pods", "leases", "explain", "reload")}
+        handlers = {name: getattr(self, name) for name in ("status", "pods", "leases", "explain", "reload", "learn")}
         self._server = ControlServer(folder, handlers, lambda call, error: None)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -146,7 +166,11 @@ class Daemon:
             "rules": [],
             "leases": [LEASE],
             "source": "live",
+            "past": self.past,
         }
+
+    async def learn(self) -> Any:
+        return [SEEN, PROBED]
 
     async def reload(self) -> Any:
         if isinstance(self.reloaded, Exception):
@@ -306,6 +330,60 @@ def test_explain_of_an_address_without_a_port_is_a_usage_error(dead: str, capsys
     assert "name a port too, like 192.0.2.7 443" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ("198.18.0.1:8080", "two words here: 198.18.0.1 8080"),
+        ("[2001:db8::1]:53", "two words here: 2001:db8::1 53"),
+        ("db.example.com:8080", "without a port: db.example.com; a connection by the address: ADDRESS 8080"),
+        ("10.0.0.0/16", "is a network: name one address and a port, like 10.0.0.0 443"),
+    ],
+)
+def test_what_belongs_in_a_file_is_told_as_it_is_typed(
+    subject: str, words: str, dead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", "a", subject, "--config", dead]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("10.244.0.5", "a\udcffb.de"), ("\udcff", "a.de")])
+def test_octets_that_are_no_text_are_refused_before_the_daemon_is_asked(
+    words: tuple[str, str], dead: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", *words, "--config", dead]) == 2
+    assert "\\xff" in (err := capsys.readouterr().err) and "is not text in UTF-8" in err
+
+
+def test_what_came_before_a_verdict_says_what_became_of_each(
+    daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = ("query_audited", "answer_audited", "answer_withheld", "query_failed", "query_denied", "forwarding_loop")
+    daemon.past = [past(event, f"n{number}.test A") for number, event in enumerate(events)]
+
+    assert main(["explain", "a", "db.example.com", "--config", str(daemon.config)]) == 0
+
+    out = capsys.readouterr().out
+    assert re.findall(r"^n\d\.test A +(\w+)", out, re.M) == [
+        *("audited", "audited", "withheld", "failed", "denied", "refused")
+    ]
+    assert re.search(r"^BEFORE +OUTCOME +TIMES", out, re.M)
+
+
+@pytest.mark.parametrize("pod", ["shop/backend-0", "fd00:10:244:0:0::5", "FD00:10:244::5", "10.244.0.5"])
+def test_what_was_seen_of_a_pod_is_found_by_any_form_of_its_address(
+    pod: str, daemon: Daemon, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["learn", "--json", "--pod", pod, "--config", str(daemon.config)]) == 0
+    assert json.loads(capsys.readouterr().out) == SEEN
+
+
+def test_the_doctors_own_probe_is_not_told_as_a_pod(daemon: Daemon, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["learn", "--json", "--config", str(daemon.config)]) == 0
+    assert json.loads(capsys.readouterr().out) == SEEN
+    assert main(["learn", "--config", str(daemon.config)]) == 0
+    assert "203.0.113.253" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["status", "pods", "leases", "monitor", "reload"])
 def test_without_a_daemon_there_is_one_clear_line(command: str, dead: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--config", dead]) == 1
@@ -398,6 +476,19 @@ def test_demo_is_told_whether_to_keep(keep: bool, monkeypatch: pytest.MonkeyPatc
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
+
+
+def test_several_kinds_of_events_in_one_word_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["monitor", "--type", "query,drop"]) == 2
+    said = capsys.readouterr().err
+    assert "query,drop is none of query, drop, lease, policy; give --type once for each" in said
+    assert "Value error" not in said
+
+
+def test_help_writes_arguments_and_choices_as_they_are_typed() -> None:
+    explained = CliRunner().invoke(app, ["explain", "--help"]).output
+    assert "explain [OPTIONS] POD [NAME|ADDRESS] [TYPE|PORT[/PROTO]]\n" in explained
+    assert "--type query|drop|lease|policy " in CliRunner().invoke(app, ["monitor", "--help"]).output
 
 
 def test_help_names_every_command() -> None:

@@ -184,6 +184,14 @@ def test_a_name_that_no_pod_has_is_an_error(files: Files, capsys: pytest.Capture
     assert "no pod called shop/absent" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pod", ["10.244.0.9", "fd00:10:244:0::9"])
+def test_an_excluded_pod_is_told_to_be_one(pod: str, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    with files.config.open("a") as config:
+        config.write('pods: {exclude: [10.244.0.9, "fd00:10:244::9"]}\n')
+    assert files.explain(pod, "x.test", "--offline") == 1
+    assert capsys.readouterr().err == f"{pod} is in pods.exclude: it is neither intercepted nor enforced\n"
+
+
 @pytest.mark.parametrize(
     ("detail", "text"), [("0", "not a port"), ("65536", "not a port"), ("1/icmp", "not a protocol")]
 )

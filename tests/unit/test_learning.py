@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnsguard.core.compile import compile_program, decide
-from dnsguard.core.model import Action, Address, LinkIndex, Name, Packet
+from dnsguard.core.model import Action, Address, LinkIndex, Name, Packet, PortRange, Protocol
 from dnsguard.core.names import matches, parse_name
 from dnsguard.core.pods import assign
 from dnsguard.core.policy import Allowed, EffectivePolicy
+from dnsguard.core.protected import DEFAULT_PROTECTED, Protected
 from dnsguard.learning import book as limits
 from dnsguard.learning.book import Book
+from dnsguard.learning.needs import is_probe, ports_used
 from dnsguard.learning.rows import SeenRow, book_of, row_of
 from dnsguard.learning.suffixes import is_shared
 from dnsguard.learning.writing import allowlist
@@ -308,6 +310,49 @@ def test_an_address_of_a_metadata_service_is_remarked_upon(address: str, remarke
     loaded(text)
 
 
+@pytest.mark.parametrize("others", [0, 63], ids=["one name", "names that became one record"])
+def test_a_name_whose_answer_enforce_would_empty_is_remarked_upon_after_a_restart_too(others: int) -> None:
+    book = Book()
+    book.is_protected = Protected(DEFAULT_PROTECTED).__contains__
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "meta.example.com", "169.254.169.254")
+    for number in range(others):
+        play(book, "shop/a", f"n{number}.example.com", "192.0.2.1")
+    play(book, "shop/a", "db.example.org", "192.0.2.1")
+    again = Book()
+    for row in rows_of(book):
+        again.pod(row["pod"], 0.0).absorb(book_of(row, SINCE_1970))
+
+    for text in (allowlist(rows_of(book)), *([] if others else [allowlist(rows_of(again))])):
+        (remarked,) = [line for line in text.splitlines() if "PROTECTED ADDRESS 169.254.169.254, which" in line]
+        assert ("meta.example.com" in remarked) == (not others) and ("*.example.com" in remarked) == bool(others)
+        loaded(text)
+
+
+def test_the_address_in_a_remark_cannot_begin_a_line() -> None:
+    book = Book()
+    book.is_protected = lambda one: True
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "db.example.com", "fe80::1")
+    (row,) = rows_of(book)
+    row["names"][0]["withheld"] += "%\nforged: []"
+
+    text = allowlist([row])
+
+    assert "forged" not in text and "PROTECTED ADDRESS fe80::1, " in text
+
+
+def test_a_name_whose_address_is_protected_no_longer_is_not_remarked_upon() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    book.is_protected = lambda one: one == address("192.0.2.1")
+    play(book, "shop/a", "db.example.com", "192.0.2.1")
+    book.is_protected, book.pods["shop/a"].lately = (lambda one: False), {}
+    play(book, "shop/a", "db.example.com", "192.0.2.1")
+
+    assert "PROTECTED" not in allowlist(rows_of(book))
+
+
 def test_an_address_that_serves_several_names_opens_the_port_for_each() -> None:
     book = Book()
     seen(book, "shop/a", "10.244.0.5")
@@ -369,8 +414,62 @@ def test_a_pod_whose_address_another_has_now_is_left_out_and_named() -> None:
 
     text = allowlist(rows_of(book))
 
-    assert "# shop/old is left out" in text
+    assert "# shop/old is left out: it is gone, and other pods have its addresses now.\n" in text
     assert not isinstance(policy(loaded(text), "10.244.0.5").verdict(parse_name("db.example.com")), Allowed)
+
+
+def test_a_pod_whose_addresses_were_never_seen_is_not_said_to_have_lost_them() -> None:
+    book = Book()
+    play(book, "10.244.0.9", "db.example.com", "192.0.2.1")
+
+    assert "# 10.244.0.9 is left out: none of its addresses is known.\n" in allowlist(rows_of(book))
+
+
+@pytest.mark.parametrize(
+    ("names", "flows", "probe"),
+    [
+        (["doctor.dnsguard.invalid"], 0, True),
+        (["doctor.dnsguard.invalid", "db.example.com"], 0, False),
+        (["doctor.dnsguard.invalid"], 1, False),
+        ([], 1, False),
+    ],
+)
+def test_a_pod_that_only_ever_probed_is_known_for_a_probe(names: list[str], flows: int, probe: bool) -> None:
+    book = Book()
+    for name in names:
+        play(book, "203.0.113.253", name)
+    for _ in range(flows):
+        go(book, "203.0.113.253", "192.0.2.1", 443)
+
+    assert [is_probe(row) for row in rows_of(book)] == [probe]
+
+
+def test_ports_that_no_rule_allowed_are_told_beside_the_name_that_one_did() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "db.example.com", "192.0.2.1", "192.0.2.2", rule="web")
+    for to, port, denied in (
+        ("192.0.2.1", 8080, False),
+        ("192.0.2.2", 8080, True),  # the lease of one of two addresses ended: the port is allowed
+        ("192.0.2.1", 9090, True),
+        ("192.0.2.1", 9091, True),
+    ):
+        go(book, "shop/a", to, port, denied=denied)
+
+    text = allowlist(rows_of(book))
+
+    assert "- db.example.com  # once, last 2023-11-14 22:14:20, TCP 9090-9091: no rule allowed it\n" in text
+    loaded(text)
+
+
+def test_a_wildcard_tells_the_ports_that_no_rule_allowed_of_any_of_its_names() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    for number in range(8):
+        play(book, "shop/a", f"host{number}.shards.example.com", f"192.0.2.{number}", rule="web")
+        go(book, "shop/a", f"192.0.2.{number}", 443, denied=number == 5)
+
+    assert "TCP 443: no rule allowed it" in allowlist(rows_of(book))
 
 
 def test_more_different_ports_than_a_program_has_room_for_share_a_rule() -> None:
@@ -412,6 +511,24 @@ def test_a_name_of_odd_octets_is_read_back_as_itself(name: Name) -> None:
     assert text.isascii() and all(letter.isprintable() or letter == "\n" for letter in text)
     (rule,) = policy(loaded(text), "10.244.0.5").rules
     assert [pattern.name for peer in rule.rule.domains for pattern in peer.patterns] == [name]
+
+
+def test_the_ports_of_a_name_are_those_on_which_its_addresses_were_used() -> None:
+    book = Book()
+    seen(book, "shop/a", "10.244.0.5")
+    play(book, "shop/a", "db.example.com", "192.0.2.1")
+    play(book, "shop/a", "idle.example.com", "192.0.2.2")
+    go(book, "shop/a", "192.0.2.1", 8080)
+    go(book, "shop/a", "192.0.2.1", 0, 1)
+
+    go(book, "shop/a", "192.0.2.1", 53, 17)
+    go(book, "shop/a", "192.0.2.9", 443)
+
+    used = ports_used(book.pods["shop/a"])
+
+    assert used == {
+        parse_name("db.example.com"): (PortRange(Protocol.TCP, 8080, 8080), PortRange(Protocol.UDP, 53, 53))
+    }
 
 
 # ---- bounds

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from dnsguard.cli.options import ConfigOption, JsonOption, client, config_path, note_version
 from dnsguard.cli.output import cell_text, print_facts, print_json, print_table, rounded_duration
@@ -18,18 +19,32 @@ if TYPE_CHECKING:
     from dnsguard.control.calls import Addition, DenialRow, Explanation, NearRow
 
 RULE_COLUMNS = {"policy": "policy", "action": "action", "peers": "peers", "ports": "ports", "origin": "written at"}
-PAST_COLUMNS = {"subject": "denied", "count": "times", "last": "last", "first": "first", "reason": "reason"}
+PAST_COLUMNS = {
+    "subject": "before",
+    "outcome": "outcome",
+    "count": "times",
+    "last": "last",
+    "first": "first",
+    "reason": "reason",
+}
 NEAR_COLUMNS = {"text": "nearest", "policy": "policy", "ports": "ports", "origin": "written at"}
 LEASE_COLUMNS = {"address": "address", "ports": "ports", "names": "names", "remaining": "ends in"}
 MOST_PEERS = 8
 """Peers of one rule that a table shows; `--json` has them all."""
 
 
+class _Command(TyperCommand):
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """As other programs print it: typer puts what is required in braces."""
+        return [piece.removeprefix("{").removesuffix("}") for piece in super().collect_usage_pieces(ctx)]
+
+
 def register(app: typer.Typer) -> None:
     app.command(
+        cls=_Command,
         epilog="Examples: dnsguard explain shop/backend-0 db.example.com AAAA; "
         "dnsguard explain 10.244.0.5 192.0.2.7 5432/tcp; dnsguard explain shop/backend-0 (what was denied lately). "
-        "Exit code: 0 allowed, 3 denied."
+        "Exit code: 0 allowed, 3 denied.",
     )(explain)
 
 
@@ -39,12 +54,12 @@ def explain(
     subject: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME|ADDRESS]", help="The name it asks for, or where it connects; without it, what was denied."
+            metavar="NAME|ADDRESS", help="The name it asks for, or where it connects; without it, what was denied."
         ),
     ] = None,
     detail: Annotated[
         str | None,
-        typer.Argument(metavar="[TYPE|PORT[/PROTO]]", help="With a name: a DNS type [A]. With an address: the port."),
+        typer.Argument(metavar="TYPE|PORT[/PROTO]", help="With a name: a DNS type [A]. With an address: the port."),
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="From the files, even when a daemon runs.")] = False,
     allowlist: Annotated[
@@ -80,11 +95,33 @@ def _question(subject: str, detail: str | None) -> dict[str, str]:
     try:
         address = str(ip_address(subject))
     except ValueError:
+        _refuse_place(subject)
         return {"name": subject, "type": detail or "A"}
     if detail is None:
         raise CallError(f"{subject} is an address: name a port too, like {subject} 443 or {subject} 53/udp", USAGE)
     port, _, protocol = detail.partition("/")
     return {"address": address, "port": port, "protocol": protocol or "tcp"}
+
+
+def _refuse_place(subject: str) -> None:
+    """What a file or a URL would have in one word is two here. Raises CallError (usage)."""
+    if _is_network(subject):
+        raise CallError(f"{subject} is a network: name one address and a port, like {subject.split('/')[0]} 443", USAGE)
+    host, _, port = subject.rpartition(":")
+    if not (host and port.isascii() and port.isdigit()):
+        return
+    try:
+        words = f"an address and its port are two words here: {ip_address(host.strip('[]'))} {port}"
+    except ValueError:
+        words = f"a name is asked about without a port: {host}; a connection by the address: ADDRESS {port}"
+    raise CallError(f"{subject}: {words}", USAGE)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return "/" in text and bool(ip_network(text, strict=False))
+    except ValueError:
+        return False
 
 
 def _ask_daemon(context: typer.Context, config: Path | None, arguments: dict[str, str]) -> Explanation | None:
@@ -115,7 +152,7 @@ def _print(explanation: Explanation) -> None:
     _print_part(LEASE_COLUMNS, leases)
     # A daemon of an older version tells none of these.
     _print_part(PAST_COLUMNS, map(_past, explanation.get("past", ())))
-    _print_advice(explanation.get("nearest", ()), explanation.get("add"))
+    _print_advice(explanation.get("nearest", ()), explanation.get("add"), explanation.get("remark"))
 
 
 def _print_part(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -124,17 +161,26 @@ def _print_part(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -
         print_table(columns, rows, empty="")
 
 
-def _print_advice(nearest: Sequence[NearRow], add: Addition | None) -> None:
+def _print_advice(nearest: Sequence[NearRow], add: Addition | None, remark: str | None) -> None:
     _print_part(NEAR_COLUMNS, nearest)
-    if add is not None:
+    begin = "to allow it, insert before"
+    while add is not None:
         place = f"{add['file']}:{add['line']}" + (f":{add['column']}" if add["column"] > 1 else "")
-        print(f"\nto allow it, insert before {place}" + (f" ({add['remark']})" if add["remark"] else ""))
-        print(cell_text(add["text"].rstrip("\n")))
+        print(f"\n{begin} {place}" + (f" ({add['remark']})" if add["remark"] else ""))
+        print(*map(cell_text, add["text"].rstrip("\n").split("\n")), sep="\n")
+        begin, add = "and before", add.get("also")
+    if remark:
+        print(f"\nto allow it: {cell_text(remark)}")
 
 
 def _past(row: DenialRow) -> dict[str, Any]:
     times = {key: f"{rounded_duration(row[key])} ago" for key in ("first", "last")}
-    return {**row, **times}
+    return {**row, **times, "outcome": _outcome(row)}
+
+
+def _outcome(row: DenialRow) -> str:
+    """`denied`, `audited`, `withheld`, `failed`, `limited` or `refused`."""
+    return "refused" if row["event"] == "forwarding_loop" else row["event"].rpartition("_")[2]
 
 
 # ---- what was denied before
@@ -151,12 +197,12 @@ def _tell_denials(context: typer.Context, config: Path | None, pod: str, *, json
     for row in () if json else rows:
         print_facts(
             [
-                ("audited" if row["event"].endswith("audited") else "denied", row["subject"]),
+                (_outcome(row), row["subject"]),
                 ("times", _times(row)),
                 ("reason", row["reason"]),
             ]
         )
-        _print_advice(row["nearest"], row["add"])
+        _print_advice(row["nearest"], row["add"], row.get("remark"))
         print()
     note_version(daemon)
     return DENIED if rows else DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,11 @@ def learn(context: typer.Context, pod: PodOption = None, config: ConfigOption = 
     Names that pods resolved, with the ports they used; addresses that no name explains. Read it before you enforce it.
     Asks the daemon; without one, reads what it left in paths.state. With --json, prints what was seen itself.
     """
-    rows = [row for row in _rows(context, config) if pod is None or pod == row["pod"] or pod in row["addresses"]]
+    from dnsguard.learning.needs import is_probe
+
+    wanted = None if pod is None else _in_one_form(pod)
+    chosen = (row for row in _rows(context, config) if wanted is None or wanted in (row["pod"], *row["addresses"]))
+    rows = [row for row in chosen if not is_probe(row)]
     if not rows:
         from dnsguard.control.calls import CallError
 
@@ -37,6 +42,14 @@ def learn(context: typer.Context, pod: PodOption = None, config: ConfigOption = 
     from dnsguard.learning.writing import allowlist
 
     print(allowlist(rows), end="")
+
+
+def _in_one_form(pod: str) -> str:
+    """An address as rows have it; any other text is the name of a pod."""
+    try:
+        return str(ip_address(pod))
+    except ValueError:
+        return pod
 
 
 def _rows(context: typer.Context, config: Path | None) -> list[SeenRow]:

@@ -16,9 +16,25 @@ from dnsguard.control.calls import CallError, EventType
 if TYPE_CHECKING:
     from dnsguard.control.client import ControlClient
 
+
+def _event_type(text: str) -> EventType:
+    try:
+        return EventType(text)
+    except ValueError as error:
+        others = ", ".join(EventType)
+        several = "; give --type once for each" if "," in text else ""
+        raise typer.BadParameter(f"{text} is none of {others}{several}") from error
+
+
 TypeOption = Annotated[
     list[EventType] | None,
-    typer.Option("--type", help="Only these events; may be given several times.", show_default=False),
+    typer.Option(
+        "--type",
+        metavar="|".join(EventType),
+        help="Only these events; may be given several times.",
+        show_default=False,
+        parser=_event_type,
+    ),
 ]
 KIND_WIDTH: Final = 21
 """Of the longest name of an event."""

@@ -11,7 +11,7 @@ from typing import Final
 from dnsguard.config.diagnostics import ConfigError
 from dnsguard.config.settings import read_settings
 from dnsguard.control.calls import CallError, Explanation
-from dnsguard.control.explain import Subject
+from dnsguard.control.explain import Subject, refuse_excluded
 from dnsguard.core.compile import compile_program
 from dnsguard.core.model import Action, Address
 from dnsguard.core.pods import assign
@@ -30,6 +30,7 @@ def explain_files(config: Path, allowlist: Path | None, question: Mapping[str, s
     loaded = load_here(config, allowlist)
     if loaded.store is None or settings is None:
         raise ConfigError(loaded.diagnostics)
+    refuse_excluded(question["pod"], settings.pods.exclude)
     case = _case(loaded.store, question["pod"], settings.default_action.action, allowlist or settings.allowlist)
     return explain_all(case, question)
 

@@ -77,6 +77,7 @@ def _part(parameter: Parameter, kind: type, about: OptionInfo | ArgumentInfo) ->
     choices = tuple(str(choice.value) for choice in kind) if issubclass(kind, Enum) else ()
     value = about.metavar or (parameter.name.upper() if not choices else "|".join(choices))
     if isinstance(about, ArgumentInfo):
+        value = value if parameter.default is Parameter.empty else f"[{value}]"
         return Argument(value, shown, choices, issubclass(kind, Path))
     flag = (about.param_decls or (f"--{parameter.name.replace('_', '-')}",))[0]
     return Option(flag, None if kind is bool else value, shown, choices, issubclass(kind, Path))

@@ -32,6 +32,7 @@ from dnsguard.core.nearest import Miss, Missed, has_port, missed_name, missed_pa
 from dnsguard.core.policy import ROOT, Allowed, EffectivePolicy, EffectiveRule
 
 HTTPS: Final[Ports] = (PortRange(Protocol.TCP, 443, 443),)
+USED: Final = "the ports are those that the pod used"
 GUESSED: Final = "443 is a guess: write the ports that the pod uses"
 EVERY_PORT: Final = "without ports it opens every port and protocol there"
 BY_NAME: Final = "if a name stands behind the address, allow the name instead: addresses change"
@@ -41,11 +42,12 @@ TYPO: Final = "if the name in the file is the one with the slip, correct it ther
 
 class Wanted(NamedTuple):
     """A rule that would allow it, meant for the place `before` another rule; without one, for the pod's first policy.
-    `remark`: what to think of before."""
+    `remark`: what to think of before; `of_ports`: where the rule has its ports from."""
 
     rule: Rule
     before: EffectiveRule | None = None
     remark: str = ""
+    of_ports: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,9 @@ def advise_name(subject: Subject, name: Name) -> Advice:
         return Advice(rows)  # the root cannot be allowed but by `*`
     nearest = found[0] if found else None
     like = nearest.rule if nearest is not None and (_telling(found) or not other) else next(iter(other), None)
-    rule = Rule((DomainPeer((Pattern(name),)),), ports=like.rule.ports if like else HTTPS)
-    return Advice(rows, Wanted(rule, nearest.rule if nearest else None, _remark(nearest, like)))
+    ports, of_ports = _ports_of(subject, name, nearest, like)
+    rule = Rule((DomainPeer((Pattern(name),)),), ports=ports)
+    return Advice(rows, Wanted(rule, nearest.rule if nearest else None, _remark(nearest), of_ports))
 
 
 def _telling(found: Sequence[Missed]) -> int:
@@ -126,12 +129,21 @@ def _name_text(one: Missed, name: Name) -> str:
             return f"{peer} differs in one label"
 
 
-def _remark(nearest: Missed | None, like: EffectiveRule | None) -> str:
+def _ports_of(subject: Subject, name: Name, nearest: Missed | None, like: EffectiveRule | None) -> tuple[Ports, str]:
+    """The best ports that are known for the name, and in words where they are from, if that needs saying."""
+    if used := subject.used.get(name):
+        return used, USED
     if like is None:
-        return GUESSED
+        return HTTPS, GUESSED
+    if not like.rule.ports:
+        return (), f"it opens every port, as the rule at {like.rule.origin} does"
     if nearest is None or nearest.miss is Miss.LABEL:
-        return f"the ports are those of the rule at {like.rule.origin}: write those that the pod uses"
-    return {Miss.EXCEPTED: ON_PURPOSE, Miss.TYPO: TYPO}.get(nearest.miss, "")
+        return like.rule.ports, f"the ports are those of the rule at {like.rule.origin}: write those that the pod uses"
+    return like.rule.ports, ""
+
+
+def _remark(nearest: Missed | None) -> str:
+    return {Miss.EXCEPTED: ON_PURPOSE, Miss.TYPO: TYPO}.get(nearest.miss, "") if nearest is not None else ""
 
 
 def _name_rule(verdict: object) -> EffectiveRule | None:

@@ -231,6 +231,8 @@ class Addition(TypedDict):
     text: str
     remark: str
     """What to think of before; may be empty."""
+    also: NotRequired[Addition]
+    """What must be inserted besides, and after it: its place comes before in the file."""
 
 
 class DenialRow(TypedDict):
@@ -251,6 +253,8 @@ class DenialRow(TypedDict):
     """Seconds ago."""
     nearest: list[NearRow]
     add: Addition | None
+    remark: NotRequired[str]
+    """What to do when something is missing and there is nothing to add."""
 
 
 class Explanation(TypedDict):
@@ -271,6 +275,8 @@ class Explanation(TypedDict):
     nearest: list[NearRow]
     """Empty when it is allowed."""
     add: Addition | None
+    remark: NotRequired[str]
+    """As in a `DenialRow`."""
 
 
 class Reloaded(TypedDict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from dnsguard import __version__
-from dnsguard.control.calls import CALLS, VERSION_HEADER, CallError, socket_path
+from dnsguard.control.calls import CALLS, USAGE, VERSION_HEADER, CallError, socket_path
 from dnsguard.core.errors import DnsguardError
 
 MARGIN: Final = 5.0
@@ -68,8 +69,8 @@ class ControlClient:
         self, name: str, arguments: dict[str, str]
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         call = CALLS[name]
+        query = f"?{_encoded(arguments)}" if arguments else ""
         connection = _UnixConnection(self.path, call.limit + MARGIN)
-        query = f"?{urlencode(arguments)}" if arguments else ""
         try:
             connection.request(call.method, f"/v1/{name}{query}")
             response = connection.getresponse()
@@ -96,6 +97,15 @@ class ControlClient:
         if isinstance(error, TimeoutError):
             return CallError(f"the daemon did not answer on {self.path} in time: look at its log")
         return CallError(f"the daemon broke off on {self.path}: {error}")
+
+
+def _encoded(arguments: dict[str, str]) -> str:
+    """Raises CallError (usage) for octets of the command line that are no text."""
+    try:
+        return urlencode(arguments)
+    except UnicodeEncodeError as error:
+        shown = repr(os.fsencode(error.object)).removeprefix("b")
+        raise CallError(f"{shown} is not text in UTF-8: write it in letters and digits", USAGE) from error
 
 
 def _error(response: http.client.HTTPResponse) -> CallError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final, NamedTuple
 
@@ -62,6 +62,8 @@ class Subject:
     live: bool = False
     others: Sequence[EffectivePolicy] = ()
     """What other pods have."""
+    used: Mapping[Name, Ports] = field(default_factory=dict)
+    """The ports on which the pod connected to where a name led, if it was let."""
     ended: Ended | None = None
     """The lease on the address that is asked about that ended last."""
 
@@ -93,6 +95,16 @@ def read_address(text: str) -> Address:
         return Address(ipaddress.ip_address(text).packed)
     except ValueError as error:
         raise CallError(f"{text} is not an IP address", USAGE) from error
+
+
+def refuse_excluded(pod: str, exclude: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
+    """Raises CallError for an address in `pods.exclude`, of which there is nothing to tell."""
+    try:
+        address = ipaddress.ip_address(pod)
+    except ValueError:
+        return
+    if address in exclude:
+        raise CallError(f"{pod} is in pods.exclude: it is neither intercepted nor enforced")
 
 
 # ---- explaining

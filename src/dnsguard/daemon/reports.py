@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dnsguard import __version__
 from dnsguard.control.calls import CallError, DenialRow, Explanation, LeaseRow, PodRow, Status, Version
-from dnsguard.control.explain import Ended, Subject, ports_text
+from dnsguard.control.explain import Ended, Subject, ports_text, refuse_excluded
 from dnsguard.core.lease import Lease
 from dnsguard.core.model import Address, Seconds
 from dnsguard.core.names import to_text
@@ -84,6 +84,7 @@ class Reports:
         """The pods that `text` names (name, address or link). Raises CallError when there is none."""
         found = self.rooms.engine.pods.find(text)
         if not found:
+            refuse_excluded(text, self.rooms.configured.settings.pods.exclude)
             raise CallError(f"no pod on this node is called {text}, has that address or that link; see dnsguard pods")
         return found
 
@@ -143,7 +144,10 @@ class Reports:
     def _case(self, pod: Pod) -> Case:
         others = tuple({id(one.policy): one.policy for one in self.rooms.engine.pods}.values())
         subject = Subject(
-            pod.name, pod.policy, pod.program, pod.addresses[0], self._leases_of(pod), live=True, others=others
+            *(pod.name, pod.policy, pod.program, pod.addresses[0], self._leases_of(pod)),
+            live=True,
+            others=others,
+            used=self.rooms.seen.used(pod.name),
         )
         now = self.rooms.now()
         return Case(

@@ -17,11 +17,12 @@ from typing import Final, TypeVar
 
 from dnsguard.core.errors import KernelError
 from dnsguard.core.leases import Leases
-from dnsguard.core.model import Address, Flow, Name, Seconds
+from dnsguard.core.model import Address, Flow, Name, Ports, Seconds
 from dnsguard.core.pods import Pod, PodTable
 from dnsguard.enforce.denials import Audited, Denial
 from dnsguard.engine.contracts import EventKind, Events, Flows
 from dnsguard.learning.book import PODS, Book, PodBook
+from dnsguard.learning.needs import ports_used
 from dnsguard.learning.rows import SeenRow, book_of, row_of
 from dnsguard.learning.state import SeenFile
 
@@ -166,6 +167,11 @@ class Seen:
         return book is not None and (one.protocol, one.port) in book.flows.get(one.peer, {})
 
     # ---- out
+
+    def used(self, pod: str) -> Mapping[Name, Ports]:
+        """The ports on which this pod connected to where each name led, as `ports_used`."""
+        book = self._book.pods.get(pod)
+        return ports_used(book) if book is not None else {}
 
     async def rows(self) -> list[SeenRow]:
         """Everything that was seen, until now. What changed is written, too."""

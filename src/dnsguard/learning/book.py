@@ -8,7 +8,7 @@ pods that are long gone. Times are seconds on whatever clock the caller keeps.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -22,7 +22,7 @@ NAMES: Final = 40_000
 MOST_NAMES, LEAST_NAMES = 1000, 50
 """What one pod has room for in any case."""
 MISSING: Final = 50
-"""Names that do not exist, for each pod."""
+"""Names that do not exist, for each pod; as many of which an answer would be withheld."""
 FLOWS: Final = 20_000
 """Flows that differ in pod, address, protocol or port, shared likewise."""
 MOST_FLOWS, LEAST_FLOWS = 500, 20
@@ -106,7 +106,7 @@ class PodBook:
 
     __slots__ = (
         *("addresses", "changed", "children", "earlier", "flows", "flows_kept", "folded", "last", "lately", "missing"),
-        *("names", "room", "stray_flows", "stray_names", "turned"),
+        *("names", "room", "stray_flows", "stray_names", "turned", "withheld"),
     )
 
     def __init__(self, now: Seconds, room: Room = Room()) -> None:  # noqa: B008 (immutable)
@@ -121,6 +121,8 @@ class PodBook:
         self.lately: dict[Address, Name | tuple[Name, ...]] = {}
         self.earlier: dict[Address, Name | tuple[Name, ...]] = {}
         self.turned = now
+        self.withheld: dict[Name, Address] = {}
+        """A protected address that an answer for the name had: told in Audit, and no longer in Enforce."""
         self.stray_names = 0
         """Questions for names that found no room."""
         self.stray_flows = 0
@@ -130,7 +132,7 @@ class PodBook:
     def copy(self) -> PodBook:
         """One that another thread may read while this goes on; the records are shared."""
         copy = PodBook(self.last)
-        copy.addresses, copy.last = self.addresses, self.last
+        copy.addresses, copy.last, copy.withheld = self.addresses, self.last, dict(self.withheld)
         copy.names, copy.missing, copy.folded = dict(self.names), dict(self.missing), dict(self.folded)
         copy.flows = {peer: dict(ports) for peer, ports in self.flows.items()}
         copy.stray_names, copy.stray_flows = self.stray_names, self.stray_flows
@@ -155,6 +157,7 @@ class PodBook:
             for place, went in ports.items():
                 self._absorb_flow((peer, *place), went)
         self.addresses = self.addresses or earlier.addresses
+        self.withheld = {**earlier.withheld, **self.withheld}
         self.stray_names += earlier.stray_names
         self.stray_flows += earlier.stray_flows
 
@@ -176,6 +179,13 @@ class PodBook:
             self.lately[address] = name
         elif name not in known:
             self.lately[address] = (*known, name)[-NAMES_PER_ADDRESS:]
+
+    def judged(self, address: Address, name: Name, *, protected: bool) -> None:
+        """Whether an address of the name is one that no answer may contain."""
+        if protected and len(self.withheld) < MISSING:
+            self.withheld[name] = address
+        elif not protected and self.withheld.get(name) == address:
+            del self.withheld[name]
 
     def names_of(self, address: Address) -> list[Name]:
         """The names that led to this address, as far as that is known."""
@@ -247,6 +257,7 @@ class Book:
         """By which link a pod came that has no name."""
         self._room = Room()
         self._new = 0
+        self.is_protected: Callable[[Address], bool] = lambda address: False
 
     def came(self, pod: str, link: LinkIndex, now: Seconds) -> None:
         """By another link comes another pod: what the one before did with that address is not to be allowed to it."""
@@ -306,6 +317,7 @@ class Book:
         for address in addresses:
             if lately.get(address) != name:
                 book.told(address, name, now)
+                book.judged(address, name, protected=self.is_protected(address))
 
     def unanswered(self, pod: str, name: Name, rule: str, now: Seconds) -> None:
         book = self.pods.get(pod) or self.pod(pod, now)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv6Network, ip_network
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv6Network, ip_address, ip_network
 from typing import Final
 
-from dnsguard.core.model import ALL_PORTS, Name, Network, Pattern, PortRange, Ports, Protocol
+from dnsguard.core.model import ALL_PORTS, WITH_PORTS, Name, Network, Pattern, PortRange, Ports, Protocol
 from dnsguard.core.names import ROOT, ancestors, parse_name
 from dnsguard.core.ports import merge_ports
-from dnsguard.learning.book import parent_of
+from dnsguard.learning.book import PodBook, parent_of
 from dnsguard.learning.rows import FlowRow, NameRow, SeenRow
 from dnsguard.learning.suffixes import is_shared
 
@@ -33,21 +33,31 @@ PROBES: Final = parse_name("dnsguard.invalid")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """How often and when last something was seen, of how many names; `denied`: no rule allowed it the last time."""
+    """How often and when last something was seen, of how many names; `denied`: no rule allowed it the last time.
+    `closed` are those of a name's ports that no rule allowed; `withheld` is an address that Enforce takes out."""
 
     count: int
     last: int
     names: int = 1
     denied: bool = False
+    closed: Ports = ()
+    withheld: str = ""
 
     def __add__(self, other: Note) -> Note:
         latest = max(self, other, key=lambda note: note.last)
-        return Note(self.count + other.count, latest.last, self.names + other.names, self.denied or other.denied)
+        closed = merge_ports((*self.closed, *other.closed))
+        return Note(
+            self.count + other.count,
+            latest.last,
+            self.names + other.names,
+            self.denied or other.denied,
+            closed,
+            self.withheld or other.withheld,
+        )
 
     def beside(self, other: Note) -> Note:
         """The same thing, seen of another pod."""
-        both = self + other
-        return Note(both.count, both.last, max(self.names, other.names), both.denied)
+        return replace(self + other, names=max(self.names, other.names))
 
 
 @dataclass(slots=True)
@@ -109,6 +119,8 @@ class _Working:
         self._notes: dict[Pattern, Note] = {}
         self._missing: dict[Name, Note] = {}
         self._ports: defaultdict[Pattern, set[PortRange]] = defaultdict(set)
+        self._allowed: defaultdict[Pattern, set[PortRange]] = defaultdict(set)
+        """Those of the ports that a rule allowed."""
         self._blocks: dict[Network, Note] = {}
         self._block_ports: defaultdict[Network, set[PortRange]] = defaultdict(set)
         self._whole: set[Network] = set()
@@ -124,7 +136,9 @@ class _Working:
             for flow in seen["flows"]:
                 self._flow(flow)
         for pattern, note in self._notes.items():
-            self._rule(merge_ports(self._ports[pattern]) or UNUSED).names[pattern] = note
+            ports = self._ports[pattern]
+            closed = merge_ports(ports - self._allowed[pattern])
+            self._rule(merge_ports(ports) or UNUSED).names[pattern] = replace(note, closed=closed)
         for block, note in self._blocks.items():
             self._rule(ALL_PORTS if block in self._whole else merge_ports(self._block_ports[block])).blocks[block] = (
                 note
@@ -141,7 +155,9 @@ class _Working:
         return self._rules.setdefault(ports, RuleNeeds())
 
     def _name(self, row: NameRow) -> None:
-        pattern, note = _pattern(row), Note(row["count"], row["last"], row["names"], not row["rule"])
+        pattern = _pattern(row)
+        withheld = _address(row["withheld"]) if row.get("withheld") else ""
+        note = Note(row["count"], row["last"], row["names"], not row["rule"], (), withheld)
         if PROBES in ancestors(pattern.name):
             return
         if row["outcome"] == "missing":
@@ -160,8 +176,10 @@ class _Working:
                 continue
             pattern = self._known(name)
             self._missing.pop(name, None)
-            self._notes.setdefault(pattern, note)
+            self._notes.setdefault(pattern, replace(note, denied=False))
             self._ports[pattern].update(ports)
+            if not row["denied"]:
+                self._allowed[pattern].update(ports)
 
     def _block(self, block: Network, ports: Ports, note: Note) -> None:
         if isinstance(block, IPv6Network) and block.network_address.ipv4_mapped:
@@ -176,6 +194,11 @@ class _Working:
         """The pattern under which a name is kept."""
         whole = Pattern(parent_of(name), wildcard=True)
         return whole if whole in self._notes and Pattern(name) not in self._notes else Pattern(name)
+
+
+def _address(text: str) -> str:
+    """Without a zone, which may have any letters in it."""
+    return str(ip_address(ip_address(text).packed))
 
 
 def _pattern(row: NameRow) -> Pattern:
@@ -233,6 +256,22 @@ def _squeeze(rules: Rules) -> bool:
     together.take(rules.pop(whole, RuleNeeds()))
     rules[whole] = together
     return True
+
+
+def ports_used(book: PodBook) -> dict[Name, Ports]:
+    """The ports on which a pod connected to where each name led."""
+    ports: defaultdict[Name, list[PortRange]] = defaultdict(list)
+    for by_port in book.flows.values():
+        for (protocol, port), went in by_port.items():
+            for name in went.names if protocol in WITH_PORTS and port else ():
+                ports[name].append(PortRange(Protocol(protocol), port, port))
+    return {name: merge_ports(ranges) for name, ranges in ports.items()}
+
+
+def is_probe(row: SeenRow) -> bool:
+    """Whether nothing was seen of it but what dnsguard itself asked, by a link of its own."""
+    asked = [ancestors(_pattern(name).name) for name in row["names"]]
+    return bool(asked) and not row["flows"] and all(PROBES in above for above in asked)
 
 
 def owners(rows: Iterable[SeenRow]) -> Mapping[str, str]:

@@ -6,7 +6,7 @@ Times in it are whole seconds since 1970 in UTC. Names are written as in an allo
 from __future__ import annotations
 
 from ipaddress import ip_address
-from typing import Final, TypedDict
+from typing import Final, NotRequired, TypedDict
 
 from dnsguard.core.errors import DnsguardError
 from dnsguard.core.model import Address, Name, Pattern, Seconds
@@ -27,6 +27,8 @@ class NameRow(TypedDict):
     outcome: str
     """`exists`, `missing`, or `unknown` when it was never looked up."""
     names: int
+    withheld: NotRequired[str]
+    """A protected address that an answer had in Audit, and has not in Enforce."""
 
 
 class FlowRow(TypedDict):
@@ -78,11 +80,16 @@ def row_of(pod: str, book: PodBook, offset: Seconds) -> SeenRow:
     """`offset` is what must be added to the book's clock."""
     folded = [_name_row(Pattern(name, wildcard=True), asked, offset) for name, asked in book.folded.items()]
     kept = [*book.names.items(), *book.missing.items()]
+    names = [*folded, *(_name_row(Pattern(name), asked, offset) for name, asked in kept)]
+    withheld = {_kept_as(book, name): str(ip_address(address)) for name, address in book.withheld.items()}
+    for row in names if withheld else ():
+        if (address := withheld.get(row["name"])) is not None:
+            row["withheld"] = address
     return {
         "pod": pod,
         "addresses": [str(ip_address(address)) for address in book.addresses],
         "last": round(book.last + offset),
-        "names": [*folded, *(_name_row(Pattern(name), asked, offset) for name, asked in kept)],
+        "names": names,
         "flows": [
             _flow_row(address, place, went, offset) for address, by_port in book.flows.items()
             for place, went in by_port.items()
@@ -90,6 +97,11 @@ def row_of(pod: str, book: PodBook, offset: Seconds) -> SeenRow:
         "left_out_names": book.stray_names,
         "left_out_flows": book.stray_flows,
     }  # fmt: skip
+
+
+def _kept_as(book: PodBook, name: Name) -> str:
+    parent = parent_of(name)
+    return pattern_written(Pattern(parent, wildcard=True) if parent in book.folded else Pattern(name))
 
 
 def _name_row(pattern: Pattern, asked: Asked, offset: Seconds) -> NameRow:
@@ -145,6 +157,8 @@ def _take_name(book: PodBook, row: NameRow, offset: Seconds) -> None:
     outcome = _BY_TEXT[row["outcome"]]
     asked = Asked(int(row["count"]), last, outcome, str(row["rule"]), int(row["names"]))
     text = row["name"]
+    if row.get("withheld") and not text.startswith("*."):
+        book.withheld[parse_name(text)] = Address(ip_address(row["withheld"]).packed)
     if outcome is Outcome.MISSING and not text.startswith("*."):
         if len(book.missing) < MISSING:
             book.missing[parse_name(text)] = asked

@@ -24,6 +24,8 @@ _NOT_IN_A_NAME: Final = re.compile(r"[^A-Za-z0-9._/-]")
 _POD_NAME: Final = re.compile(r"[!-*\-.-~]{1,253}").fullmatch
 """Printable ASCII without `+` and `,`, as names of pods are."""
 _PROTECTED: Final = "PROTECTED RANGE (metadata services, loopback, link-local), look twice: "
+_GONE: Final = "it is gone, and other pods have its addresses now"
+_NEVER_SEEN: Final = "none of its addresses is known"
 _SHOWN: Final = 10
 """Names in one comment."""
 _LONGEST: Final = 200
@@ -35,7 +37,7 @@ def allowlist(rows: Sequence[SeenRow]) -> str:
 
 
 class _Learned:
-    """Policies with the pods that have them, each pod with its addresses; `homeless` are pods without any."""
+    """Policies with the pods that have them, each pod with its addresses; `homeless` are pods without any, with why."""
 
     def __init__(self, rows: Sequence[SeenRow]) -> None:
         owner = owners(rows)
@@ -46,7 +48,11 @@ class _Learned:
         self.addresses: dict[str, list[str]] = {pod: [] for pod in by_pod if _POD_NAME(pod)}
         for address in sorted(owner, key=_in_order):
             self.addresses.get(owner[address], []).append(address)
-        self.homeless = sorted(pod for pod, addresses in self.addresses.items() if not addresses)
+        self.homeless = {
+            pod: _GONE if any(row["addresses"] for row in by_pod[pod]) else _NEVER_SEEN
+            for pod, addresses in sorted(self.addresses.items())
+            if not addresses
+        }
         self.policies: dict[str, tuple[Needs, list[str]]] = {}
         self.policy_of: dict[str, str] = {}
         self._group({pod: needs_of(by_pod[pod]) for pod, addresses in self.addresses.items() if addresses})
@@ -79,8 +85,8 @@ class _Learned:
 def _lines(learned: _Learned) -> Iterator[str]:
     yield "# Written by `dnsguard learn` from what was seen of pods. Read it before it is enforced: it allows what they"
     yield "# did, whether or not they should have. Times are in UTC."
-    for pod in learned.homeless:
-        yield f"# {pod} is left out: it is gone, and other pods have its addresses now."
+    for pod, why in learned.homeless.items():
+        yield f"# {pod} is left out: {why}."
     yield "apiVersion: dnsguard/v1"
     yield "kind: Allowlist"
     yield "policies:" if learned.policies else "policies: {}"
@@ -125,8 +131,9 @@ def _rule(ports: Ports, rule: RuleNeeds) -> Iterator[str]:
         yield "          - domainNames:"
         for pattern in sorted(rule.names):
             note = rule.names[pattern]
+            remark = f"PROTECTED ADDRESS {note.withheld}, which Enforce takes out of answers: " if note.withheld else ""
             many = f"{note.names} names, " if pattern.wildcard else ""
-            yield f"              - {_quoted(pattern_written(pattern))}  # {many}{_seen(note)}"
+            yield f"              - {_quoted(pattern_written(pattern))}  # {remark}{many}{_seen(note)}"
     for block in sorted(rule.blocks, key=_block_order):
         cidr = _quoted(str(block)) if block.version == 6 else str(block)
         remark = _PROTECTED if _is_protected(block) else ""
@@ -138,7 +145,14 @@ def _rule(ports: Ports, rule: RuleNeeds) -> Iterator[str]:
 def _seen(note: Note) -> str:
     last = datetime.fromtimestamp(max(0, min(note.last, 253402300799)), UTC).strftime("%Y-%m-%d %H:%M:%S")
     often = "once" if note.count == 1 else f"{note.count} times"
-    return f"{often}, last {last}{', no rule allowed it' if note.denied else ''}"
+    return f"{often}, last {last}{_denied(note)}"
+
+
+def _denied(note: Note) -> str:
+    if note.denied:
+        return ", no rule allowed it"
+    ports = [f"{one.protocol.name} {one.first}{f'-{one.last}' * (one.last > one.first)}" for one in note.closed]
+    return f", {' '.join(ports)}: no rule allowed it" if ports else ""
 
 
 def _port(one: PortRange) -> str:

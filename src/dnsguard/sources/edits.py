@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,18 +20,24 @@ from dnsguard.core.names import pattern_text
 _PLAIN: Final = re.compile(r"[a-z_][a-z0-9_-]*(\.[a-z0-9_-]+)+")
 """Names that every reader of YAML takes for text."""
 _EMPTY: Final = re.compile(r"egress:\s*\[(?=\s*\])")
-_PODS: Final = re.compile(r"pods:\s*(#.*)?$")
-_NO_PODS: Final = re.compile(r"pods:\s*\{(?=\s*\})")
+_BLOCK: Final = re.compile(r":\s*(#.*)?$")
+_BRACES: Final = re.compile(r":\s*\{")
+_NOTHING: Final = re.compile(r"(?P<key>\bpolicies)?:\s*\[(?=\s*\])")
+_NOT_IN_A_NAME: Final = re.compile(r"[^0-9a-z.]")
 
 
 class Edit(NamedTuple):
-    """Insert `text` before what stands at `line` and `column`, 1-based. `sure`: the place was seen in the file."""
+    """Insert `text` before what stands at `line` and `column`, 1-based. `sure`: the place was seen in the file;
+    `every_port`: the form that is written there knows no ports; `once`: a second one in the same place would be wrong.
+    """
 
     file: str
     line: int
     column: int
     text: str
     sure: bool = True
+    every_port: bool = False
+    once: bool = False
 
 
 def add_rule(rule: Rule, policy: Policy, before: Origin | None) -> Edit | None:
@@ -49,23 +55,40 @@ def add_name(rule: Rule, names: Origin) -> Edit | None:
     text = ", ".join(_names(rule))
     lead, rest = line[: names.column - 1], line[names.column - 1 :]
     if rest.startswith("["):
-        return Edit(names.file, names.line, names.column + 1, f"{text}, ")
-    return Edit(names.file, names.line, 1, f"{lead}- {text}\n") if rest.startswith("- ") and not lead.strip() else None
-
-
-def add_pod(rule: Rule, file: Path, address: str) -> Edit | None:
-    """A pod that the file does not know yet, in the short form; None for what that cannot express."""
-    if rule.blocks:
-        return None
-    lines = _lines(file)
-    for number, line in enumerate(lines, 1):
-        if found := _NO_PODS.match(line):
-            return Edit(str(file), number, found.end() + 1, f"{_key(address)}: [{', '.join(_names(rule))}]")
-        if _PODS.match(line):
-            following = next(lines, "")
-            indent = following[: len(following) - len(following.lstrip())].rstrip("\n") or "  "
-            return Edit(str(file), number + 1, 1, f"{indent}{_key(address)}: [{', '.join(_names(rule))}]\n")
+        return Edit(names.file, names.line, names.column + 1, f"{text}, ", every_port=True)
+    if rest.startswith("- ") and not lead.strip():
+        return Edit(names.file, names.line, 1, f"{lead}- {text}\n", every_port=True)
     return None
+
+
+def add_pod(rule: Rule, file: Path, address: str) -> list[Edit]:
+    """A pod that the file does not know yet, with a policy of its own: both are needed. Where there is no place for a
+    policy, the short form; nothing for what that cannot express, or when the file has come to know the pod."""
+    key = re.compile(rf"(?<![\w.:-]){re.escape(address)}[\"']?\s*:(\s|$)")
+    if any(address in line and key.search(line) for line in _lines(file)):
+        return []
+    name = _free_name(file, address)
+    pod = _into_mapping(file, "pods", f"{_key(address)}: {{policies: [{name}]}}")
+    if pod is None:
+        return []
+    if policy := _new_policy(rule, file, name):
+        return _from_the_end([pod, policy])
+    if rule.blocks:
+        return []
+    short = _into_mapping(file, "pods", f"{_key(address)}: [{', '.join(_names(rule))}]")
+    return [short._replace(every_port=True)] if short else []
+
+
+def fill_pod(rule: Rule, entry: Origin, address: str) -> list[Edit]:
+    """A pod whose entry begins at `entry` and has neither a policy nor a name: `policies: []`, or `[]`."""
+    for place, found in _in_entry(entry):
+        at = place._replace(column=found.end() + 1)
+        if found["key"] is None:
+            return [] if rule.blocks else [at._replace(text=", ".join(_names(rule)), every_port=True)]
+        name = _free_name(Path(entry.file), address)
+        policy = _new_policy(rule, Path(entry.file), name)
+        return _from_the_end([at._replace(text=name), policy]) if policy else []
+    return []
 
 
 def rule_text(rule: Rule) -> str:
@@ -101,8 +124,74 @@ def _into_empty(policy: Origin, text: str) -> Edit | None:
     for number, line in enumerate(_lines(Path(policy.file)), 1):
         if number >= policy.line and "egress:" in line:
             found = _EMPTY.search(line, policy.column - 1 if number == policy.line else 0)
-            return Edit(policy.file, number, found.end() + 1, text) if found else None
+            return Edit(policy.file, number, found.end() + 1, text, once=True) if found else None
     return None
+
+
+# ---- a policy and a pod that are new
+
+
+def _new_policy(rule: Rule, file: Path, name: str) -> Edit | None:
+    """Under `policies:`; a file that has no such key gets it in front of `pods:`."""
+    flow = f"{name}: {{egress: [{rule_text(rule)}]}}"
+    block = f"{name}:\n{{indent}}  egress:\n{{indent}}    - {rule_text(rule).replace('{', '{{').replace('}', '}}')}"
+    if edit := _into_mapping(file, "policies", flow, block):
+        return edit
+    head = f"policies:\n  {block.format(indent='  ')}\n"
+    at = None
+    for number, line in enumerate(_lines(file), 1):
+        if line.lstrip("'\"").startswith("policies"):
+            return None
+        if line.startswith("pods:"):
+            at = number
+    return Edit(str(file), at, 1, head, once=True) if at else None
+
+
+def _into_mapping(file: Path, key: str, flow: str, block: str | None = None) -> Edit | None:
+    """As the first entry of this key of the file's top: `flow` where it is written in braces, else `block`, in which
+    `{indent}` is that of the entry."""
+    lines = enumerate(_lines(file), 1)
+    for number, line in lines:
+        if not line.startswith(key):
+            continue
+        if found := _BRACES.match(line, len(key)):
+            more = "" if line[found.end() :].lstrip().startswith("}") else ", "
+            return Edit(str(file), number, found.end() + 1, flow + more, once=True)
+        if _BLOCK.match(line, len(key)):
+            indent = _indent(following for _, following in lines)
+            text = block.format(indent=indent) if block else flow
+            return Edit(str(file), number + 1, 1, f"{indent}{text}\n", once=True)
+    return None
+
+
+def _indent(lines: Iterable[str]) -> str:
+    first = next((line for line in lines if line.strip() and not line.lstrip().startswith("#")), "")
+    return first[: len(first) - len(first.lstrip())] or "  "
+
+
+def _in_entry(entry: Origin) -> Iterator[tuple[Edit, re.Match[str]]]:
+    """Lists without an item in the entry of a pod, each with its line."""
+    depth = entry.column - 1
+    for number, line in enumerate(_lines(Path(entry.file)), 1):
+        if number < entry.line:
+            continue
+        begin, end = (depth, (line + "}").index("}", depth)) if number == entry.line else (0, len(line))
+        if number > entry.line and line.strip() and len(line) - len(line.lstrip()) <= depth:
+            return
+        if found := _NOTHING.search(line, begin, end):
+            yield Edit(entry.file, number, 1, "", once=True), found
+
+
+def _free_name(file: Path, address: str) -> str:
+    """What `learn` would call the pod's policy, with a number behind it where the file has that name."""
+    name = f"pod-{_NOT_IN_A_NAME.sub('-', address)}"
+    taken = {word for line in _lines(file) if name in line for word in re.findall(r"[\w.-]+", line)}
+    return next(free for n in count(1) if (free := name if n == 1 else f"{name}-{n}") not in taken)
+
+
+def _from_the_end(edits: Iterable[Edit]) -> list[Edit]:
+    """In the order in which the places of those that follow stay where they are."""
+    return sorted(edits, key=lambda edit: (-edit.line, -edit.column))
 
 
 def _line(place: Origin) -> str | None:
