@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from dnsguard.cli import system
+from dnsguard.config.groups import Pods
 from dnsguard.config.settings import Settings
 from dnsguard.core.errors import KernelError
 from dnsguard.doctor import process, sysctls, units
@@ -85,6 +87,38 @@ def test_a_check_that_fails_is_told_and_the_next_goes_on(monkeypatch: pytest.Mon
     found = list(examine(Node(settings())))
 
     assert [(one.level, one.subject) for one in found] == [(Level.UNSEEN, "broken"), (Level.OK, "rp_filter")]
+
+
+# ---- the configuration
+
+
+WELL = "pods: {interfaces: [tap*]}"
+
+
+@pytest.mark.parametrize(
+    ("content", "interfaces", "asked"),
+    [
+        (f"upstreams: [192.0.2.53]\n{WELL}\nmdoe: Audit\n", ("tap*",), ["192.0.2.53:53"]),
+        (f"upstreams: [here]\n{WELL}\n", ("tap*",), []),
+        (f"{WELL}\n", ("tap*",), []),
+        ("pods: [", Pods().interfaces, []),
+        (None, Pods().interfaces, []),
+    ],
+)
+def test_a_configuration_with_errors_is_a_problem_and_the_node_is_looked_at_by_what_is_right_in_it(
+    content: str | None, interfaces: tuple[str, ...], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Settings] = []
+    monkeypatch.setattr(system, "look", given.append)
+    monkeypatch.setattr(system, "examine", lambda node: [])
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+
+    assert system.check_system(tmp_path / "config.yaml", json_lines=True) == 1
+
+    (used,) = given
+    assert used.pods.interfaces == interfaces
+    assert [str(upstream) for upstream in used.upstreams] == asked
 
 
 # ---- units
