@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dnsguard.cli import system
 from dnsguard.config.groups import Pods
 from dnsguard.config.settings import Settings
+from dnsguard.control.calls import Status
 from dnsguard.core.errors import KernelError
-from dnsguard.doctor import process, sysctls, units
+from dnsguard.doctor import process, sysctls, systemd, units
 from dnsguard.doctor.checks import Check, examine
 from dnsguard.doctor.findings import Level, exit_code
 from dnsguard.doctor.node import Node, NodeLink
@@ -133,11 +134,63 @@ LOADED = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enab
         (LOADED, Level.OK),
         ({**LOADED, "UnitFileState": "disabled"}, Level.PROBLEM),
         ({**LOADED, "ActiveState": "failed"}, Level.PROBLEM),
+        ({**LOADED, "ActiveState": "activating", "SubState": "auto-restart"}, Level.PROBLEM),
+        ({**LOADED, "ActiveState": "activating", "SubState": "start", "NRestarts": "7"}, Level.PROBLEM),
+        ({**LOADED, "ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, Level.WARNING),
         ({"LoadState": "not-found"}, Level.WARNING),
     ],
 )
 def test_a_unit_is_there_enabled_and_well(shown: dict[str, str], level: Level) -> None:
     assert units.unit("dnsguard.service", shown).level is level
+
+
+def test_a_service_that_is_started_again_and_again_says_why() -> None:
+    shown = {**LOADED, "ActiveState": "activating", "SubState": "auto-restart", "StatusText": "a.yaml:1:1: error: x"}
+
+    assert units.unit("dnsguard.service", shown).found.endswith(": a.yaml:1:1: error: x")
+
+
+LISTEN = "".join(f"Listen={place}:15353 ({kind})\n" for kind in ("Datagram", "Stream") for place in ("0.0.0.0", "[::]"))
+HOLDING = {**LOADED, **systemd.properties(LISTEN)}
+
+
+@pytest.mark.parametrize(
+    ("service", "socket", "port", "remedy"),
+    [
+        ("active", "active", 15353, None),
+        ("inactive", "inactive", 15353, None),
+        ("active", "inactive", 15353, "systemctl start dnsguard.socket dnsguard.service"),
+        ("active", "active", 15399, "systemctl edit dnsguard.socket"),
+    ],
+)
+def test_a_socket_that_a_running_daemon_does_not_use_is_told(
+    service: str, socket: str, port: int, remedy: str | None
+) -> None:
+    shown = {
+        "dnsguard.service": {**LOADED, "ActiveState": service},
+        "dnsguard.socket": {**HOLDING, "ActiveState": socket},
+    }
+
+    found = units.unused(shown, port)
+
+    assert (remedy is None) == (found is None)
+    assert found is None or (found.level is Level.WARNING and remedy is not None and remedy in found.remedy)
+
+
+@pytest.mark.parametrize(
+    ("state", "port", "level"),
+    [("active", 15353, Level.OK), ("inactive", 15353, Level.PROBLEM), ("active", 7, Level.PROBLEM)],
+)
+def test_a_port_that_the_socket_unit_holds_for_the_daemon_is_no_other_programs(
+    state: str, port: int, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "systemd/system").mkdir(parents=True)
+    monkeypatch.setattr(process, "show", lambda unit: {**HOLDING, "ActiveState": state})
+    monkeypatch.setattr(process, "_taken", lambda *_: True)
+
+    (found,) = process.check_listen_port(Node(settings(dns={"listenPort": port}), run=tmp_path))
+
+    assert found.level is level
 
 
 @pytest.mark.parametrize(
@@ -184,6 +237,25 @@ GAP = {"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before"}
 )
 def test_a_daemon_is_running_ready_and_without_gaps(told: Any, levels: list[Level]) -> None:
     assert [finding.level for finding in process.check_daemon(Node(settings(), daemon=told))] == levels
+
+
+LIMITS = "Limit                     Soft Limit           Hard Limit           Units\n"
+
+
+@pytest.mark.parametrize(("hard", "level"), [("65536", Level.OK), ("531", Level.WARNING), ("unlimited", Level.OK)])
+def test_the_daemons_descriptors_are_read_where_everybody_may(hard: str, level: Level, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/limits").write_text(f"{LIMITS}Max open files            500                  {hard:<21}files\n")
+
+    (found,) = process.check_descriptors(Node(settings(), daemon=cast(Status, READY), proc=tmp_path))
+
+    assert found.level is level
+
+
+def test_a_daemon_that_does_not_run_is_not_started_before_its_files_are_right() -> None:
+    (found,) = process.check_daemon(Node(settings()))
+
+    assert found.remedy.index("dnsguard check") < found.remedy.index("systemctl start")
 
 
 @pytest.mark.parametrize("check", [process.check_daemon, process.check_listen_port, process.check_metrics_port])
