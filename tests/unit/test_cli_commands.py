@@ -228,6 +228,11 @@ def test_without_any_configuration_the_default_socket_is_asked(
     assert f"no socket at {tmp_path}/run/control.sock" in capsys.readouterr().err
 
 
+def test_the_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dnsguard {__version__}\n"
+
+
 def test_the_version_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == __version__

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from dnsguard.cli.options import DEFAULT_CONFIG
 from dnsguard.cli.output import cell_text, print_json
 from dnsguard.config.diagnostics import errors
 from dnsguard.config.settings import Settings, usable_settings
 from dnsguard.doctor.checks import examine
 from dnsguard.doctor.findings import Finding, Level, exit_code, problem, unseen
 from dnsguard.doctor.node import look
+from dnsguard.doctor.readable import check_readable
 
 _COLOURS: Final = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31", Level.UNSEEN: "35"}
 
@@ -36,6 +38,8 @@ def check_system(config: Path, *, json_lines: bool) -> int:
 def _findings(config: Path) -> Iterator[Finding]:
     settings, about = _settings(config)
     yield from about
+    if config == DEFAULT_CONFIG:
+        yield from check_readable((config, settings.allowlist))
     yield from examine(look(settings))
 
 

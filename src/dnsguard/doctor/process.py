@@ -14,12 +14,11 @@ from typing import Final
 from dnsguard.config.groups import Ebpf
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import Node
+from dnsguard.doctor.readable import USER
 from dnsguard.doctor.systemd import SOCKET, Refused, ports, runs_the_node, show
 from dnsguard.enforce.privilege import EBPF_ONLY, holds
 
 CAPABILITIES: Final = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
-USER: Final = "dnsguard"
-"""Who runs the service."""
 FREE: Final = 64 << 20
 """Octets that state and runtime folders should have left."""
 
