@@ -121,9 +121,7 @@ def _take_effect() -> None:
     _run("systemd-sysusers", "dnsguard.conf")
     _run("systemd-tmpfiles", "--create", "dnsguard.conf")
     _run("journalctl", "--update-catalog")
-    if shutil.which("mandb"):
-        for page in (file.destination for file in files() if "/man/" in str(file.destination)):
-            _run("mandb", "--quiet", "--filename", str(page), check=False)  # for `man -k`
+    _index_pages()
     if not Path("/run/systemd/system").is_dir():
         return
     _run("systemctl", "daemon-reload")
@@ -145,6 +143,8 @@ def uninstall(root: Path, *, clean: bool) -> None:
         below(root, file.destination).unlink(missing_ok=True)
     below(root, COMMAND).unlink(missing_ok=True)
     shutil.rmtree(below(root, PREFIX), ignore_errors=True)
+    if here:
+        _index_pages()
     if booted:
         _run("systemctl", "daemon-reload")
         _run("journalctl", "--update-catalog")
@@ -168,12 +168,22 @@ def _clean() -> None:
 
 
 def _note_pins() -> None:
+    """Where they are, unless that is where they usually are."""
     script = "import sys, pathlib, dnsguard.config.settings as settings\n"
     script += "print(settings.usable_settings(pathlib.Path(sys.argv[1]))[0].paths.bpffs)"
     python = PREFIX / "bin/python"
     if python.exists():
         argv = [str(python), "-Ic", script, str(CONFIG / "config.yaml")]
-        NOTE.write_text(subprocess.run(argv, capture_output=True, text=True, check=False).stdout or PINS)
+        pins = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+        if pins not in ("", PINS):
+            NOTE.write_text(f"{pins}\n")
+
+
+def _index_pages() -> None:
+    """For `man -k`: the pages that are there now, and no others."""
+    if shutil.which("mandb"):
+        for page in (file.destination for file in files() if "/man/" in str(file.destination)):
+            _run("mandb", "--quiet", "--filename", str(page), check=False)
 
 
 def _active(unit: str) -> bool:

@@ -14,6 +14,7 @@ from tests.node.scene import DB
 pytestmark = pytest.mark.node
 
 INSTALLER = ("/usr/bin/python3", "-B", str(TOP / "systemd/install.py"))
+PAGE = "/usr/share/man/man8/dnsguard.8"
 PINS = "/sys/fs/bpf/elsewhere"
 
 
@@ -52,9 +53,11 @@ def test_a_cleaning_that_is_refused_says_how_to_go_on_and_needs_no_command(gover
     assert "make uninstall CLEAN=1 goes on" in refused.stderr
     assert machine.run("/usr/bin/dnsguard", "version").returncode == 0
 
+    machine.run("mandb", "--quiet", "--filename", PAGE)
     left = uninstall(governed)
 
     assert "make uninstall CLEAN=1" in left.stdout
+    assert "nothing appropriate" in machine.run("man", "-k", "dnsguard", check=False).stderr
     assert not scene.opens(scene.b, DB)
 
     cleaned = uninstall(governed, "--clean")
