@@ -24,6 +24,11 @@ PREFIX = Path("/opt/dnsguard")
 COMMAND = Path("/usr/bin/dnsguard")
 CONFIG = Path("/etc/dnsguard")
 PACKAGE = Path("/var/lib/dpkg/info/dnsguard.list")
+NOTE = Path("/var/lib/dnsguard.bpffs")
+"""Where the eBPF pins are, for whoever cleans when nothing is left that could read the configuration."""
+PINS = "/sys/fs/bpf/dnsguard"
+CLEANING = SOURCE / "packaging/debian/dnsguard.postrm"
+"""Has `clean_kernel`, which needs nothing of dnsguard."""
 MISSING = 77
 UNITS = ("dnsguard.service", "dnsguard.socket", "dnsguard-early.service", "dnsguard.slice")
 DESTINATIONS = {
@@ -47,6 +52,14 @@ pods may resolve and reach into allowlist.yaml beside it: a pod without an entry
 Audit. Then
   dnsguard check
   systemctl enable --now dnsguard.socket dnsguard.service"""
+
+CLOSED = """\
+what the kernel enforces stays in force: pods resolve nothing until dnsguard is back. To open the node instead:
+  make uninstall CLEAN=1"""
+NOT_CLEANED = """\
+the kernel is not cleaned: it goes on enforcing, and pods resolve nothing new. No unit runs, and no file is removed.
+When that is mended, make uninstall CLEAN=1 goes on; make uninstall alone removes the files, and leaves the kernel as
+it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +117,11 @@ def _copy(source: Path, destination: Path) -> None:
 
 
 def _take_effect() -> None:
+    NOTE.unlink(missing_ok=True)
     _run("systemd-sysusers", "dnsguard.conf")
     _run("systemd-tmpfiles", "--create", "dnsguard.conf")
     _run("journalctl", "--update-catalog")
+    _index_pages()
     if not Path("/run/systemd/system").is_dir():
         return
     _run("systemctl", "daemon-reload")
@@ -118,19 +133,57 @@ def _take_effect() -> None:
 
 def uninstall(root: Path, *, clean: bool) -> None:
     """All but the configuration, the state and the user. What the kernel enforces stays unless `clean`."""
-    if root == Path("/") and Path("/run/systemd/system").is_dir():
+    here = root == Path("/")
+    booted = here and Path("/run/systemd/system").is_dir()
+    if booted:
         _run("systemctl", "disable", "--now", *(unit for unit in UNITS if not unit.endswith(".slice")), check=False)
-    if clean and below(root, COMMAND).exists():
-        _run(str(below(root, COMMAND)), "cleanup")
+    if here:
+        _clean() if clean else _note_pins()
     for file in files():
         below(root, file.destination).unlink(missing_ok=True)
     below(root, COMMAND).unlink(missing_ok=True)
     shutil.rmtree(below(root, PREFIX), ignore_errors=True)
-    if root == Path("/") and Path("/run/systemd/system").is_dir():
+    if here:
+        _index_pages()
+    if booted:
         _run("systemctl", "daemon-reload")
         _run("journalctl", "--update-catalog")
         if not clean:
-            print("what the kernel enforces stays in force: pods resolve nothing until dnsguard is back")
+            print(CLOSED)
+
+
+def _clean() -> None:
+    """Every trace out of the kernel, also when the command is gone. Raises CalledProcessError."""
+    try:
+        if COMMAND.exists():
+            _run(str(COMMAND), "cleanup")
+        else:
+            pins = NOTE.read_text().strip() if NOTE.exists() else PINS
+            _run("sh", "-ec", '. "$0"; clean_kernel "$1"', str(CLEANING), pins)
+            print("nothing of dnsguard is in the kernel now")
+    except subprocess.CalledProcessError:
+        print(NOT_CLEANED, file=sys.stderr)
+        raise
+    NOTE.unlink(missing_ok=True)
+
+
+def _note_pins() -> None:
+    """Where they are, unless that is where they usually are."""
+    script = "import sys, pathlib, dnsguard.config.settings as settings\n"
+    script += "print(settings.usable_settings(pathlib.Path(sys.argv[1]))[0].paths.bpffs)"
+    python = PREFIX / "bin/python"
+    if python.exists():
+        argv = [str(python), "-Ic", script, str(CONFIG / "config.yaml")]
+        pins = subprocess.run(argv, capture_output=True, text=True, check=False).stdout.strip()
+        if pins not in ("", PINS):
+            NOTE.write_text(f"{pins}\n")
+
+
+def _index_pages() -> None:
+    """For `man -k`: the pages that are there now, and no others."""
+    if shutil.which("mandb"):
+        for page in (file.destination for file in files() if "/man/" in str(file.destination)):
+            _run("mandb", "--quiet", "--filename", str(page), check=False)
 
 
 def _active(unit: str) -> bool:

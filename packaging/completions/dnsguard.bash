@@ -35,7 +35,7 @@ _dnsguard() {
         version:--config) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$current"); return ;;
     esac
     case $command in
-        '') words="run check explain status pods leases monitor reload learn demo cleanup version --config --help" ;;
+        '') words="run check explain status pods leases monitor reload learn demo cleanup version --config --version --help" ;;
         run) words="--config --help" ;;
         check) words="--config --allowlist --json --system --help" ;;
         explain) words="--offline --allowlist --config --json --help" ;;

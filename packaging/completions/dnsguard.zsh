@@ -17,7 +17,7 @@ _dnsguard() {
         'cleanup:Remove every trace from the kernel.'
         'version:Print the version of dnsguard, of Python and of the kernel.'
     )
-    _arguments -C '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--help[Show the help.]' '1:command:->command' '*::argument:->argument' && return
+    _arguments -C '*--config=[Configuration file \[default: /etc/dnsguard/config.yaml\].]:PATH:_files' '*--version[Print the version and end.]' '*--help[Show the help.]' '1:command:->command' '*::argument:->argument' && return
     case $state in
         command) _describe command commands ;;
         argument)

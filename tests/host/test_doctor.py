@@ -33,6 +33,26 @@ def test_a_node_with_the_service_is_in_order_but_for_what_was_not_enabled(host: 
     assert after["a pod's query over UDP and IPv4"]["found"] == "reached the daemon, and the reply the pod"
 
 
+def test_a_stopped_socket_and_a_service_that_cannot_start_are_told(host: Host) -> None:
+    host.machine.systemctl("enable", UNIT)
+    host.machine.systemctl("stop", "dnsguard.socket")
+
+    idle = examined(host)["dnsguard.socket"]
+
+    assert idle["level"] == "warning"
+    host.machine.shell(idle["remedy"])
+
+    host.machine.write("/etc/dnsguard/config.yaml", "mdoe: Audit\n")
+    host.machine.systemctl("restart", UNIT, check=False)
+    host.machine.shell(f"until [ $(systemctl show --value --property=NRestarts {UNIT}) -gt 0 ]; do sleep 0.05; done")
+    failing = examined(host)
+
+    assert failing["dnsguard.socket"]["level"] == "ok"
+    assert failing["dns.listenPort"]["found"].startswith("15353 is held by dnsguard.socket")
+    assert failing[UNIT]["level"] == "problem"
+    assert "is started again" in failing[UNIT]["found"]
+
+
 def test_a_stopped_journald_and_a_kubelet_without_order_are_told(host: Host) -> None:
     host.machine.write("/etc/systemd/system/kubelet.service", KUBELET.replace("[S", f"[Unit]\nAfter={UNIT}\n[S"))
     host.machine.systemctl("daemon-reload")

@@ -69,6 +69,7 @@ def test_an_installation_says_what_to_do_next_and_starts_nothing(node: Machine) 
     assert node.run("/usr/bin/dnsguard", "check").returncode == 0
     assert node.shell("id -un dnsguard; stat -c %U /run/dnsguard /var/lib/dnsguard") == "dnsguard\n" * 3
     assert "1166f648a0894437bd0271984a02fe38" in node.shell("journalctl --list-catalog")
+    assert "dnsguard (8)" in node.shell("man -k dnsguard")
 
 
 def test_installing_again_changes_nothing(node: Machine) -> None:

@@ -19,6 +19,7 @@ That the programs are put first again, and others' keep running behind them, is 
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -352,6 +353,7 @@ def test_cleanup_takes_programs_and_maps_away_and_leaves_others_alone(scene: Sce
     scene.daemon.stop()
     done = scene.daemon.call("cleanup")
     assert done.returncode == 0, done.stderr
+    assert re.match(r"removed: table inet dnsguard, 4 programs, \d+ maps, 2 rules, 2 routes; ", done.stdout)
     assert programs(scene) == []
     assert {path.name for path in (scene.daemon.folder / "bpf").iterdir()} <= {
         "maps.debug",

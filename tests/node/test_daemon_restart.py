@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -502,15 +503,19 @@ def test_cleanup_removes_every_trace(scene: Scene) -> None:
     ran = traces(scene)
     scene.daemon.stop(signal.SIGKILL)
     stopped = traces(scene)
+    with scene.daemon.config.open("a") as config:
+        config.write("mdoe: Audit\n")  # a file that no daemon starts with
 
     removed = scene.daemon.call("cleanup")
 
     assert removed.returncode == 0
+    assert re.fullmatch(r"removed: table inet dnsguard, .*2 rules, 2 routes; pods are unfiltered now\n", removed.stdout)
+    assert "unknown key 'mdoe'" in removed.stderr
     assert ran == stopped
     assert all(word in ran for word in ("table inet dnsguard", "fwmark", "table 5353"))
     assert traces(scene) == ""
     assert scene.opens(scene.a, OTHER)
-    assert scene.daemon.call("cleanup").returncode == 0
+    assert scene.daemon.call("cleanup").stdout == "nothing of dnsguard is in the kernel\n"
 
 
 def traces(scene: Scene) -> str:

@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 
 from dnsguard import __version__, service
 from dnsguard.cli import app, main, options
+from dnsguard.config.settings import Settings
 from dnsguard.control import api
 from dnsguard.control.api import ControlServer
 from dnsguard.control.calls import CallError
 from dnsguard.core.errors import KernelError, PolicyError
+from dnsguard.daemon.cleanup import Removed
 from dnsguard.demo import show
 
 COMMANDS = [
@@ -281,6 +283,11 @@ def test_without_any_configuration_the_default_socket_is_asked(
     assert f"no socket at {tmp_path}/run/control.sock" in capsys.readouterr().err
 
 
+def test_the_version_is_an_option_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dnsguard {__version__}\n"
+
+
 def test_the_version_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["version", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == __version__
@@ -446,17 +453,77 @@ def test_run_is_given_the_path_and_its_code_is_passed_on(monkeypatch: pytest.Mon
     assert paths == [Path("/x.yaml")]
 
 
-def test_cleanup_is_given_the_settings(dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "dnsguard.daemon.cleanup.cleanup", lambda settings: 0 if settings.paths.runtime == Path(dead).parent else 9
-    )
+class Kernel:
+    """Stands for what `cleanup` takes out of the kernel, and remembers what it was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.given: list[Settings] = []
+        self.there = Removed(table=True, programs=3, maps=14, rules=2, routes=1)
+        monkeypatch.setattr("dnsguard.daemon.cleanup.cleanup", self._cleanup)
+
+    def _cleanup(self, settings: Settings) -> Removed:
+        self.given.append(settings)
+        return self.there
+
+
+def test_cleanup_says_what_it_removed(
+    dead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(monkeypatch)
+
     assert main(["cleanup", "--config", dead]) == 0
+
+    assert [settings.paths.runtime for settings in kernel.given] == [Path(dead).parent]
+    removed = "removed: table inet dnsguard, 3 programs, 14 maps, 2 rules, 1 route; pods are unfiltered now\n"
+    assert capsys.readouterr() == (removed, "")
+
+
+def test_cleanup_says_that_there_was_nothing(
+    dead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Kernel(monkeypatch).there = Removed()
+
+    assert main(["cleanup", "--config", dead]) == 0
+    assert capsys.readouterr().out == "nothing of dnsguard is in the kernel\n"
+
+
+@pytest.mark.parametrize("wrong", ["mdoe: Enforce", "upstreams: [here]", "dns: {listenPort: 70000}"])
+def test_cleanup_uses_what_is_right_in_a_configuration_with_errors(
+    dead: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel = Kernel(monkeypatch)
+    paths = {"runtime": str(Path(dead).parent), "bpffs": "/sys/fs/bpf/other"}
+    Path(dead).write_text(f"paths: {json.dumps(paths)}\n{wrong}\n")
+
+    assert main(["cleanup", "--config", dead]) == 0
+
+    used = kernel.given[0].paths
+    assert (used.runtime, used.bpffs) == (Path(dead).parent, Path("/sys/fs/bpf/other"))
+    out, err = capsys.readouterr()
+    assert out.startswith("removed: ")
+    assert f"{dead}:2:" in err
+    assert f"{used.runtime} and paths.bpffs /sys/fs/bpf/other\n" in err
+
+
+@pytest.mark.parametrize("content", [None, "", "paths: [", "\x01", "- a", "paths: {runtime: 7, bpffs: 8}"])
+def test_cleanup_without_a_usable_configuration_goes_by_the_defaults(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kernel, file = Kernel(monkeypatch), tmp_path / "config.yaml"
+    if content is not None:
+        file.write_text(content)
+
+    assert main(["cleanup", "--config", str(file)]) == 0
+
+    used = kernel.given[0].paths
+    assert (used.runtime, used.bpffs) == (Path("/run/dnsguard"), Path("/sys/fs/bpf/dnsguard"))
+    assert "warning: going on with what is right in" in capsys.readouterr().err
 
 
 def test_what_the_kernel_refuses_is_one_line_and_1(
     dead: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(settings: object) -> int:
+    def refuse(settings: object) -> Removed:
         raise KernelError("a daemon runs")
 
     monkeypatch.setattr("dnsguard.daemon.cleanup.cleanup", refuse)

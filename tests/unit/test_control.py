@@ -262,8 +262,9 @@ def test_without_permission_the_client_names_the_group(tmp_path: Path, monkeypat
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("dnsguard.control.client._UnixConnection.connect", refuse)
-    with pytest.raises(CallError, match="permission denied: run as root, or as a member of group dnsguard"):
+    with pytest.raises(CallError, match="permission denied: run as root, or as a member of group dnsguard") as denied:
         ControlClient(tmp_path).call("version")
+    assert denied.value.exit_code == MISSING
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import ctypes
 import struct
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from dnsguard.cli import system
+from dnsguard.config.groups import Pods
 from dnsguard.config.settings import Settings
+from dnsguard.control.calls import Status
 from dnsguard.core.errors import KernelError
-from dnsguard.doctor import clock, process, sysctls, units
+from dnsguard.doctor import clock, process, sysctls, systemd, units
 from dnsguard.doctor.checks import Check, examine
 from dnsguard.doctor.findings import Level, exit_code
 from dnsguard.doctor.host_network import check_host_network
@@ -90,6 +93,38 @@ def test_a_check_that_fails_is_told_and_the_next_goes_on(monkeypatch: pytest.Mon
     assert [(one.level, one.subject) for one in found] == [(Level.UNSEEN, "broken"), (Level.OK, "rp_filter")]
 
 
+# ---- the configuration
+
+
+WELL = "pods: {interfaces: [tap*]}"
+
+
+@pytest.mark.parametrize(
+    ("content", "interfaces", "asked"),
+    [
+        (f"upstreams: [192.0.2.53]\n{WELL}\nmdoe: Audit\n", ("tap*",), ["192.0.2.53:53"]),
+        (f"upstreams: [here]\n{WELL}\n", ("tap*",), []),
+        (f"{WELL}\n", ("tap*",), []),
+        ("pods: [", Pods().interfaces, []),
+        (None, Pods().interfaces, []),
+    ],
+)
+def test_a_configuration_with_errors_is_a_problem_and_the_node_is_looked_at_by_what_is_right_in_it(
+    content: str | None, interfaces: tuple[str, ...], asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Settings] = []
+    monkeypatch.setattr(system, "look", given.append)
+    monkeypatch.setattr(system, "examine", lambda node: [])
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+
+    assert system.check_system(tmp_path / "config.yaml", json_lines=True) == 1
+
+    (used,) = given
+    assert used.pods.interfaces == interfaces
+    assert [str(upstream) for upstream in used.upstreams] == asked
+
+
 # ---- units
 
 
@@ -102,11 +137,63 @@ LOADED = {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enab
         (LOADED, Level.OK),
         ({**LOADED, "UnitFileState": "disabled"}, Level.PROBLEM),
         ({**LOADED, "ActiveState": "failed"}, Level.PROBLEM),
+        ({**LOADED, "ActiveState": "activating", "SubState": "auto-restart"}, Level.PROBLEM),
+        ({**LOADED, "ActiveState": "activating", "SubState": "start", "NRestarts": "7"}, Level.PROBLEM),
+        ({**LOADED, "ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, Level.WARNING),
         ({"LoadState": "not-found"}, Level.WARNING),
     ],
 )
 def test_a_unit_is_there_enabled_and_well(shown: dict[str, str], level: Level) -> None:
     assert units.unit("dnsguard.service", shown).level is level
+
+
+def test_a_service_that_is_started_again_and_again_says_why() -> None:
+    shown = {**LOADED, "ActiveState": "activating", "SubState": "auto-restart", "StatusText": "a.yaml:1:1: error: x"}
+
+    assert units.unit("dnsguard.service", shown).found.endswith(": a.yaml:1:1: error: x")
+
+
+LISTEN = "".join(f"Listen={place}:15353 ({kind})\n" for kind in ("Datagram", "Stream") for place in ("0.0.0.0", "[::]"))
+HOLDING = {**LOADED, **systemd.properties(LISTEN)}
+
+
+@pytest.mark.parametrize(
+    ("service", "socket", "port", "remedy"),
+    [
+        ("active", "active", 15353, None),
+        ("inactive", "inactive", 15353, None),
+        ("active", "inactive", 15353, "systemctl start dnsguard.socket dnsguard.service"),
+        ("active", "active", 15399, "systemctl edit dnsguard.socket"),
+    ],
+)
+def test_a_socket_that_a_running_daemon_does_not_use_is_told(
+    service: str, socket: str, port: int, remedy: str | None
+) -> None:
+    shown = {
+        "dnsguard.service": {**LOADED, "ActiveState": service},
+        "dnsguard.socket": {**HOLDING, "ActiveState": socket},
+    }
+
+    found = units.unused(shown, port)
+
+    assert (remedy is None) == (found is None)
+    assert found is None or (found.level is Level.WARNING and remedy is not None and remedy in found.remedy)
+
+
+@pytest.mark.parametrize(
+    ("state", "port", "level"),
+    [("active", 15353, Level.OK), ("inactive", 15353, Level.PROBLEM), ("active", 7, Level.PROBLEM)],
+)
+def test_a_port_that_the_socket_unit_holds_for_the_daemon_is_no_other_programs(
+    state: str, port: int, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "systemd/system").mkdir(parents=True)
+    monkeypatch.setattr(process, "show", lambda unit: {**HOLDING, "ActiveState": state})
+    monkeypatch.setattr(process, "_taken", lambda *_: True)
+
+    (found,) = process.check_listen_port(Node(settings(dns={"listenPort": port}), run=tmp_path))
+
+    assert found.level is level
 
 
 @pytest.mark.parametrize(
@@ -153,6 +240,25 @@ GAP = {"enforcer": "ebpf", "link": "veth1", "reason": "program 7 stands before"}
 )
 def test_a_daemon_is_running_ready_and_without_gaps(told: Any, levels: list[Level]) -> None:
     assert [finding.level for finding in process.check_daemon(Node(settings(), daemon=told))] == levels
+
+
+LIMITS = "Limit                     Soft Limit           Hard Limit           Units\n"
+
+
+@pytest.mark.parametrize(("hard", "level"), [("65536", Level.OK), ("531", Level.WARNING), ("unlimited", Level.OK)])
+def test_the_daemons_descriptors_are_read_where_everybody_may(hard: str, level: Level, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/limits").write_text(f"{LIMITS}Max open files            500                  {hard:<21}files\n")
+
+    (found,) = process.check_descriptors(Node(settings(), daemon=cast(Status, READY), proc=tmp_path))
+
+    assert found.level is level
+
+
+def test_a_daemon_that_does_not_run_is_not_started_before_its_files_are_right() -> None:
+    (found,) = process.check_daemon(Node(settings()))
+
+    assert found.remedy.index("dnsguard check") < found.remedy.index("systemctl start")
 
 
 @pytest.mark.parametrize("check", [process.check_daemon, process.check_listen_port, process.check_metrics_port])

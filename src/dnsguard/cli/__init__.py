@@ -29,7 +29,7 @@ from dnsguard.cli import (
     status,
     version,
 )
-from dnsguard.cli.options import ConfigOption, remember_config
+from dnsguard.cli.options import ConfigOption, VersionOption, remember_config
 from dnsguard.control.calls import WRONG, exit_code_of
 from dnsguard.core.errors import DnsguardError
 
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 
 @app.callback()
-def before_command(context: typer.Context, config: ConfigOption = None) -> None:
+def before_command(context: typer.Context, config: ConfigOption = None, version: VersionOption = False) -> None:
     remember_config(context, config)
 
 

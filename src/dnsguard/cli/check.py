@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dnsguard.cli.options import ConfigOption, JsonOption, config_path
+from dnsguard.cli.options import DEFAULT_CONFIG, ConfigOption, JsonOption, config_path
 from dnsguard.cli.output import print_json
 from dnsguard.core.model import Address
 
@@ -54,14 +55,27 @@ def check_files(config: Path, allowlist: Path | None, *, json_lines: bool) -> in
     loaded = load_here(config, allowlist, own=own_addresses())
     if loaded.store is not None:
         loaded.store.close()
-    for one in loaded.diagnostics:
+    found = [*loaded.diagnostics, *_unreadable(config)]
+    for one in found:
         if json_lines:
             print_json([_record(one)])
         else:
             print(one, file=sys.stderr)
     if not json_lines:
-        print(_summary(loaded.diagnostics), file=sys.stderr if exit_code(loaded.diagnostics) else sys.stdout)
-    return exit_code(loaded.diagnostics)
+        print(_summary(found), file=sys.stderr if exit_code(found) else sys.stdout)
+    return exit_code(found)
+
+
+def _unreadable(config: Path) -> Iterator[Diagnostic]:
+    """What root may read and the service may not, of the service's own two files."""
+    from dnsguard.config.diagnostics import Diagnostic, Severity
+    from dnsguard.config.settings import usable_settings
+    from dnsguard.core.model import Origin
+    from dnsguard.doctor.readable import obstacles
+
+    if config == DEFAULT_CONFIG:
+        for one in obstacles((config, usable_settings(config)[0].allowlist)):
+            yield Diagnostic(Origin(str(one.file), 1, 1), f"{one.found}; {one.remedy}", Severity.WARNING)
 
 
 def own_addresses() -> list[Address]:

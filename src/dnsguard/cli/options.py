@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from dnsguard import __version__
+
 if TYPE_CHECKING:
     from dnsguard.config.settings import Settings
     from dnsguard.control.client import ControlClient
@@ -20,6 +22,17 @@ ConfigOption = Annotated[
     typer.Option(
         "--config", metavar="PATH", help=f"Configuration file [default: {DEFAULT_CONFIG}].", show_default=False
     ),
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"dnsguard {__version__}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Print the version and end.", callback=_print_version, is_eager=True)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 PodOption = Annotated[

@@ -20,6 +20,7 @@ from dnsguard.config.mdoc import mdoc
 
 TOP: Final = (
     Option("--config", "PATH", f"Configuration file [default: {DEFAULT_CONFIG}].", (), True),
+    Option("--version", None, "Print the version and end.", (), False),
     Option("--help", None, "Show the help.", (), False),
 )
 """What may stand before the command."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from dnsguard.cli.options import DEFAULT_CONFIG
 from dnsguard.cli.output import cell_text, print_json
 from dnsguard.config.diagnostics import errors
-from dnsguard.config.settings import Settings, read_settings
+from dnsguard.config.settings import Settings, usable_settings
 from dnsguard.doctor.checks import examine
 from dnsguard.doctor.findings import Finding, Level, exit_code, problem, unseen
 from dnsguard.doctor.node import look
+from dnsguard.doctor.readable import check_readable
 
 _COLOURS: Final = {Level.OK: "32", Level.WARNING: "33", Level.PROBLEM: "31", Level.UNSEEN: "35"}
 
@@ -36,27 +38,30 @@ def check_system(config: Path, *, json_lines: bool) -> int:
 def _findings(config: Path) -> Iterator[Finding]:
     settings, about = _settings(config)
     yield from about
+    if config == DEFAULT_CONFIG:
+        yield from check_readable((config, settings.allowlist))
     yield from examine(look(settings))
 
 
 def _settings(config: Path) -> tuple[Settings, list[Finding]]:
-    """Those of the file; where it cannot be used, those that are shipped, and why."""
+    """What is right in the file, the defaults for the rest, and why. Upstreams that it does not name are not asked."""
+    settings, found = usable_settings(config)
+    wrong = "; ".join(map(str, errors(found)))
+    return settings, [_about(config, wrong)] if wrong else []
+
+
+def _about(config: Path, wrong: str) -> Finding:
     try:
-        config.open("rb").close()
+        config.stat()
+        readable = os.access(config, os.R_OK)
     except PermissionError:
-        about = unseen("configuration", f"{config} cannot be read: what follows is of the shipped one")
+        readable = False
     except OSError:
-        about = problem("configuration", f"{config} is not there: what follows is of the shipped one", "write it")
-    else:
-        settings, found = read_settings(config)
-        if settings is not None:
-            return settings, []
-        why = "; ".join(map(str, errors(found)))
-        about = problem("configuration", f"{why}: what follows is of the shipped one", "dnsguard check says more")
-    with resources.as_file(resources.files("dnsguard") / "defaults" / "config.yaml") as shipped:
-        settings, _ = read_settings(shipped)
-    assert settings is not None
-    return settings, [about]
+        return problem("configuration", f"{config} is not there: what follows is of the defaults", "write it")
+    if not readable:
+        return unseen("configuration", f"{config} cannot be read: what follows is of the defaults")
+    rest = "what follows is of what is right in it, and of the defaults for the rest"
+    return problem("configuration", f"{wrong}: {rest}", "dnsguard check says more")
 
 
 def _line(finding: Finding) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,7 +77,13 @@ def _absolute(text: str) -> Path:
     return path
 
 
+_ZONE = re.compile(r"%[^\]]*")
+
+
 def _upstream(text: str) -> Endpoint:
+    without_zone = parse_endpoint(_ZONE.sub("", text), 53).address
+    if without_zone.version == 6 and without_zone.is_link_local:
+        raise ValueError(f"{without_zone} is of one link alone; write an address of the resolver that is routed")
     endpoint = parse_endpoint(text, 53)
     if endpoint.address.is_unspecified or endpoint.address.is_multicast:
         raise ValueError(f"{endpoint.address} cannot be asked; write the address of a resolver")

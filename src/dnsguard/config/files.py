@@ -6,6 +6,7 @@ Nothing here waits for another process: a FIFO, a device or a directory is refus
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from pathlib import Path
 
@@ -35,8 +36,15 @@ def _why(error: OSError | ValueError) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file; create it, or name another with --config or --allowlist"
     if isinstance(error, PermissionError):
-        return "permission denied; run as root, or make it readable for the user that dnsguard runs as"
+        return f"permission denied; make it readable for user {_user()}, and the folders above it passable"
     return f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _content(path: Path, descriptor: int) -> bytes:

@@ -16,7 +16,15 @@ from dnsguard.config.groups import Group, Settings
 from dnsguard.config.positions import Ambiguous, Fields, Items, Node, Scalar, Unreadable, parse, plain_value, resolve
 from dnsguard.core.model import Origin
 
-__all__ = ["Settings", "diagnose", "load_settings", "read_settings", "runtime_directory", "settings_from_text"]
+__all__ = [
+    "Settings",
+    "diagnose",
+    "load_settings",
+    "read_settings",
+    "runtime_directory",
+    "settings_from_text",
+    "usable_settings",
+]
 
 _FOREIGN_MARKS = ((0x4000, "kube-proxy"), (0x8000, "kube-proxy"), (0xFFFF0000, "Calico"), (0x80, "the AWS VPC CNI"))
 
@@ -51,6 +59,18 @@ def runtime_directory(path: Path) -> tuple[Path | None, bool]:
     return settings.paths.runtime, wrong
 
 
+def usable_settings(path: Path) -> tuple[Settings, list[Diagnostic]]:
+    """What is right in a file, with the default for the rest, and all that is wrong with it. Never raises.
+
+    `upstreams` is empty where the file names none that can be used. For those who must go on whatever it says.
+    """
+    try:
+        settings, found = _what_is_right(read_text(path), str(path))
+    except ConfigError as error:
+        settings, found = None, list(error.diagnostics)
+    return settings or _without_upstreams(Settings.model_validate({"upstreams": [_NOBODY]})), found
+
+
 def settings_from_text(text: str, file: str) -> tuple[Settings | None, list[Diagnostic]]:
     """`read_settings` for a text that is already at hand; `file` is the name used in diagnostics."""
     settings, found = _what_is_right(text, file)
@@ -81,6 +101,14 @@ def _no_mapping(root: Node | None) -> str:
     if root is None or (isinstance(root, Scalar) and resolve(root) is None):
         return "the file is empty; write at least: upstreams: [10.96.0.10]"
     return "the file must hold keys with values; write at least: upstreams: [10.96.0.10]"
+
+
+_NOBODY = "192.0.2.1"
+"""Takes the place of `upstreams` that are wrong, so that everything else is looked at."""
+
+
+def _without_upstreams(settings: Settings) -> Settings:
+    return settings.model_copy(update={"upstreams": ()})
 
 
 _ROUNDS = 3
@@ -121,7 +149,7 @@ class _Reading:
                     self._leave_out(values, problem)
             else:
                 self.found += self.warnings(settings)
-                return settings
+                return _without_upstreams(settings) if ("upstreams",) in self._left_out else settings
         return None
 
     def _leave_out(self, values: Any, problem: Mapping[str, Any]) -> None:
@@ -133,7 +161,7 @@ class _Reading:
             values = values.get(key, {})
         values.pop(keys[-1], None)
         if keys == ("upstreams",):
-            values["upstreams"] = ["192.0.2.1"]
+            values["upstreams"] = [_NOBODY]
 
     def diagnostic(self, problem: Mapping[str, Any]) -> Diagnostic | None:
         """None when the problem only follows from one that has its diagnostic already."""

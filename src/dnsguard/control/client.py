@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import urlencode
 
 from dnsguard import __version__
-from dnsguard.control.calls import CALLS, USAGE, VERSION_HEADER, CallError, socket_path
+from dnsguard.control.calls import CALLS, MISSING, USAGE, VERSION_HEADER, CallError, socket_path
 from dnsguard.core.errors import DnsguardError
 
 MARGIN: Final = 5.0
@@ -93,7 +93,8 @@ class ControlClient:
         if isinstance(error, ConnectionRefusedError):
             return NotRunningError(f"the daemon is not running (nobody listens on {self.path}): {START}")
         if isinstance(error, PermissionError):
-            return CallError(f"{self.path}: permission denied: run as root, or as a member of group dnsguard")
+            denied = f"{self.path}: permission denied: run as root, or as a member of group dnsguard"
+            return CallError(denied, MISSING)
         if isinstance(error, TimeoutError):
             return CallError(f"the daemon did not answer on {self.path} in time: look at its log")
         return CallError(f"the daemon broke off on {self.path}: {error}")

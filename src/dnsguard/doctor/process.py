@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pwd
-import resource
 import shutil
 import socket
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from dnsguard.config.groups import Ebpf
 from dnsguard.control.gaps import gap_texts
 from dnsguard.doctor.findings import Finding, ok, problem, unseen, warning
 from dnsguard.doctor.node import Node
+from dnsguard.doctor.readable import USER
+from dnsguard.doctor.systemd import SOCKET, Refused, ports, runs_the_node, show
 from dnsguard.enforce.privilege import EBPF_ONLY, holds
 
 CAPABILITIES: Final = ("CAP_NET_ADMIN", "CAP_BPF", "CAP_PERFMON")
-USER: Final = "dnsguard"
-"""Who runs the service."""
 FREE: Final = 64 << 20
 """Octets that state and runtime folders should have left."""
 
@@ -30,7 +29,8 @@ def check_daemon(node: Node) -> Iterator[Finding]:
     if node.hidden:
         yield unseen("daemon", node.hidden)
     elif node.daemon is None:
-        yield warning("daemon", "does not run: what follows is how it would find the node", "systemctl start dnsguard")
+        remedy = "when both files are right and `dnsguard check` passes: systemctl start dnsguard"
+        yield warning("daemon", "does not run: what follows is how it would find the node", remedy)
     elif not node.daemon["ready"]:
         yield problem("daemon", f"is not ready: it waits for {node.daemon['missing']}", "look at its log")
     else:
@@ -63,17 +63,25 @@ def check_descriptors(node: Node) -> Iterator[Finding]:
     """Each pod may hold `limits.tcpConnections`; sockets to upstreams and the daemon's own come on top."""
     pods = max(len(node.pod_links), 1)
     wanted = pods * node.settings.limits.tcp_connections + 512
-    pid = node.daemon["pid"] if node.daemon is not None else 0
+    pid = str(node.daemon["pid"]) if node.daemon is not None else "self"
     try:
-        _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    except PermissionError:
-        yield unseen("file descriptors", "the daemon's limit cannot be read")
+        most = _most_descriptors(node.proc / pid / "limits")
+    except OSError as error:
+        yield unseen("file descriptors", f"the daemon's limit cannot be read: {error.strerror}")
         return
-    if most != resource.RLIM_INFINITY and most < wanted:
+    if most is not None and most < wanted:
         found = f"at most {most}; {pods} pods may need {wanted}"
         yield warning("file descriptors", found, f"LimitNOFILE={wanted} in the unit, or a lower limits.tcpConnections")
     else:
-        yield ok("file descriptors", f"at most {'any number' if most == resource.RLIM_INFINITY else most}")
+        yield ok("file descriptors", f"at most {'any number' if most is None else most}")
+
+
+def _most_descriptors(limits: Path) -> int | None:
+    """The hard limit of a process, None when it has none. By proc(5): prlimit(2) of another user's process needs
+    CAP_SYS_RESOURCE, which root lacks in many containers."""
+    line = next(line for line in limits.read_text().splitlines() if line.startswith("Max open files"))
+    hard = line.split()[4]
+    return None if hard == "unlimited" else int(hard)
 
 
 def check_listen_port(node: Node) -> Iterator[Finding]:
@@ -88,11 +96,12 @@ def check_listen_port(node: Node) -> Iterator[Finding]:
             yield ok("dns.listenPort", f"{port} is the daemon's")
         else:
             yield problem("dns.listenPort", f"a daemon runs, and nobody listens on {port}", "restart it")
+    elif taken and _systemd_holds(node, port):
+        yield ok("dns.listenPort", f"{port} is held by {SOCKET}: queries wait there for the daemon")
     elif taken:
         what = "TCP" if taken[0] == socket.SOCK_STREAM else "UDP"
-        remedy = "stop that program, or set dns.listenPort to a free port (systemd's dnsguard.socket holds it, too)"
-        say = warning if _systemd_holds(node) else problem
-        yield say("dns.listenPort", f"{what} port {port} is taken", remedy)
+        remedy = "stop that program, or set dns.listenPort to a free port"
+        yield problem("dns.listenPort", f"{what} port {port} is taken", remedy)
     else:
         yield ok("dns.listenPort", f"{port} is free")
 
@@ -128,11 +137,14 @@ def _taken(address: str, family: int, kind: int, port: int) -> bool:
     return False
 
 
-def _systemd_holds(node: Node) -> bool:
-    """Whether dnsguard.socket is there to hold it: while the daemon is stopped, queries wait in it."""
-    return (node.run / "systemd/system").is_dir() and any(
-        (Path(folder) / "dnsguard.socket").exists() for folder in ("/etc/systemd/system", "/lib/systemd/system")
-    )
+def _systemd_holds(node: Node, port: int) -> bool:
+    if not runs_the_node(node):
+        return False
+    try:
+        shown = show(SOCKET)
+    except Refused:
+        return False
+    return shown.get("ActiveState") == "active" and port in ports(shown)
 
 
 def check_folders(node: Node) -> Iterator[Finding]:

@@ -27,7 +27,7 @@ def check_reachable(node: Node) -> Iterator[Finding]:
                 took = ask(upstream, kind)
             except OSError as error:
                 why = "no reply" if isinstance(error, TimeoutError) else error.strerror or str(error)
-                remedy = "start it, or open the way from this node to it"
+                remedy = "start it, open the way from this node to it, or correct `upstreams`"
                 yield problem(subject, f"{why} within {PATIENCE:.0f} s", remedy)
                 continue
             found = f"replied in {took * 1000:.1f} ms"

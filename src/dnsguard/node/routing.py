@@ -65,9 +65,9 @@ class Interception:
         """Have it in place and nothing stale of ours beside it. Raises KernelError, MissingFeatureError."""
         await asyncio.wrap_future(self._watch.call(self._install))
 
-    async def remove(self) -> None:
-        """Take away everything that is ours, of an earlier process too."""
-        await asyncio.wrap_future(self._watch.call(self._remove))
+    async def remove(self) -> list[Part]:
+        """Take away everything that is ours, of an earlier process too; what that was."""
+        return await asyncio.wrap_future(self._watch.call(self._remove))
 
     # -- in the watch's thread ------------------------------------------------------------------------------------
 
@@ -151,10 +151,12 @@ class Interception:
             raise KernelError(f"cannot add an ip rule or route ({error.strerror})") from error
         return True
 
-    async def _remove(self) -> None:
+    async def _remove(self) -> list[Part]:
         self._wanted = ()
-        for part in self._ours():
+        ours = self._ours()
+        for part in ours:
             await self._delete(part)
+        return ours
 
     def _ours(self) -> list[Part]:
         """Rules first: a rule never leads to an empty table."""

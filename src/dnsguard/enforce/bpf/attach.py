@@ -143,11 +143,13 @@ def require_ethernet(name: str) -> None:
 _OF_OTHERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
-def remove_all(bpffs: Path) -> None:
-    """Remove every program, filter, qdisc and pin that is dnsguard's, and nothing else. The bpffs stays mounted."""
-    tcx.remove_all(bpffs)
-    clsact.remove_all(bpffs)
-    pins.remove(bpffs)
+def remove_all(bpffs: Path) -> tuple[int, int]:
+    """Remove every program, filter, qdisc and pin that is dnsguard's, and nothing else. The bpffs stays mounted.
+
+    Returns from how many places programs were taken, and how many maps were pinned.
+    """
+    programs = tcx.remove_all(bpffs) + clsact.remove_all(bpffs)
+    maps = pins.remove(bpffs)
     for folder in (bpffs / "links", bpffs / "maps"):
         with suppress(FileNotFoundError):
             folder.rmdir()
@@ -157,3 +159,4 @@ def remove_all(bpffs: Path) -> None:
         except OSError as error:
             if error.errno not in _OF_OTHERS:  # who makes the folder for us removes it, too
                 raise
+    return programs, maps

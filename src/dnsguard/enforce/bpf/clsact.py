@@ -182,16 +182,19 @@ class _Tc:
         finally:
             os.close(fd)
 
-    def clean(self, link: int) -> None:
-        """Our filters, and the qdisc when it is ours and nobody else's filter is in it."""
+    def clean(self, link: int) -> int:
+        """Our filters, and the qdisc when it is ours and nobody else's filter is in it; how many filters that were."""
+        removed = 0
         with _absent():
             for hook in HOOKS:
                 for each in self.filters(link, hook):
                     if each.ours and each.name.startswith(_TITLE):
                         self.delete(link, hook, each.handle)
+                        removed += 1
             if self._mark(link).exists() and not any(self.filters(link, hook) for hook in HOOKS):
                 self._ask("del", "clsact", link)
         self._mark(link).unlink(missing_ok=True)
+        return removed
 
     def links(self) -> list[int]:
         return [each["index"] for each in self._route.get_links()]
@@ -243,12 +246,12 @@ def filters_of(link: int, hook: Hook) -> list[Filter]:
         tc.close()
 
 
-def remove_all(bpffs: Path) -> None:
-    """Clean every link of this network namespace."""
+def remove_all(bpffs: Path) -> int:
+    """Clean every link of this network namespace; how many filters were ours."""
     tc = _Tc(bpffs / "links")
     try:
-        for link in tc.links():
-            tc.clean(link)
+        removed = sum(tc.clean(link) for link in tc.links())
         tc.sweep()
+        return removed
     finally:
         tc.close()

@@ -169,9 +169,12 @@ def copy(old: Map, new: Map) -> None:
             raise KernelError(f"the map {old.name} cannot be copied: {error.strerror}") from error
 
 
-def remove(bpffs: Path) -> None:
-    """Every map's pin; the maps stay while a program uses them."""
+def remove(bpffs: Path) -> int:
+    """Every map's pin, and how many there were; the maps stay while a program uses them."""
     (bpffs / "layout").unlink(missing_ok=True)  # first: maps without it count for nothing
+    removed = 0
     with suppress(FileNotFoundError):
         for path in (bpffs / "maps").iterdir():
             path.unlink()
+            removed += 1
+    return removed

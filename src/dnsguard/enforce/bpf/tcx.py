@@ -138,11 +138,13 @@ def _detaching(pin: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def remove_all(bpffs: Path) -> None:
-    """Take every pinned program off, and the pins away."""
-    for pin in (bpffs / "links").glob("*-*gress"):
+def remove_all(bpffs: Path) -> int:
+    """Take every pinned program off, and the pins away; how many there were."""
+    found = list((bpffs / "links").glob("*-*gress"))
+    for pin in found:
         with _detaching(pin):
             pin.unlink()
+    return len(found)
 
 
 def _held(pin: Path) -> syscall.LinkInfo | None:
