@@ -1,28 +1,32 @@
 """A node that boots anew with dnsguard enabled, and what else a node starts: a firewall that flushes, what starts pods.
 
-Each of those notes what it finds when it starts: `found` reads it. Nothing is a matter of who is quicker: a firewall is
-as slow as a unit can be, it goes on when only what waits for it is left of the boot (so there may be one at a time);
-and `GATE` holds the daemon back, from when the early unit is done until it is opened.
+Each of those, and the early unit, notes what it finds when it starts: `found` reads it. Nothing is a matter of who is
+quicker: a firewall and the early unit are as slow as a unit can be, they go on when only what waits for them is left of
+the boot (so there may be one firewall at a time); and `GATE` holds the daemon back, from when the early unit is done
+until it is opened.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
-from tests.host.host import UNITS, Host
+from tests.host.host import UNIT, UNITS, Host
 from tests.host.machine import Machine
 
 FIREWALL = "nftables"
 """Of a whole boot."""
 FIREWALLS = (FIREWALL, "firewalld")
 RUNTIMES = ("containerd", "crio", "docker", "kubelet")
+NETWORK = "networking"
+EARLY = "dnsguard-early"
+TARGETS = ("together.target", "network-pre.target")
+"""What stays active when all that it was for has stopped."""
 CLOSED, OPEN = "links closed", "no table of dnsguard"
 READY = f"{CLOSED}, ready: "
 FOUND = "/run/found"
-GATE = "gate.service"
-BARRIER, HELD = "/srv/barrier", "/run/held"
+GATE = "gate"
+BARRIER = "/srv/barrier"
 
 NOTE = f"""#!/bin/sh -eu
 # note.sh UNIT: what is in force when it starts
@@ -38,7 +42,7 @@ SLOW = """#!/bin/sh -eu
 quiet=0
 while [ $quiet -lt 5 ]; do
     sleep 0.05
-    jobs=$(systemctl list-jobs) || continue
+    jobs=$(systemctl list-jobs --full) || continue
     if echo "$jobs" | grep -v " $1.service " | grep -q ' running *$'; then
         quiet=0
     else
@@ -46,8 +50,10 @@ while [ $quiet -lt 5 ]; do
     fi
 done
 """
-STARTING = "ExecStart=/bin/sh /srv/note.sh %N\n"
-FLUSHING = f"ExecStart=/bin/sh /srv/slow.sh %N\n{STARTING}ExecStart=nft flush ruleset\n"
+NOTING, LATE = "/bin/sh /srv/note.sh %N", "/bin/sh /srv/slow.sh %N"
+STARTING = f"ExecStart={NOTING}\n"
+WAITING = f"ExecStart=cat {BARRIER}\n"
+FLUSHING = f"ExecStart={LATE}\n{STARTING}ExecStart=nft flush ruleset\n"
 ONCE = "[Service]\nType=oneshot\nRemainAfterExit=yes\nTimeoutStartSec=60\n"
 AT_BOOT = "[Install]\nWantedBy=multi-user.target\n"
 AS_DEBIAN_HAS_IT = """[Unit]
@@ -60,8 +66,9 @@ TEXTS = {
     "nftables.service": f"{AS_DEBIAN_HAS_IT}{ONCE}{FLUSHING}[Install]\nWantedBy=sysinit.target\n",
     "firewalld.service": f"[Unit]\nBefore=network-pre.target\nWants=network-pre.target\n{ONCE}{FLUSHING}{AT_BOOT}",
     **{f"{name}.service": f"{ONCE}{STARTING}{AT_BOOT}" for name in RUNTIMES},
-    GATE: f"[Unit]\nAfter=dnsguard-early.service\nBefore=dnsguard.service\n{ONCE}"
-    f"ExecStart=/bin/sh -c 'touch {HELD}; exec cat {BARRIER}'\n{AT_BOOT}",
+    f"{NETWORK}.service": f"[Unit]\nAfter=network-pre.target\nBefore=network.target\n{ONCE}{STARTING}{AT_BOOT}",
+    f"{EARLY}.service.d/late.conf": f"[Service]\nExecStartPre=+{LATE}\nExecStartPre=+{NOTING}\n",
+    f"{GATE}.service": f"[Unit]\nAfter={EARLY}.service\nBefore={UNIT}\n{ONCE}{STARTING}{WAITING}{AT_BOOT}",
 }
 
 
@@ -78,22 +85,23 @@ def furnish(machine: Machine) -> None:
 def start_at_once(host: Host, *units: str) -> None:
     """Start units as a boot does: in one transaction, where none of them nor of dnsguard runs. Returns when all are."""
     machine = host.machine
-    machine.write("/run/systemd/system/together.target", f"[Unit]\nWants={' '.join(units)}\n")
+    machine.write(f"/run/systemd/system/{TARGETS[0]}", f"[Unit]\nWants={' '.join(units)}\n")
     machine.systemctl("daemon-reload")
-    machine.systemctl("stop", "together.target", *UNITS, "dnsguard-early.service", *services(*FIREWALLS, *RUNTIMES))
+    machine.systemctl("stop", *TARGETS, *UNITS, *services(EARLY, *FIREWALLS, *RUNTIMES, NETWORK))
     machine.run("dnsguard", "cleanup")
     shutil.rmtree(machine.root / FOUND.lstrip("/"), ignore_errors=True)
-    machine.systemctl("start", "together.target")
+    machine.systemctl("start", TARGETS[0])
 
 
 def boot_anew(host: Host) -> None:
     """Boot with all of it enabled, and with nothing of before but the disk. Returns when the daemon is all that is
-    missing, and waits before the gate."""
+    missing: it waits before the gate, and kubelet for it."""
     machine = host.machine
     machine.systemctl("set-default", "multi-user.target")
-    machine.systemctl("enable", *UNITS, GATE, *services(FIREWALL, *RUNTIMES))
+    machine.systemctl("enable", *UNITS, *services(FIREWALL, *RUNTIMES, NETWORK, GATE))
     machine.reboot(host.lab.renew_node)
-    host.until(lambda: (machine.root / HELD.lstrip("/")).exists())
+    started = {GATE, NETWORK, *RUNTIMES} - {"kubelet"}
+    host.until(lambda: started <= found(machine).keys())
 
 
 def open_the_gate(host: Host) -> None:
@@ -108,5 +116,5 @@ def services(*names: str) -> list[str]:
 
 def found(machine: Machine) -> dict[str, str]:
     """What each unit that has started noted, by its name."""
-    folder: Path = machine.root / FOUND.lstrip("/")
-    return {file.name: file.read_text().strip() for file in folder.iterdir() if not file.name.startswith(".")}
+    folder = machine.root / FOUND.lstrip("/")
+    return {file.name: file.read_text().strip() for file in folder.glob("[!.]*")}

@@ -19,8 +19,11 @@ from dnsguard.names_file.content import FILE as NAMES
 from tests.host.host import Host, hosting
 from tests.host.rebooting import (
     CLOSED,
+    EARLY,
     FIREWALL,
     FIREWALLS,
+    GATE,
+    NETWORK,
     OPEN,
     READY,
     RUNTIMES,
@@ -48,7 +51,7 @@ class Held:
 
     host: Host
     flow: Flow
-    """Of pod a's, open since before the reboot."""
+    """Of pod a's, open since before the reboot and not used since."""
     numbers: tuple[dict[str, int], dict[str, int]]
     """Of the links, before and now."""
     left: list[str]
@@ -80,14 +83,15 @@ def node(image: Path) -> Iterator[Host]:
 def held(node: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Held]:
     names = node.machine.root / "run/dnsguard" / NAMES
     kept = tmp_path_factory.mktemp("before") / NAMES
-    with busy_before(node) as flow:
+    busy_before(node)
+    with open_flow(node) as flow, open_flow(node) as other:
         shutil.copy(names, kept)
         before = numbers(node)
         boot_anew(node)
         left = remains(node)
         node.lab.link(node.scene.a, A, A6)
         node.lab.link(node.scene.b, B)
-        reached = reaches(node, flow)
+        reached = reaches(node, other)
         outlive(node, kept)
         yield Held(node, flow, (before, numbers(node)), left, reached, found(node.machine))
 
@@ -100,21 +104,24 @@ def ready(held: Held) -> Ready:
     return Ready(host, leases, reaches(host, held.flow, asks=False), found(host.machine))
 
 
-def busy_before(host: Host) -> Flow:
-    """Start the daemon and have it hold all that it ever holds; the flow that is returned is open."""
+def open_flow(host: Host) -> Flow:
+    flow = host.scene.connect(host.scene.a, DB)
+    assert flow is not None and flow.alive()
+    return flow
+
+
+def busy_before(host: Host) -> None:
+    """Start the daemon and have it hold all that it ever holds."""
     scene, machine = host.scene, host.machine
     scene.zone.put(NAME, "A", DB, ttl=LASTING)
     host.daemon.start()
     for _ in range(3):  # the third is answered by the kernel
         assert scene.resolve(scene.a, NAME) == [DB]
-    flow = scene.connect(scene.a, DB)
-    assert flow is not None and flow.alive()
     assert seen(host) == {NAME}
     host.until(lambda: names_kept(host) == {NAME})
     for file, text in AMISS.items():
         machine.write(f"/run/dnsguard/{file}", text)
     assert {f"/run/dnsguard/{file}" for file in (NAMES, *AMISS)} | {"/sys/fs/bpf/dnsguard/maps"} <= set(remains(host))
-    return flow
 
 
 def remains(host: Host) -> list[str]:
@@ -138,19 +145,20 @@ def numbers(host: Host) -> dict[str, int]:
 
 
 def reaches(host: Host, flow: Flow, *, asks: bool = True) -> list[str]:
-    """What pod a gets to: its old flow, a new one to where the old one led, and, if it asks, an answer."""
+    """What pod a gets to: an answer, if it asks, where the old one led, and its old flow. That comes last, for a link
+    that is new may lose its first packet."""
     scene = host.scene
-    tries = {
-        "old flow": lambda: not flow.dead(),
-        "new flow": lambda: scene.opens(scene.a, DB),
-        "answer": lambda: asks and not scene.silent(scene.a, NAME),
+    got = {
+        "answer": asks and not scene.silent(scene.a, NAME),
+        "new flow": scene.opens(scene.a, DB),
+        "old flow": not flow.dead(),
     }
-    return [what for what, gets in tries.items() if gets()]
+    return [what for what, came in got.items() if came]
 
 
 def names_kept(host: Host) -> set[str] | None:
-    """The names in the daemon's file of them, by a copy, for it is locked; None while it is not whole."""
-    with tempfile.NamedTemporaryFile() as copy, contextlib.suppress(sqlite3.DatabaseError):
+    """The names in the daemon's file of them, by a copy, for it is locked; None while there is no whole one."""
+    with tempfile.NamedTemporaryFile() as copy, contextlib.suppress(FileNotFoundError, sqlite3.DatabaseError):
         shutil.copy(host.machine.root / "run/dnsguard" / NAMES, copy.name)
         with contextlib.closing(sqlite3.connect(copy.name)) as file:
             return {to_text(name) for (name,) in file.execute("SELECT name FROM names")}
@@ -167,17 +175,27 @@ def seen(host: Host) -> set[str]:
 
 
 @pytest.mark.parametrize("firewall", FIREWALLS)
-def test_links_are_closed_behind_a_firewall_and_before_what_starts_pods(node: Host, firewall: str) -> None:
-    start_at_once(node, "dnsguard-early.service", *services(firewall, *RUNTIMES))
+def test_links_are_closed_behind_a_firewall_and_before_the_network_and_what_starts_pods(
+    node: Host, firewall: str
+) -> None:
+    start_at_once(node, *services(EARLY, firewall, NETWORK, *RUNTIMES))
 
-    assert found(node.machine) == {firewall: OPEN, **dict.fromkeys(RUNTIMES, CLOSED)}
+    assert found(node.machine) == {firewall: OPEN, EARLY: OPEN, **dict.fromkeys((NETWORK, *RUNTIMES), CLOSED)}
+
+
+def test_the_daemon_waits_for_the_early_unit(node: Host) -> None:
+    start_at_once(node, *services(EARLY, "dnsguard", "kubelet"))
+
+    by = found(node.machine)
+    assert by.pop("kubelet").startswith(READY)
+    assert by == {EARLY: OPEN}
 
 
 @pytest.mark.parametrize("firewall", FIREWALLS)
 def test_where_the_early_unit_is_masked_the_daemon_itself_waits_for_a_firewall(node: Host, firewall: str) -> None:
     node.machine.systemctl("mask", "--runtime", "dnsguard-early.service")
     try:
-        start_at_once(node, "dnsguard.service", *services(firewall, "kubelet"))
+        start_at_once(node, *services("dnsguard", firewall, "kubelet"))
     finally:
         node.machine.systemctl("unmask", "--runtime", "dnsguard-early.service")
 
@@ -201,7 +219,7 @@ def test_until_the_daemon_is_ready_a_pod_reaches_nothing(held: Held) -> None:
 
 
 def test_what_starts_pods_finds_links_closed_and_kubelet_finds_the_daemon_ready(held: Held, ready: Ready) -> None:
-    early = {FIREWALL: OPEN, **dict.fromkeys(RUNTIMES, CLOSED)}
+    early = {FIREWALL: OPEN, EARLY: OPEN, **dict.fromkeys((NETWORK, GATE, *RUNTIMES), CLOSED)}
     del early["kubelet"]
 
     assert held.found == early
