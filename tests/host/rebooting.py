@@ -37,20 +37,24 @@ echo "$found${{said:+, $said}}" >{FOUND}/.$1
 mv {FOUND}/.$1 {FOUND}/$1
 """
 SLOW = """#!/bin/sh -eu
-# slow.sh UNIT: returns when nothing is left but what waits for it, seen several times in a row, for between two jobs
-# there may be none that runs
+# slow.sh UNIT...: returns when nothing is left but these and what waits for them, seen several times in a row, for
+# between two jobs there may be none that runs
+these=$(printf ' -e %s.service' "$@")
 quiet=0
 while [ $quiet -lt 5 ]; do
     sleep 0.05
     jobs=$(systemctl list-jobs --full) || continue
-    if echo "$jobs" | grep -v " $1.service " | grep -q ' running *$'; then
+    if echo "$jobs" | grep -v $these | grep -q ' running *$'; then
         quiet=0
     else
         quiet=$((quiet + 1))
     fi
 done
 """
-NOTING, LATE = "/bin/sh /srv/note.sh %N", "/bin/sh /srv/slow.sh %N"
+NOTING = "/bin/sh /srv/note.sh %N"
+# No two of them wait for each other: the gate is opened when a firewall is done, and the early unit is to be too early
+# where nothing has it wait for one.
+LATE, LATE_AS_WELL = f"/bin/sh /srv/slow.sh %N {GATE}", f"/bin/sh /srv/slow.sh %N {' '.join(FIREWALLS)}"
 STARTING = f"ExecStart={NOTING}\n"
 WAITING = f"ExecStart=cat {BARRIER}\n"
 FLUSHING = f"ExecStart={LATE}\n{STARTING}ExecStart=nft flush ruleset\n"
@@ -67,7 +71,7 @@ TEXTS = {
     "firewalld.service": f"[Unit]\nBefore=network-pre.target\nWants=network-pre.target\n{ONCE}{FLUSHING}{AT_BOOT}",
     **{f"{name}.service": f"{ONCE}{STARTING}{AT_BOOT}" for name in RUNTIMES},
     f"{NETWORK}.service": f"[Unit]\nAfter=network-pre.target\nBefore=network.target\n{ONCE}{STARTING}{AT_BOOT}",
-    f"{EARLY}.service.d/late.conf": f"[Service]\nExecStartPre=+{LATE}\nExecStartPre=+{NOTING}\n",
+    f"{EARLY}.service.d/late.conf": f"[Service]\nExecStartPre=+{LATE_AS_WELL}\nExecStartPre=+{NOTING}\n",
     f"{GATE}.service": f"[Unit]\nAfter={EARLY}.service\nBefore={UNIT}\n{ONCE}{STARTING}{WAITING}{AT_BOOT}",
 }
 
