@@ -1,12 +1,15 @@
 """What stands between a test and its machine: makes the throw-away disk and runs systemd-nspawn on it.
 
 Run as `python -m tests.host.boot`, by Machine, in a mount namespace of its own, which is where the disk is: it is gone
-with this process. As long as the machine asks for a reboot it is booted again, on the same disk.
+with this process. A machine that asks for a reboot is booted again, on the same disk, as soon as a line comes in.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,12 +19,31 @@ from tests.host import groups
 
 REBOOT = 133
 """How systemd-nspawn ends when the machine wants to be booted again."""
+DOWN = "X_NSPAWN_DOWN=1"
+"""Told by sd_notify(3) when nothing of the machine runs and it is to be booted again."""
 DISK_SIZE = "1g"
 CAPABILITIES = "CAP_NET_ADMIN,CAP_NET_RAW,CAP_BPF,CAP_PERFMON"
 """Beyond what nspawn gives anyway."""
 JOURNAL = "[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\n"
-STARTED = ("systemd.unit=basic.target", "systemd.mask=timers.target", "systemd.mask=systemd-modules-load.service")
-"""Nothing of what the underlying machine has installed."""
+STARTED = ("systemd.mask=timers.target", "systemd.mask=systemd-modules-load.service", "systemd.mask=getty.target")
+TARGET = "/usr/lib/systemd/system/basic.target"
+"""What a boot leads to, unless a test says `systemctl set-default`."""
+BPFFS = """[Unit]
+Description=The bpffs, which systemd mounts itself where it is not in a container
+DefaultDependencies=no
+Before=local-fs.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/bin/mount -o remount,rw /sys
+ExecStart=/bin/mkdir -p /sys/fs/bpf
+ExecStart=/bin/mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf /sys/fs/bpf
+ExecStart=/bin/mount -o remount,ro /sys
+
+[Install]
+WantedBy=local-fs.target
+"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,9 +61,16 @@ def main(argv: Sequence[str]) -> int:
     command = nspawn(given.name, given.uuid, root, [*options, *(limited_start() if given.limited else ["--boot"])])
     if given.limited:
         command = [*groups.entering(given.name), *command]
-    while (code := subprocess.run(command, check=False).returncode) == REBOOT:
-        pass
+    while (code := subprocess.run(command, check=False, stdin=subprocess.DEVNULL).returncode) == REBOOT:
+        _tell(DOWN)
+        if not sys.stdin.readline():
+            break
     return code
+
+
+def _tell(message: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.sendto(message.encode(), os.environ["NOTIFY_SOCKET"])
 
 
 def make_disk(disk: Path, layers: Sequence[Path], uuid: str) -> Path:
@@ -57,7 +86,17 @@ def make_disk(disk: Path, layers: Sequence[Path], uuid: str) -> Path:
     (root / "var/lib/dbus/machine-id").unlink(missing_ok=True)
     _write(root / "etc/machine-id", uuid.replace("-", "") + "\n")
     _write(root / "etc/systemd/journald.conf.d/machine.conf", JOURNAL)
+    _boots_bare(root / "etc/systemd")
     return root
+
+
+def _boots_bare(systemd: Path) -> None:
+    """Whatever its target, a boot starts nothing of what the underlying machine has installed."""
+    shutil.rmtree(systemd / "system/multi-user.target.wants", ignore_errors=True)
+    _link(systemd / "system-generators/systemd-sysv-generator", "/dev/null")
+    _link(systemd / "system/default.target", TARGET)
+    _write(systemd / "system/bpffs.service", BPFFS)
+    _link(systemd / "system/local-fs.target.wants/bpffs.service", "../bpffs.service")
 
 
 def nspawn(name: str, uuid: str, root: Path, options: Sequence[str]) -> list[str]:
@@ -86,6 +125,12 @@ def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     path.write_text(text)
+
+
+def _link(path: Path, target: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
 
 
 if __name__ == "__main__":

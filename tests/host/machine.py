@@ -19,26 +19,23 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
 from dnsguard.core.errors import MissingFeatureError
-from tests.host import groups
+from tests.host import boot, groups
 
 TOP = Path(__file__).resolve().parent.parent.parent
 BOOT_SECONDS = 30.0
 POWER_OFF_SECONDS = 5.0
 POWER_OFF = signal.SIGRTMIN + 4
 """systemd(1): start poweroff.target."""
+LEADER = "X_NSPAWN_LEADER_PID="
+"""What systemd-nspawn tells of the machine's first process, as its notices begin."""
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "SYSTEMD_PAGER": ""}
-BPFFS = (
-    "mount -o remount,rw /sys && mkdir -p /sys/fs/bpf && mount -t bpf -o nosuid,nodev,noexec,mode=700 bpf /sys/fs/bpf"
-    " && mount -o remount,ro /sys"
-)
-"""systemd mounts it on a real machine, but not in a container."""
 
 
 class Notices:
@@ -123,10 +120,11 @@ class Machine:
         self._notices = self._ending.enter_context(Notices(folder / "notify"))
         self._process = self._boot(folder)
         self._ending.callback(self._kill)
-        self._wait_until_up()
+        self.until_up()
 
     def _boot(self, folder: Path) -> subprocess.Popen[bytes]:
-        private = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private")
+        # A namespace of the network that goes while the machine is down goes here, too: slave, not private.
+        private = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "slave")
         told = [f"--name={self.name}", f"--uuid={uuid.uuid4()}", f"--disk={folder / 'disk'}"]
         layers = [*(["--limited"] if self._limited else []), "--layers", *map(str, self._layers)]
         # A machine with limits has its control groups as this one has them.
@@ -141,21 +139,24 @@ class Machine:
                     **hierarchy,
                     "NOTIFY_SOCKET": str(folder / "notify"),
                 },
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
 
-    def _wait_until_up(self) -> None:
+    def until_up(self) -> None:
+        """Wait until a boot has started all that it is to start."""
+        self._until("READY=1")
+
+    def _until(self, wanted: str) -> None:
         deadline = time.monotonic() + BOOT_SECONDS
         lines: list[str] = []
-        while "READY=1" not in lines:
+        while not any(line.startswith(wanted) for line in lines):
             lines = self._next_notice(deadline)
             for line in lines:
-                if line.startswith("X_NSPAWN_LEADER_PID="):
-                    self._leader = int(line.partition("=")[2])
-        self.shell(BPFFS)
+                if line.startswith(LEADER):
+                    self._leader = int(line.removeprefix(LEADER))
 
     def _next_notice(self, deadline: float) -> list[str]:
         """The lines of one message of sd_notify(3). Raises RuntimeError with the console when none comes."""
@@ -167,11 +168,17 @@ class Machine:
             if lines:
                 return lines
 
-    def reboot(self) -> None:
-        """Boot again, from the same disk; /run is new. The network namespace is as it was: empty it beforehand if
-        that matters."""
+    def reboot(self, meanwhile: Callable[[], object]) -> None:
+        """Boot again, from the same disk; /run, the bpffs and the boot's id are new. The namespace of the network is
+        as it was: `meanwhile`, which is called while nothing of the machine runs, makes it anew if that matters.
+        Returns when there is a first process again; `until_up` waits for the rest."""
         self.run("systemctl", "reboot", check=False)
-        self._wait_until_up()
+        self._until(boot.DOWN)
+        meanwhile()
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        self._until(LEADER)
 
     def _power_off(self) -> None:
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
@@ -182,6 +189,8 @@ class Machine:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
     def console(self) -> str:
         return self._console.read_text(errors="replace")

@@ -36,7 +36,7 @@ def gets_capabilities() -> bool:
 
 
 def marks_packets() -> bool:
-    with socket.socket() as one:
+    with socket.socket(socket.AF_UNIX) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 1)
     return True
 
@@ -102,6 +102,21 @@ def opens_packet_sockets() -> bool:
     except OSError as error:
         return error.errno != errno.EAFNOSUPPORT
     return True
+
+
+def opens_ip_sockets() -> bool:
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+    return True
+
+
+def sends_packets() -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.sendto(b"x", ("127.0.0.1", 9))
+    return True
+
+
+def sees_the_kernel_s_files() -> bool:
+    return Path("/proc/sys").exists()
 
 
 def makes_namespaces() -> bool:

@@ -1,4 +1,4 @@
-"""The order of a boot: pod links are closed before anything could start a pod, and open only by the daemon."""
+"""The early unit: it closes pod links until there is a daemon, and only that opens them. Its order: test_reboot.py."""
 
 from __future__ import annotations
 
@@ -7,19 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.host.host import UNIT, Host, hosting
+from tests.host.host import Host, hosting
 from tests.node.scene import DB
 
 pytestmark = pytest.mark.node
-
-KUBELET = """[Unit]
-Description=Stands for what starts pods
-
-[Service]
-Type=oneshot
-RemainAfterExit=yes
-ExecStart=/bin/sh -c 'systemctl show -P StatusText dnsguard.service >/run/seen; mv /run/seen /run/seen-by-kubelet'
-"""
 
 
 @pytest.fixture
@@ -69,21 +60,3 @@ def test_with_a_configuration_that_cannot_be_read_the_usual_links_are_closed(ima
 
         assert started.returncode != 0
         assert not host.scene.opens(host.scene.a, DB)
-
-
-def test_at_boot_the_early_unit_comes_first_and_what_starts_pods_waits_until_dnsguard_is_ready(image: Path) -> None:
-    with hosting([image], start=False) as host:
-        machine = host.machine
-        machine.write("/etc/systemd/system/kubelet.service", KUBELET)
-        machine.systemctl("daemon-reload")
-        machine.systemctl("enable", UNIT)
-        machine.run("systemctl", "start", "--no-block", "kubelet.service", "dnsguard.service")
-
-        host.until(lambda: (machine.root / "run/seen-by-kubelet").exists())
-
-        assert machine.read("/run/seen-by-kubelet").startswith("ready: ")
-        ended = [
-            int(machine.show(unit, "ActiveEnterTimestampMonotonic")["ActiveEnterTimestampMonotonic"])
-            for unit in ("dnsguard-early.service", "network-pre.target", "dnsguard.service", "kubelet.service")
-        ]
-        assert ended == sorted(ended) and ended[0] > 0

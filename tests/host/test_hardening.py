@@ -1,13 +1,14 @@
-"""Every line of the service's sandbox does something: with all of them a thing is refused, without the line it is let.
+"""Every line of a sandbox does something: with all of them a thing is refused, without the line it is let.
 
-What cannot be tried is explained by a comment right above the line in the unit.
+What cannot be tried is explained by a comment right above the line in the unit. The early unit's sandbox is the
+service's: what it has instead or besides is tried, too, and what it leaves out says why.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from tests.host.machine import TOP, Machine
 
 pytestmark = pytest.mark.node
 
-UNIT = TOP / "systemd/dnsguard.service"
+UNIT, EARLY = TOP / "systemd/dnsguard.service", TOP / "systemd/dnsguard-early.service"
 BEGIN, END = "# -- sandbox", "[Install]"
 CAPABILITIES = "CAP_NET_ADMIN CAP_BPF CAP_PERFMON"
 SERVICE = "Type=oneshot\nUser=dnsguard\nGroup=dnsguard\nRuntimeDirectory=dnsguard\nRuntimeDirectoryPreserve=yes\n"
@@ -40,6 +41,7 @@ class Trial:
     probe: str
     needed: bool = False
     beside: tuple[str, ...] = ()
+    unit: Path = UNIT
 
 
 FILTERS = ("SystemCallFilter=@system-service", "SystemCallFilter=~@privileged @resources")
@@ -66,27 +68,40 @@ TRIALS = (
     Trial("SystemCallFilter=~@privileged @resources", "changes_owners"),
     Trial("SystemCallFilter=bpf setpriority", "makes_maps", needed=True),
     Trial("SystemCallErrorNumber=EPERM", "is_killed_for_a_call"),
+    Trial("AmbientCapabilities=CAP_NET_ADMIN", "marks_packets", needed=True, unit=EARLY),
+    Trial("CapabilityBoundingSet=CAP_NET_ADMIN", "gets_capabilities", unit=EARLY),
+    Trial("ProcSubset=pid", "sees_the_kernel_s_files", unit=EARLY),
+    Trial("RestrictAddressFamilies=AF_UNIX AF_NETLINK", "opens_ip_sockets", unit=EARLY),
+    Trial("IPAddressDeny=any", "sends_packets", beside=("RestrictAddressFamilies=AF_UNIX AF_NETLINK",), unit=EARLY),
 )
 
 
-def sandbox() -> list[str]:
+def sandbox(unit: Path) -> list[str]:
     """The lines of the sandbox section, comments included."""
-    lines = UNIT.read_text().splitlines()
+    lines = unit.read_text().splitlines()
     begin = next(number for number, line in enumerate(lines) if line.startswith(BEGIN))
     return [line for line in lines[begin + 1 : lines.index(END)] if line]
 
 
-def settings(lines: Sequence[str]) -> list[str]:
-    return [line for line in lines if not line.startswith("#")]
+def settings(unit: Path) -> list[str]:
+    return [line for line in sandbox(unit) if not line.startswith("#")]
 
 
-def explained() -> set[str]:
+def explained(unit: Path) -> set[str]:
     """The lines with a comment right above."""
-    return {line for above, line in itertools.pairwise(sandbox()) if above.startswith("#")}
+    return {line for above, line in itertools.pairwise(sandbox(unit)) if above.startswith("#")}
+
+
+def tried(unit: Path) -> set[str]:
+    return {trial.line for trial in TRIALS if trial.unit == unit}
 
 
 def without(trial: Trial, *more: str) -> list[str]:
-    return [line for line in settings(sandbox()) if line not in (*trial.beside, *more)]
+    return [line for line in settings(trial.unit) if line not in (*trial.beside, *more)]
+
+
+def keys(lines: Iterable[str]) -> set[str]:
+    return {line.split("=")[0] for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +124,7 @@ def found(image: Path) -> Iterator[dict[str, dict[str, bool]]]:
         yield {name: json.loads(machine.read(f"/run/probe-{name}") or "{}") for name in units}
 
 
-@pytest.mark.parametrize("number", range(len(TRIALS)), ids=[trial.line for trial in TRIALS])
+@pytest.mark.parametrize("number", range(len(TRIALS)), ids=[f"{trial.unit.stem}: {trial.line}" for trial in TRIALS])
 def test_a_line_of_the_sandbox_decides_what_is_let(found: dict[str, dict[str, bool]], number: int) -> None:
     trial = TRIALS[number]
 
@@ -118,19 +133,24 @@ def test_a_line_of_the_sandbox_decides_what_is_let(found: dict[str, dict[str, bo
 
 
 def test_every_line_of_the_sandbox_is_tried_or_explained() -> None:
-    assert set(settings(sandbox())) - {trial.line for trial in TRIALS} - explained() == set()
+    assert set(settings(UNIT)) - tried(UNIT) - explained(UNIT) == set()
 
 
-def test_every_trial_is_of_a_line_that_is_there() -> None:
-    assert {trial.line for trial in TRIALS} <= set(settings(sandbox()))
+@pytest.mark.parametrize("unit", [UNIT, EARLY], ids=["dnsguard", "dnsguard-early"])
+def test_every_trial_is_of_a_line_that_is_there(unit: Path) -> None:
+    assert tried(unit) <= set(settings(unit))
 
 
-def test_the_early_unit_s_sandbox_has_no_hole_that_the_service_s_has_not() -> None:
-    early = (TOP / "systemd/dnsguard-early.service").read_text().splitlines()
-    only_here = {"AmbientCapabilities", "CapabilityBoundingSet", "ReadWritePaths", "RestrictAddressFamilies"}
-    wanted = {line for line in settings(sandbox()) if line.split("=")[0] not in only_here}
+def test_every_line_that_only_the_early_unit_has_is_tried_and_explained() -> None:
+    assert set(settings(EARLY)) - set(settings(UNIT)) == tried(EARLY) & explained(EARLY)
 
-    assert wanted - set(early) <= {"SystemCallFilter=bpf setpriority"}
+
+def test_every_line_of_the_service_is_in_the_early_unit_or_that_says_why_not() -> None:
+    ours, its = set(settings(UNIT)), set(settings(EARLY))
+    instead = {line for line in ours - its if line.split("=")[0] in keys(its - ours)}
+    left_out = {line for line in ours if any(above.startswith(f"# No {line}: ") for above in sandbox(EARLY))}
+
+    assert ours - its == instead | left_out
 
 
 def test_the_ebpf_line_needs_each_of_its_capabilities(image: Path) -> None:

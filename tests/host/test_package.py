@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from tests.host.busy import Busy, busy_host, nothing_is_lost_for_good
 from tests.host.host import UNIT, UNITS, Host, hosting
 from tests.host.machine import Machine
 from tests.host.package import BROUGHT, NEXT_VERSION, built, dpkg, installing, next_version
+from tests.host.traces import leftovers
 from tests.node.scene import DB, OTHER, rcode
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(900)]
@@ -71,12 +71,6 @@ def traces(host: Host) -> str:
 def attached(host: Host) -> list[str]:
     told = host.lab.run(host.lab.node, "bpftool", "net", "show", check=False).stdout
     return [line for line in told.splitlines() if "veth-" in line]
-
-
-def leftovers(machine: Machine) -> set[str]:
-    """Files of that name, on the disk and in /run, that the machine below does not have at the same place."""
-    found = machine.shell("find / -xdev -name '*dnsguard*' -print -prune; find /run -name '*dnsguard*' -print -prune")
-    return {path for path in found.split() if not os.path.lexists(path)} - {BROUGHT}
 
 
 def test_lintian_has_nothing_to_say(package: Path) -> None:
@@ -190,7 +184,7 @@ def test_purged_at_once_or_later_it_leaves_nothing(host: Host, first: list[str])
         dpkg(host.machine, action, "dnsguard")
 
     assert traces(host) == ""
-    assert leftovers(host.machine) == set()
+    assert leftovers(host.machine) == {BROUGHT}
     assert playing.opens(playing.a, OTHER)
 
 

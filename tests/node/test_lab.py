@@ -67,6 +67,19 @@ def test_a_removed_pod_takes_its_link_and_namespace_along(lab: Lab) -> None:
     assert pod.namespace not in namespaces("dgtest")
 
 
+def test_a_node_that_is_renewed_has_its_uplink_alone_until_a_pod_is_linked_again(lab: Lab) -> None:
+    pod = lab.pod("a", "10.244.0.5")
+    lab.add_world_address("8.8.8.8")
+    lab.ip(lab.node, "rule add from 10.244.0.5 table 99")
+
+    lab.renew_node()
+
+    assert lab.inside(lab.node, socket.if_nameindex) == [(1, "lo"), (2, "uplink")]
+    assert "10.244.0.5" not in lab.run(lab.node, "ip", "rule").stdout
+    lab.link(pod, "10.244.0.5")
+    assert echo_once(lab, (lab.world, "8.8.8.8"), pod.namespace) == "10.244.0.5"
+
+
 def test_nothing_is_left_when_the_body_fails_even_with_a_program_running() -> None:
     with pytest.raises(ZeroDivisionError), Lab("dgfail") as lab:
         process = lab.popen(lab.pod("a", "10.244.0.5").namespace, "sleep", "60")

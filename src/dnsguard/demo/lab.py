@@ -104,15 +104,28 @@ class Lab:
         if len(pod.link) > 15:
             raise ValueError(f"{pod.link}: an interface's name has at most 15 characters; pass link=")
         self._make([pod.namespace])
+        self.link(pod, *addresses)
+        return pod
+
+    def link(self, pod: Pod, *addresses: str) -> None:
+        """Give a pod that has none its link, as `pod` does."""
         self.ip(self.node, *_node_side(pod, addresses))
         self.ip(pod.namespace, *_pod_side(addresses))
-        return pod
 
     def remove_pod(self, pod: Pod) -> None:
         """Take the pod away: its link and routes are gone when this returns."""
         self.ip(self.node, f"link del {pod.link}")
         _remove([pod.namespace])
         self._namespaces.remove(pod.namespace)
+
+    def renew_node(self) -> None:
+        """The node as a reboot leaves it: a new namespace, with its uplink alone; pods are without a link."""
+        links = [name for _, name in self.inside(self.node, socket.if_nameindex) if name != "lo"]
+        self.ip(self.node, *(f"link del {link}" for link in links))
+        _remove([self.node])
+        self._namespaces.remove(self.node)
+        self._make([self.node])
+        self._connect()
 
     def add_address(self, pod: Pod, address: str) -> None:
         """Give the pod one more address, routed to its link."""
@@ -169,6 +182,9 @@ class Lab:
 
     def _build(self) -> None:
         self._make([self.node, self.world])
+        self._connect()
+
+    def _connect(self) -> None:
         self.sysctl(self.node, ipv4__ip_forward=1, ipv6__conf__all__forwarding=1)
         node, world = zip(NODE_ADDRESSES, (24, 64), strict=True), zip(WORLD_ADDRESSES, (24, 64), strict=True)
         self.ip(
