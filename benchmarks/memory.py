@@ -8,6 +8,7 @@ while the allowlist is reloaded. In the second the leases last, and are counted 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
 import threading
@@ -36,8 +37,6 @@ METRICS = "http://127.0.0.1:9353/metrics"
 """Where a node's are, as configured by default."""
 SETTLED = 180.0
 """What leases, flows and kernel answers of the long run may take to end."""
-WARM = 25.0
-"""What is done every 20 s has been done by then, in a thread that is made at its first use."""
 TTL = 1
 BRIEF = "ttl: {floor: 1s, grace: 1s, cap: 1s}"
 """Leases of the long run: they end while it goes on, as those of a day do."""
@@ -60,7 +59,9 @@ BY_POD = (
 @dataclass(frozen=True, slots=True)
 class Extent:
     """`queries` for `names` names from `pods`, a reload after each `between` of them; then `few` and `many` leases on
-    a node of `usual` pods. `cached`: how many answers are kept; `minutes`: what each of the two may take."""
+    a node of `usual` pods. `cached`: how many answers are kept. `warm`: seconds of the same load before the start, and
+    `still`: of none at the start and the end; a pod's names are kept for a minute, and what is done every 20 s makes
+    its thread at its first use. `minutes`: what each of the two runs may take."""
 
     pods: int = 500
     names: int = 200_000
@@ -70,6 +71,8 @@ class Extent:
     usual: int = 110
     few: int = 10_000
     many: int = 110_000
+    warm: float = 70.0
+    still: float = 65.0
     minutes: float = 20.0
 
     @property
@@ -91,7 +94,17 @@ class Extent:
 
 FULL = Extent()
 QUICK = Extent(
-    pods=20, names=2_000, queries=10_000, between=2_000, cached=1_000, usual=10, few=1_000, many=4_000, minutes=3.0
+    pods=20,
+    names=2_000,
+    queries=10_000,
+    between=2_000,
+    cached=1_000,
+    usual=10,
+    few=1_000,
+    many=4_000,
+    warm=5.0,
+    still=25.0,
+    minutes=3.0,
 )
 
 
@@ -242,14 +255,11 @@ class _Run:
 
     def whole(self) -> LongRun:
         empty = self._empty()
-        with self._watched():
-            self._ask(0, self.extent.filling, 2)
-            self._reload(0)
-            self._reload(1)
-        time.sleep(WARM)
+        self._fill()
         before = self._rest(self._nothing_under_way)
         start = self._sample()
         load = self._load()
+        time.sleep(self.extent.still)
         after = self._rest(lambda found, _: not left(before, found, self.extent.kept))
         return LongRun(empty, start, self._sample(), self.samples, self.reloads, load, before, after)
 
@@ -259,14 +269,29 @@ class _Run:
         self._rest(self._nothing_under_way)
         return self._sample()
 
+    def _fill(self) -> None:
+        """With all that is kept by number, and then as the run will, with reloads, for as long as things are kept."""
+        with self._watched():
+            self._ask(0, self.extent.filling, 2)
+            warm = time.monotonic() + self.extent.warm
+            for turn in itertools.count():
+                if turn % 2 == 0 and time.monotonic() > warm:
+                    break
+                self._turn(turn)
+        time.sleep(self.extent.still)
+
+    def _turn(self, turn: int) -> None:
+        first = turn * self.extent.between
+        self._ask(first, first + self.extent.between, DENIED)
+        self._reload(turn)
+
     def _load(self) -> Load:
         self.done.clear()
         self.reloads.clear()
         self.scrapes, lines = 0, self.node.log_lines()
         with self._watched():
-            for turn, first in enumerate(range(0, self.extent.queries, self.extent.between)):
-                self._ask(first, first + self.extent.between, DENIED)
-                self._reload(turn)
+            for turn in range(self.extent.queries // self.extent.between):
+                self._turn(turn)
         done = {name: self.done[name] for name in ("answered", "denied", "failed", "begun", "stood", "closed")}
         return Load(**done, scrapes=self.scrapes, log_lines=self.node.log_lines() - lines)
 

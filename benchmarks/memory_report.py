@@ -102,7 +102,9 @@ def _resident(memory: Memory) -> Iterator[str]:
         f"{_mb(long.start.resident)}, for answers, denials and ended leases are kept by number. "
         f"{memory.extent.filling:,} questions fill that up to {inside.get('cached answers', 0):,} answers "
         f"(`cache.entries`), {inside.get('past denials', 0):,} denials (64 of each pod) and "
-        f"{inside.get('ended leases', 0):,} ended leases; a new one then takes the place of an old one."
+        f"{inside.get('ended leases', 0):,} ended leases; a new one then takes the place of an old one. "
+        f"The names that a pod asks for are counted for a minute: {memory.extent.warm:.0f} s of the same load fill "
+        f"that, too."
     )
     height = _mb(max(each.resident for each in long.samples if each.seconds >= long.start.seconds))
     yield (
