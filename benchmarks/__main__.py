@@ -160,14 +160,15 @@ def profile(bed: Bed, pace: Pace, cores: Cores) -> None:
 
 
 def memory_alone(cores: Cores, *, quick: bool) -> int:
-    """The exit code: 1 when an aim was missed; of a quick run, in which leases are too few, when anything was left."""
+    """The exit code: 1 when an aim was missed; of a quick run, in which leases are too few, when anything was left
+    or not used."""
     load, _, _ = os.getloadavg()
     with tempfile.TemporaryDirectory(prefix="dnsguard-bench-") as folder:
         found = memory.measure(Path(folder), cores, memory.QUICK if quick else memory.FULL)
     for line in memory_report.lines(found, load):
         print(line)
     if quick:
-        return int(found.long.before != found.long.after)
+        return int(not memory_report.nothing_left(found))
     memory_report.write(found, load, command())
     return int(not memory_report.met(found))
 

@@ -1,60 +1,34 @@
 """Many pods at once, each asking from a link of its own, until every question is answered.
 
-`python -m benchmarks.crowd PODS NAMES SECONDS [FIRST LAST]` runs in the namespace that holds the pods' ends of all
-links and prints a JSON object. Every pod asks for every name; with FIRST and LAST these turns are taken, in each of
-which another name is asked for, and by another pod than the last time. The ends have no addresses: frames are made here
-and sent by one packet socket, which also sees the replies; nobody else looks at them.
+`python -m benchmarks.crowd PODS NAMES SECONDS [FIRST LAST SHARE]` runs in the namespace that holds the pods' ends of
+all links and prints a JSON object. Every pod asks for every name; with FIRST and LAST these turns are taken, in each of
+which another name is asked for, and by another pod than the last time. One in SHARE of them asks for a name that is
+denied, and now and then a pod connects to what it was answered, and to what is closed. The ends have no addresses:
+frames are made here and sent by one packet socket, which also sees the replies; nobody else looks at them.
 """
 
 from __future__ import annotations
 
 import json
 import socket
-import struct
 import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
 
-from benchmarks.names import Kind, query
+from benchmarks.flows import LASTS, Flows
+from benchmarks.frames import DENIED, FIRST_POD, IP4, link_name, question
 
 WINDOW = 1024
 """Questions under way at once."""
 LOST_AFTER = 2.0
-NODE_MAC = bytes.fromhex("eeeeeeeeeeee")
-FIRST_POD = 0x0A640000
-RESOLVER = bytes((10, 99, 1, 1))
-CLIENT_PORT = 30_000
-_IP4 = 0x0800
-
-
-def link_name(pod: int) -> str:
-    """The pod's end."""
-    return f"pod-{pod}"
-
-
-def address(pod: int) -> bytes:
-    """10.100.0.0 and on."""
-    return (FIRST_POD + pod).to_bytes(4)
-
-
-def mac(pod: int) -> bytes:
-    return b"\x02\0" + pod.to_bytes(4)
-
-
-def question(pod: int, number: int) -> bytes:
-    """A frame that asks for the A of a name. Its UDP sum is 0: none."""
-    message = (number & 0xFFFF).to_bytes(2) + query(number, Kind.ONE_A)[2:]
-    udp = struct.pack("!4H", CLIENT_PORT, 53, 8 + len(message), 0)
-    head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 28 + len(message), 0, 0, 64, 17, 0, address(pod), RESOLVER)
-    head = head[:10] + _sum(head) + head[12:]
-    return NODE_MAC + mac(pod) + _IP4.to_bytes(2) + head + udp + message
-
-
-def _sum(header: bytes) -> bytes:
-    total: int = sum(struct.unpack("!10H", header))
-    folded = (total & 0xFFFF) + (total >> 16)
-    return (0xFFFF ^ ((folded & 0xFFFF) + (folded >> 16))).to_bytes(2)
+CONNECT_EVERY = 100
+"""Answers to one connection, and to one packet to what is closed; a pod's first answer has both, too."""
+BURST = 300
+"""Questions for denied names until another pod is the one that asks most of them."""
+OWN = 100
+"""Names of each pod that it is denied."""
+_NXDOMAIN = 3
 
 
 def _end(pod: int) -> socket.socket:
@@ -78,42 +52,80 @@ def turns(pods: int, names: int, first: int, last: int) -> Iterator[Asking]:
     return (((turn + turn // names) % pods, turn % names) for turn in range(first, last))
 
 
-class Crowd:
-    """Asks in this order; what failed or was lost is asked again."""
+def mixed(pods: int, names: int, turn: range, share: int) -> Iterator[Asking]:
+    """These turns of one in `share` for what is denied, the others as `turns` has them."""
+    allowed = turns(pods, names, turn.start - turn.start // share, turn.stop - turn.stop // share)
+    for each in turn:
+        yield denied(pods, each // share) if each % share == share - 1 else next(allowed)
 
-    def __init__(self, pods: int, left: Iterator[Asking]) -> None:
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_IP4))
+
+def denied(pods: int, number: int) -> Asking:
+    """Each pod has OWN names that it is denied. By turns the next pod asks for the next of its own; the loudest pod,
+    past its share of log lines, does; and the next pod asks for its first, which the kernel denies by itself soon."""
+    third, turn = divmod(number, 3)
+    pod = number // BURST % pods if turn == 1 else third % pods
+    each = (third // pods, third, 0)[turn]
+    return pod, DENIED + pod * OWN + each % OWN
+
+
+class Crowd:
+    """Asks in this order; what failed or was lost is asked again. Connects, too, if it is to."""
+
+    def __init__(self, pods: int, left: Iterator[Asking], *, connecting: bool = False) -> None:
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(IP4))
         self._socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
         self._socket.settimeout(0.05)
         self._ends = [_end(pod) for pod in range(pods)]
         self._left = left
-        self._waiting: dict[Asking, float] = {}
-        self.answered = self.failed = 0
+        self._waiting: dict[Asking, tuple[int, float]] = {}
+        """By pod and ID of the question, one under way: the number of its name, and when it was asked."""
+        self._flows = Flows(lambda pod, frame: self._ends[pod].send(frame))
+        self._connecting = connecting
+        self._connected: set[int] = set()
+        self._asked = 0
+        self.answered = self.denied = self.failed = 0
 
     def run(self, seconds: float) -> dict[str, float]:
         begun = time.monotonic()
         while (now := time.monotonic()) - begun < seconds:
             self._ask_again(now)
+            self._flows.end(now - LASTS)
             for pod, number in islice(self._left, WINDOW - len(self._waiting)):
                 self._ask(pod, number, now)
             if not self._waiting:
                 break
             self._take()
-        unanswered = len(self._waiting) + sum(1 for _ in self._left)
         took = time.monotonic() - begun
-        return {"answered": self.answered, "failed": self.failed, "unanswered": unanswered, "seconds": took}
+        self._end_flows()
+        return {
+            "answered": self.answered,
+            "denied": self.denied,
+            "failed": self.failed,
+            "unanswered": len(self._waiting) + sum(1 for _ in self._left),
+            "seconds": took,
+            "begun": self._flows.begun,
+            "stood": self._flows.stood,
+            "closed": self._flows.closed,
+        }
+
+    def _end_flows(self) -> None:
+        deadline = time.monotonic() + LASTS
+        while self._flows.unanswered and time.monotonic() < deadline:
+            self._take()
+        self._flows.end(time.monotonic())
 
     def _ask(self, pod: int, number: int, now: float) -> None:
-        self._waiting[pod, number & 0xFFFF] = now
-        self._ends[pod].send(question(pod, number))
+        self._asked = self._asked + 1 & 0xFFFF
+        self._waiting[pod, self._asked] = number, now
+        self._ends[pod].send(question(pod, number, self._asked))
 
     def _ask_again(self, now: float) -> None:
         while self._waiting:
-            pair, asked = next(iter(self._waiting.items()))
+            (pod, identity), (number, asked) = next(iter(self._waiting.items()))
             if now - asked < LOST_AFTER:
                 return
-            del self._waiting[pair]
-            self._ask(*pair, now)
+            del self._waiting[pod, identity]
+            self._ask(pod, number, now)
 
     def _take(self) -> None:
         """At least one reply, if any comes, and whatever else is there."""
@@ -126,19 +138,38 @@ class Crowd:
             return
 
     def _settle(self, packet: bytes) -> None:
+        if packet[23] == 6:
+            self._flows.take(packet)
+            return
         if packet[23] != 17 or packet[34:36] != b"\0\x35":
             return
         pair = int.from_bytes(packet[30:34]) - FIRST_POD, int.from_bytes(packet[42:44])
         if pair not in self._waiting:
             return
-        if packet[45] & 15:  # it stays among those waiting, and is asked again
-            self.failed += 1
+        number, _ = self._waiting[pair]
+        if packet[45] & 15 != (_NXDOMAIN if number >= DENIED else 0):
+            self.failed += 1  # it stays among those waiting, and is asked again
             return
         del self._waiting[pair]
+        if number >= DENIED:
+            self.denied += 1
+            return
         self.answered += 1
+        if self._connecting and (pair[0] not in self._connected or not self.answered % CONNECT_EVERY):
+            self._connect(pair[0], packet[-4:])
+
+    def _connect(self, pod: int, answered: bytes) -> None:
+        self._connected.add(pod)
+        self._flows.begin(pod, answered, time.monotonic())
+        self._flows.knock(pod)
+
+
+def main(pods: int, names: int, seconds: int, *mix: int) -> dict[str, float]:
+    if not mix:
+        return Crowd(pods, everything(pods, names)).run(seconds)
+    first, last, share = mix
+    return Crowd(pods, mixed(pods, names, range(first, last), share), connecting=True).run(seconds)
 
 
 if __name__ == "__main__":
-    pods, names, seconds, *between = map(int, sys.argv[1:])
-    asked = turns(pods, names, *between) if between else everything(pods, names)
-    json.dump(Crowd(pods, asked).run(seconds), sys.stdout)
+    json.dump(main(*map(int, sys.argv[1:])), sys.stdout)

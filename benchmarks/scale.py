@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import crowd, kernel
+from benchmarks import frames, kernel
 from benchmarks.bed import TOP, UPSTREAM, Bed, Cores, Server
 from benchmarks.names import ALLOWED_ZONE
 from dnsguard.control.client import ControlClient, NotRunningError
@@ -109,6 +109,8 @@ class Node:
     """dnsguard on the bed's node, told of all pods."""
 
     server: Server
+    module = "dnsguard"
+    """What is run of it."""
 
     def __init__(self, bed: Bed, size: Size, cores: Cores, config: str) -> None:
         self.bed, self.size, self._cores = bed, size, cores
@@ -125,7 +127,7 @@ class Node:
     def start(self, deadline: float) -> float:
         begun = time.monotonic()
         with self._log.open("w") as log:
-            command = (sys.executable, "-m", "dnsguard", "run", "--config", str(self._config))
+            command = (sys.executable, "-m", self.module, "run", "--config", str(self._config))
             process = self.bed.popen(self.bed.lab.node, self._cores.server, *command, stdout=log, stderr=log)
         self.server = Server(process, self._cores)
         while not self._ready():
@@ -146,8 +148,12 @@ class Node:
     def _said(self) -> str:
         return self._log.read_text()[-2000:]
 
+    def log_lines(self) -> int:
+        with self._log.open("rb") as log:
+            return sum(1 for _ in log)
+
     def ask(self, deadline: float, *turns: int) -> dict[str, float]:
-        """Every name for every pod, or these turns of `crowd.turns`."""
+        """Every name for every pod, or these turns of `crowd.mixed`: the first, the one behind the last, the share."""
         seconds = max(1, int(deadline - time.monotonic()))
         numbers = map(str, (self.size.pods, self.size.names, seconds, *turns))
         argv = ("taskset", "-c", str(self._cores.load), sys.executable, "-m", "benchmarks.crowd", *numbers)
@@ -208,7 +214,7 @@ def allowlist(size: Size, changed: range) -> Iterator[str]:
 
 
 def _dotted(pod: int) -> str:
-    return ".".join(map(str, crowd.address(pod)))
+    return ".".join(map(str, frames.address(pod)))
 
 
 def make_links(bed: Bed, size: Size) -> None:
@@ -218,11 +224,11 @@ def make_links(bed: Bed, size: Size) -> None:
         lab.sysctl(place, ipv6__conf__default__disable_ipv6=1)
     for pod in range(size.pods):
         lab.ip(lab.node, *_node_side(pod, there))
-        lab.ip(there, f"link set {crowd.link_name(pod)} up")
+        lab.ip(there, f"link set {frames.link_name(pod)} up")
 
 
 def _node_side(pod: int, there: str) -> Iterator[str]:
-    link, end, mac = f"crowd-{pod}", crowd.link_name(pod), crowd.mac(pod).hex(":")
+    link, end, mac = f"crowd-{pod}", frames.link_name(pod), frames.mac(pod).hex(":")
     yield f"link add {link} address {GATEWAY_MAC} type veth peer name {end} address {mac} netns {there}"
     yield f"link set {link} up"
     yield f"route add {_dotted(pod)}/32 dev {link}"

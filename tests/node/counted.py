@@ -45,6 +45,7 @@ def books(of: service.Service) -> dict[str, int]:
         "kernel answers by pod": len(of._answers.by_pod),
         "log shares": len(of._events._limiter._buckets),
         "pods with past denials": len(of._events.recent._pods),
+        "past denials": sum(map(len, of._events.recent._pods.values())),
         "cached answers": len(engine.cache),
         "links": len(of._line._attachments._links),
     }

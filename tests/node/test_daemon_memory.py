@@ -31,7 +31,7 @@ PODS = 4
 NAMES = 20
 CACHED = 10
 RULE = {"to": [{"domainNames": ["*.fresh.example.com"]}], "ports": [{"protocol": "TCP", "port": 8080}]}
-BOUNDED = {"cached answers": CACHED, "pods with past denials": 1024, "threads": 8}
+BOUNDED = {"cached answers": CACHED, "pods with past denials": 1024, "past denials": 1024 * 64, "threads": 8}
 """What need not be as before, and the most that there may be of it: a thread is made at its first use."""
 PASSING = ("leases", "drops by pod", "map counts", "map flows")
 """What is gone last of a burst."""
