@@ -43,6 +43,15 @@ def test_without_a_usable_configuration_the_usual_links_are_closed_and_it_is_sai
         assert not reaches(lab, pod.namespace)
 
 
+def test_what_is_right_in_a_configuration_with_errors_says_which_links_are_closed(lab: Lab, tmp_path: Path) -> None:
+    pod, other = lab.pod("a", "10.244.0.5"), lab.pod("b", "10.244.0.6", link="tap-b")
+    with world(lab):
+        assert close(lab, tmp_path / "config.yaml", "pods: {interfaces: [tap-*]}\nnonsense: 1\n") == 1
+
+        assert not reaches(lab, other.namespace)
+        assert reaches(lab, pod.namespace)
+
+
 def test_a_table_in_force_is_left_as_it_is(tmp_path: Path) -> None:
     with playing(tmp_path) as scene:
         assert _resolves_and_opens(scene)

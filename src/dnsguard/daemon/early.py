@@ -10,18 +10,18 @@ import sys
 from pathlib import Path
 
 from dnsguard.config.diagnostics import exit_code
-from dnsguard.config.groups import Pods
-from dnsguard.config.settings import read_settings
+from dnsguard.config.settings import usable_settings
 from dnsguard.daemon import assembly
-from dnsguard.enforce.nftables import Layout, close_links
+from dnsguard.enforce.nftables import close_links
 
 
 def close(config: Path) -> int:
     """Install the table unless there is one; returns the exit code. Raises DnsguardError when it cannot.
 
-    With a configuration that cannot be read the links of the default patterns are closed: nothing would run there.
+    What is right in a configuration with errors counts; where `pods.interfaces` is not, the links of the default
+    patterns are closed: nothing would run there.
     """
-    settings, diagnostics = read_settings(config)
-    close_links(assembly.table_layout(settings) if settings else Layout(Pods().interfaces))
+    settings, diagnostics = usable_settings(config)
+    close_links(assembly.table_layout(settings))
     sys.stderr.writelines(f"{diagnostic}\n" for diagnostic in diagnostics)
     return exit_code(diagnostics)
