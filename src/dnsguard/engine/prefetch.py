@@ -50,21 +50,23 @@ class Refreshing:
 
 class _Seen:
     """Which keys came lately: the last thousand at least, and at most twice as many. A question costs 0.25 us so, and
-    1.2 us by age."""
+    1.2 us by age. They are told apart by their hashes, which no pod knows: 70 octets each instead of 200, of names that
+    pods are free to make up."""
 
     __slots__ = ("_earlier", "_lately")
 
     def __init__(self) -> None:
-        self._lately: set[Hashable] = set()
-        self._earlier: set[Hashable] = set()
+        self._lately: set[int] = set()
+        self._earlier: set[int] = set()
 
     def again(self, key: Hashable) -> bool:
         """Whether it has come before; it has now."""
-        if key in self._lately or key in self._earlier:
+        known = hash(key)
+        if known in self._lately or known in self._earlier:
             return True
         if len(self._lately) >= DENIED_NAMES:
             self._earlier, self._lately = self._lately, set()
-        self._lately.add(key)
+        self._lately.add(known)
         return False
 
 
