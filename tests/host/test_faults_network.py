@@ -189,7 +189,7 @@ def told_of_links(lines: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     found = {name: {"pod_came": 0, "pod_went": 0} for name in NAMES}
     for one in lines:
         counted = one.get("DNSGUARD_SUPPRESSED", "") + one.get("DNSGUARD_KINDS", "")
-        about = re.search(r"(?:came on|went from|more lines about) (veth-[fghi])\b", str(one["MESSAGE"]))
+        about = re.search(r"(?:came on|went from|more lines about link) (veth-[fghi])\b", str(one["MESSAGE"]))
         for number, what in [*re.findall(r"(\d+) (pod_came|pod_went)", counted), (1, one.get("DNSGUARD_EVENT"))]:
             if about and what in found[about[1]]:
                 found[about[1]][what] += int(number)
