@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import uvloop
 
@@ -80,6 +80,8 @@ from dnsguard.sources.store import Store
 from dnsguard.upstream.health import Probes
 from dnsguard.upstream.matching import Reports as UpstreamReports
 from dnsguard.upstream.transport import Transport
+
+T = TypeVar("T")
 
 TICK: Final[Seconds] = 0.05
 """Between two looks at deadlines."""
@@ -185,7 +187,9 @@ class Service:
             async with contextlib.AsyncExitStack() as rooms:
                 # Not inside the task group, which would wrap the error of a start into a group.
                 async with self._supervision.starting():
-                    background = await self._start(rooms)
+                    background = await self._unless_stopped(self._start(rooms))
+                if background is None:
+                    return self._code
                 async with asyncio.TaskGroup() as tasks:
                     owned = [tasks.create_task(work) for work in background]
                     await self._stop.wait()
@@ -199,6 +203,17 @@ class Service:
             self._events.close()
             self._log.outlet.close()
         return self._code
+
+    async def _unless_stopped(self, start: Coroutine[Any, Any, T]) -> T | None:
+        """None when the stop came first: a large allowlist takes longer to read than whoever stops it would wait."""
+        starting, stopped = asyncio.create_task(start), asyncio.create_task(self._stop.wait())
+        await asyncio.wait((starting, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return None
+        return starting.result()
 
     async def _start(self, rooms: contextlib.AsyncExitStack) -> list[Coroutine[Any, Any, None]]:
         """Open every room; what runs until the stop is returned, to be started."""

@@ -190,11 +190,16 @@ def readers(host: Host) -> list[int]:
     return found
 
 
+def write_large(host: Host) -> None:
+    """An allowlist that takes long to read."""
+    pods = {f"10.{100 + n // 65536}.{n // 256 % 256}.{n % 256}": ["db.example.com"] for n in range(BIG)}
+    host.daemon.write("allowlist.yaml", "Allowlist", {**ALLOWLIST, "pods": {**ALLOWLIST["pods"], **pods}})
+
+
 @contextlib.contextmanager
 def reading_for_long(host: Host) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A reload of an allowlist that takes long, and the process that reads it."""
-    pods = {f"10.{100 + n // 65536}.{n // 256 % 256}.{n % 256}": ["db.example.com"] for n in range(BIG)}
-    host.daemon.write("allowlist.yaml", "Allowlist", {**ALLOWLIST, "pods": {**ALLOWLIST["pods"], **pods}})
+    write_large(host)
     reload = host.machine.popen("systemctl", "reload", UNIT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         host.until(lambda: bool(readers(host)))
@@ -203,6 +208,22 @@ def reading_for_long(host: Host) -> Iterator[tuple[subprocess.Popen[str], int]]:
         reload.wait(PATIENCE)
         host.daemon.write("allowlist.yaml", "Allowlist", ALLOWLIST)
         host.machine.systemctl("reload", UNIT)
+
+
+def test_a_start_that_reads_a_large_allowlist_can_be_stopped(node: Host) -> None:
+    told = len(events(node, "ended_badly"))
+    write_large(node)
+    node.machine.systemctl("restart", "--no-block", UNIT)
+    node.until(lambda: bool(readers(node)))
+
+    node.machine.systemctl("stop", "dnsguard.socket", UNIT)
+
+    assert node.machine.show(UNIT, "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    assert not readers(node)
+    node.daemon.write("allowlist.yaml", "Allowlist", ALLOWLIST)
+    node.machine.systemctl("start", "dnsguard.socket", UNIT)
+    node.until(lambda: is_whole(node), WHOLE)
+    assert len(events(node, "ended_badly")) == told
 
 
 @pytest.mark.parametrize("killer", ["SIGKILL", "out of memory"])
