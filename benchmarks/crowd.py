@@ -22,8 +22,6 @@ from benchmarks.frames import DENIED, FIRST_POD, IP4, link_name, question
 WINDOW = 1024
 """Questions under way at once."""
 LOST_AFTER = 2.0
-CONNECT_EVERY = 100
-"""Answers to one connection, and to one packet to what is closed; a pod's first answer has both, too."""
 BURST = 300
 """Questions for denied names until another pod is the one that asks most of them."""
 OWN = 100
@@ -69,9 +67,10 @@ def denied(pods: int, number: int) -> Asking:
 
 
 class Crowd:
-    """Asks in this order; what failed or was lost is asked again. Connects, too, if it is to."""
+    """Asks in this order; what failed or was lost is asked again. One of `connecting` answers leads to a connection, and
+    to a packet to what is closed; a pod's first answer does, too. With 0 none does."""
 
-    def __init__(self, pods: int, left: Iterator[Asking], *, connecting: bool = False) -> None:
+    def __init__(self, pods: int, left: Iterator[Asking], *, connecting: int = 0) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(IP4))
         self._socket.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
         self._socket.settimeout(0.05)
@@ -155,7 +154,7 @@ class Crowd:
             self.denied += 1
             return
         self.answered += 1
-        if self._connecting and (pair[0] not in self._connected or not self.answered % CONNECT_EVERY):
+        if self._connecting and (pair[0] not in self._connected or not self.answered % self._connecting):
             self._connect(pair[0], packet[-4:])
 
     def _connect(self, pod: int, answered: bytes) -> None:
@@ -167,8 +166,8 @@ class Crowd:
 def main(pods: int, names: int, seconds: int, *mix: int) -> dict[str, float]:
     if not mix:
         return Crowd(pods, everything(pods, names)).run(seconds)
-    first, last, share = mix
-    return Crowd(pods, mixed(pods, names, range(first, last), share), connecting=True).run(seconds)
+    first, last, share, connecting = mix
+    return Crowd(pods, mixed(pods, names, range(first, last), share), connecting=connecting).run(seconds)
 
 
 if __name__ == "__main__":

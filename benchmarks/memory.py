@@ -27,6 +27,7 @@ from benchmarks.held import Books, books, count, entries_of, left, memory
 from benchmarks.scale import Node, Size, make_links
 from dnsguard.demo.lab import Lab
 from dnsguard.engine.revoke import MOST_REMEMBERED
+from dnsguard.learning.book import FLOWS, LEAST_FLOWS, LEAST_NAMES, NAMES
 from dnsguard.observe.recent import ENTRIES
 
 EVERY = 1.0
@@ -41,6 +42,8 @@ TTL = 1
 BRIEF = "ttl: {floor: 1s, grace: 1s, cap: 1s}"
 """Leases of the long run: they end while it goes on, as those of a day do."""
 LONG_TTL = 3600
+CONNECT, FILL = 100, 5
+"""Answers to one connection in the run, and while what is kept by number is filled up."""
 DENIED = 10
 """Of so many questions of the long run one is for a name that is denied."""
 PASSING = ("flows", "answers")
@@ -88,6 +91,8 @@ class Extent:
             "cached answers": self.cached,
             "past denials": ENTRIES * self.pods,
             "ended leases": MOST_REMEMBERED,
+            "seen names": max(NAMES, LEAST_NAMES * self.pods),
+            "seen flows": max(FLOWS, LEAST_FLOWS * self.pods),
             **dict.fromkeys(BY_POD, self.pods),
         }
 
@@ -265,14 +270,14 @@ class _Run:
 
     def _empty(self) -> Sample:
         """Once each pod has asked, so that what is made at its first use is there."""
-        self.node.ask(self.deadline, 0, self.extent.pods, 2 * self.extent.pods)
+        self.node.ask(self.deadline, 0, self.extent.pods, 2 * self.extent.pods, CONNECT)
         self._rest(self._nothing_under_way)
         return self._sample()
 
     def _fill(self) -> None:
         """With all that is kept by number, and then as the run will, with reloads, for as long as things are kept."""
         with self._watched():
-            self._ask(0, self.extent.filling, 2)
+            self._ask(0, self.extent.filling, 2, FILL)
             warm = time.monotonic() + self.extent.warm
             for turn in itertools.count():
                 if turn % 2 == 0 and time.monotonic() > warm:
@@ -282,7 +287,7 @@ class _Run:
 
     def _turn(self, turn: int) -> None:
         first = turn * self.extent.between
-        self._ask(first, first + self.extent.between, DENIED)
+        self._ask(first, first + self.extent.between, DENIED, CONNECT)
         self._reload(turn)
 
     def _load(self) -> Load:
@@ -295,8 +300,8 @@ class _Run:
         done = {name: self.done[name] for name in ("answered", "denied", "failed", "begun", "stood", "closed")}
         return Load(**done, scrapes=self.scrapes, log_lines=self.node.log_lines() - lines)
 
-    def _ask(self, first: int, last: int, share: int) -> None:
-        asked = self.node.ask(self.deadline, first, last, share)
+    def _ask(self, first: int, last: int, share: int, connecting: int) -> None:
+        asked = self.node.ask(self.deadline, first, last, share, connecting)
         self.done.update({name: int(number) for name, number in asked.items()})
 
     def _reload(self, turn: int) -> None:

@@ -99,10 +99,11 @@ def _resident(memory: Memory) -> Iterator[str]:
     long, inside = memory.long, memory.long.before.inside
     yield (
         f"Before the start memory grows, once: from {_mb(long.empty.resident)} when each pod has asked once to "
-        f"{_mb(long.start.resident)}, for answers, denials and ended leases are kept by number. "
+        f"{_mb(long.start.resident)}, for answers, denials, ended leases and what learn has seen are kept by number. "
         f"{memory.extent.filling:,} questions fill that up to {inside.get('cached answers', 0):,} answers "
         f"(`cache.entries`), {inside.get('past denials', 0):,} denials (64 of each pod) and "
-        f"{inside.get('ended leases', 0):,} ended leases; a new one then takes the place of an old one. "
+        f"{inside.get('ended leases', 0):,} ended leases, {inside.get('seen flows', 0):,} flows seen; a new one then "
+        f"takes the place of an old one, or is not kept. "
         f"The names that a pod asks for are counted for a minute: {memory.extent.warm:.0f} s of the same load fill "
         f"that, too."
     )

@@ -153,7 +153,8 @@ class Node:
             return sum(1 for _ in log)
 
     def ask(self, deadline: float, *turns: int) -> dict[str, float]:
-        """Every name for every pod, or these turns of `crowd.mixed`: the first, the one behind the last, the share."""
+        """Every name for every pod, or these turns of `crowd.mixed`: the first, the one behind the last, the share, and
+        the number of answers of which one leads to a connection."""
         seconds = max(1, int(deadline - time.monotonic()))
         numbers = map(str, (self.size.pods, self.size.names, seconds, *turns))
         argv = ("taskset", "-c", str(self._cores.load), sys.executable, "-m", "benchmarks.crowd", *numbers)

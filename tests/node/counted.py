@@ -47,6 +47,8 @@ def books(of: service.Service) -> dict[str, int]:
         "pods with past denials": len(of._events.recent._pods),
         "past denials": sum(map(len, of._events.recent._pods.values())),
         "cached answers": len(engine.cache),
+        "seen names": sum(one.names_kept for one in of._book.pods.values()),
+        "seen flows": sum(one.flows_kept for one in of._book.pods.values()),
         "links": len(of._line._attachments._links),
     }
 

@@ -20,6 +20,7 @@ from dnslib import DNSRecord
 
 from dnsguard.demo.lab import Pod
 from dnsguard.enforce.bpf.syscall import HASH, LPM_TRIE, LRU_HASH, Map, get_pinned
+from dnsguard.learning import book
 from tests.node.counted import FILE
 from tests.node.daemon import ANY_RESOLVER, wait_for
 from tests.node.scene import ALLOWLIST, Scene, exchange, playing
@@ -31,7 +32,14 @@ PODS = 4
 NAMES = 20
 CACHED = 10
 RULE = {"to": [{"domainNames": ["*.fresh.example.com"]}], "ports": [{"protocol": "TCP", "port": 8080}]}
-BOUNDED = {"cached answers": CACHED, "pods with past denials": 1024, "past denials": 1024 * 64, "threads": 8}
+BOUNDED = {
+    "cached answers": CACHED,
+    "pods with past denials": 1024,
+    "past denials": 1024 * 64,
+    "threads": 8,
+    "seen names": book.NAMES,
+    "seen flows": book.FLOWS,
+}
 """What need not be as before, and the most that there may be of it: a thread is made at its first use."""
 PASSING = ("leases", "drops by pod", "map counts", "map flows")
 """What is gone last of a burst."""
