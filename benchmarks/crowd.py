@@ -67,8 +67,8 @@ def denied(pods: int, number: int) -> Asking:
 
 
 class Crowd:
-    """Asks in this order; what failed or was lost is asked again. One of `connecting` answers leads to a connection, and
-    to a packet to what is closed; a pod's first answer does, too. With 0 none does."""
+    """Asks in this order; what failed or was lost is asked again. One of so many answers leads to a connection and to a
+    packet to what is closed, and a pod's first answer does; with 0 none."""
 
     def __init__(self, pods: int, left: Iterator[Asking], *, connecting: int = 0) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(IP4))
