@@ -16,11 +16,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from tests.host.busy import PODS, Busy, busy_host, dying
+from tests.host.dying import BEHIND
 from tests.host.host import UNIT, Host, installed
 from tests.host.package import built, dpkg, installing, next_version
 from tests.host.tries import EVERY
@@ -185,7 +187,8 @@ def main() -> int:
         for title, do in SCENARIOS:
             add(host, title, do)
         with dying(host) as die:
-            add(host, "SIGKILL in the middle of a commit", die)
+            add(host, "SIGKILL in the middle of a commit: eBPF has it, nftables not", die)
+            add(host, "SIGKILL behind a commit: the kernel has it, no answer left", partial(die, where=BEHIND))
         without_socket_unit(host)
         add(host, "`systemctl restart`, without dnsguard.socket", restart, 1)
         add(host, "stop and start, without dnsguard.socket", stop_and_start, 1)
