@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -51,7 +51,7 @@ class SeenFile:
 
     def write(self, rows: Iterable[SeenRow]) -> str:
         """Keep these rows in place of those of the same pods. Returns what went wrong, empty when nothing did."""
-        kept = [(row["pod"], row["last"], json.dumps(row, separators=(",", ":"))) for row in rows]
+        kept = ((row["pod"], row["last"], json.dumps(row, separators=(",", ":"))) for row in rows)
         try:
             self._write(kept)
         except sqlite3.DatabaseError as error:
@@ -62,7 +62,7 @@ class SeenFile:
             return f"{self.path} cannot be written: {error.strerror}"
         return ""
 
-    def _write(self, kept: Sequence[tuple[str, int, str]]) -> None:
+    def _write(self, kept: Iterable[tuple[str, int, str]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
         self.path.touch(mode=0o640)
         with closing(sqlite3.connect(self.path, timeout=_BUSY)) as database, database:
