@@ -245,4 +245,4 @@ def test_a_thousand_links_that_come_and_go_leave_nothing_behind_and_nothing_to_w
     rate, at_once = OFTEN_LINES
     about = sum(bool(re.search(r"(came on|went from) veth-[fghi]", line)) for line in written)
     assert about <= len(NAMES) * (at_once + rate * (took + WHOLE))
-    assert journal.told == []
+    assert set(journal.kinds()) <= {"events_suppressed"}  # of these links' lines, counted above
