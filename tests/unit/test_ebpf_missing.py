@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,16 +17,7 @@ from dnsguard.enforce.bpf.load import NEEDED, _refusal
 from dnsguard.enforce.bpf.second import EbpfLayout
 from dnsguard.engine.contracts import EventKind
 from dnsguard.observe.catalog import CATALOG
-
-
-class Told:
-    all_queries = all_leases = False
-
-    def __init__(self) -> None:
-        self.events: list[tuple[EventKind, dict[str, Any]]] = []
-
-    def emit(self, kind: EventKind, /, **fields: Any) -> None:
-        self.events.append((kind, fields))
+from tests.replay.stage import Told
 
 
 @pytest.fixture

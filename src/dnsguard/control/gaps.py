@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from dnsguard.control.calls import Status
+from dnsguard.core.words import some
 
 NAMED: Final = 6
 """So many links with the same reason are named."""
@@ -23,9 +24,4 @@ def gap_texts(status: Status) -> Iterator[str]:
         if gap["enforcer"] not in absent:
             alike[gap["enforcer"], gap["reason"]].append(gap["link"])
     for (enforcer, reason), links in alike.items():
-        yield f"{enforcer} does not decide on {_named(links)}: {reason}"
-
-
-def _named(links: Sequence[str]) -> str:
-    more = f" and {len(links) - NAMED} more" if len(links) > NAMED else ""
-    return ", ".join(links[:NAMED]) + more
+        yield f"{enforcer} does not decide on {some(links, NAMED)}: {reason}"

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
@@ -19,6 +19,7 @@ from typing import Any, Final
 from dnsguard.core.errors import DnsguardError, KernelError, MissingFeatureError, OldKernelError
 from dnsguard.core.model import LinkIndex, Seconds
 from dnsguard.core.pods import PodTable
+from dnsguard.core.words import some
 from dnsguard.daemon.drops import AnsweredInKernel, Drops
 from dnsguard.enforce.bpf.attach import remove_all
 from dnsguard.enforce.bpf.events import DropReader, answered, dropped, left_over
@@ -150,7 +151,7 @@ class Beside:
         found = await self._line.verify()
         if found:
             self._counters.kernel_repairs[LINE] += len(found)
-            self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=_some(found))
+            self._events.emit(EventKind.KERNEL_STATE_REPAIRED, what=some(found, NAMED))
         if found and self._seed is not None:  # flows may have begun meanwhile
             await self._seed()
         self._tell_failures()
@@ -163,7 +164,7 @@ class Beside:
             if self._told.get(name) != why:
                 alike[why.replace(name, "a link")].append(name)
         for names in alike.values():
-            self._events.emit(EventKind.LINK_WITHOUT_EBPF, links=_some(names), reason=failures[names[0]])
+            self._events.emit(EventKind.LINK_WITHOUT_EBPF, links=some(names, NAMED), reason=failures[names[0]])
         self._told = failures
 
     async def _look_at_mount(self) -> None:
@@ -244,11 +245,6 @@ class Beside:
         """What is in the kernel stays in force."""
         with contextlib.suppress(OSError):
             self._reader.close()
-
-
-def _some(what: Sequence[str]) -> str:
-    more = f" and {len(what) - NAMED} more" if len(what) > NAMED else ""
-    return ", ".join(what[:NAMED]) + more
 
 
 class _Copy:

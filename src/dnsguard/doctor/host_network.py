@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from dnsguard.core.words import some
 from dnsguard.doctor.findings import Finding, ok, unseen, warning
 from dnsguard.doctor.node import Node
 
@@ -27,10 +28,13 @@ def check_host_network(node: Node) -> Iterator[Finding]:
         yield ok("hostNetwork", "no pod of this node runs in the host's network")
         return
     names = sorted({name for names in found.values() for name in names - {_PAUSE}})
-    shown = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
     pods = "1 pod runs" if len(found) == 1 else f"{len(found)} pods run"
     remedy = "fine for what belongs to the node (kube-proxy, the CNI); else hostNetwork: false in the pod's spec"
-    yield warning("hostNetwork", f"{pods} in the host's network and cannot be governed: {shown or 'idle'}", remedy)
+    yield warning(
+        "hostNetwork",
+        f"{pods} in the host's network and cannot be governed: {some(names, MOST_NAMED) or 'idle'}",
+        remedy,
+    )
 
 
 def _found(proc: Path) -> dict[str, set[str]]:

@@ -7,6 +7,7 @@ from typing import Final
 
 from dnsguard.config.groups import Ebpf
 from dnsguard.core.errors import MissingFeatureError
+from dnsguard.core.words import some
 from dnsguard.doctor.findings import Finding, ok, problem, warning
 from dnsguard.doctor.node import Node, link_towards
 from dnsguard.enforce.bpf.attach import require_ethernet
@@ -20,10 +21,8 @@ _BRIDGES: Final = frozenset({"bridge", "openvswitch"})
 def check_matched(node: Node) -> Iterator[Finding]:
     names = [link.name for link in node.pod_links]
     if names:
-        shown = ", ".join(names[:MOST_NAMED]) + (
-            f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-        )
-        yield ok("pods.interfaces", f"{len(names)} pod link{'s' if len(names) > 1 else ''}: {shown}")
+        links = f"{len(names)} pod link{'s' if len(names) > 1 else ''}"
+        yield ok("pods.interfaces", f"{links}: {some(names, MOST_NAMED)}")
         return
     there = ", ".join(link.name for link in node.links if link.name != "lo")
     found = f"no link is called {' or '.join(node.settings.pods.interfaces)}; there are {there or 'none'}"

@@ -15,6 +15,7 @@ from typing import Final
 
 from dnsguard.core.model import ALL_PORTS, Network, PortRange, Ports
 from dnsguard.core.protected import DEFAULT_PROTECTED
+from dnsguard.core.words import some
 from dnsguard.learning.needs import UNUSED, Needs, Note, RuleNeeds, needs_of, owners
 from dnsguard.learning.rows import SeenRow, name_written, pattern_written
 
@@ -163,8 +164,7 @@ def _port(one: PortRange) -> str:
 def _comment(indent: str, what: str, items: Iterable[str]) -> Iterator[str]:
     """Some of a list, and how many more there are."""
     texts = list(items)
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    yield f"{indent}# {what} {', '.join(texts[:_SHOWN])}{more}"
+    yield f"{indent}# {what} {some(texts, _SHOWN)}"
 
 
 def _quoted(text: str) -> str:
